@@ -1,0 +1,31 @@
+# Two commands do everything: `make demo` and `make test`. Each makes .venv itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo demo-tiny test check docs-links clean
+
+demo: $(READY)
+	$(BIN)/bondwise demo
+
+demo-tiny: $(READY)
+	$(BIN)/bondwise demo --tiny
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (torch and friends, about 1 GB; once, a few minutes) .."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The embedded demo: a real model and real text, fetched through pip."""

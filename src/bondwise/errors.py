@@ -1,0 +1,44 @@
+"""What can go wrong by the user's hand: every error is a `ValueError` of one sentence.
+
+A message says what came, what was expected and what to write instead.
+"""
+
+
+class BondwiseError(ValueError):
+    """Base of all errors that a user causes."""
+
+
+class NetworkError(BondwiseError):
+    """A network that cannot be written down: unknown, repeated or missing indices."""
+
+
+class ShapeError(BondwiseError):
+    """Sizes that do not fit together."""
+
+
+class FitError(BondwiseError):
+    """A weight, metric or rank that cannot be fitted."""
+
+
+class PlanError(BondwiseError):
+    """An order of contraction that cannot be run."""
+
+
+class DataError(BondwiseError):
+    """Calibration or evaluation data that cannot be used."""
+
+
+class SelectionError(BondwiseError):
+    """Targets or ignores that select nothing, or something that cannot be changed."""
+
+
+class BudgetError(BondwiseError):
+    """A budget outside its range or out of reach."""
+
+
+class CheckpointError(BondwiseError):
+    """A checkpoint that is corrupt, foreign, from the future or in the way."""
+
+
+class MissingExtraError(BondwiseError):
+    """An optional package is not installed; the message names the extra that brings it."""

@@ -1,0 +1,1 @@
+"""What compression cost: perplexity, divergence from the teacher, agreement, similarity ratings."""

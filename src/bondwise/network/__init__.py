@@ -1,0 +1,1 @@
+"""What a tensor network is; no torch here."""

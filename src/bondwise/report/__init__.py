@@ -1,0 +1,1 @@
+"""Numbers as one self-contained page, one table and one JSON file."""

@@ -1,0 +1,1 @@
+"""The known networks, one file each: functions that return a `Network`."""

@@ -1,0 +1,43 @@
+"""Block tensor train: every block of the weight is a matrix of rank a, the blocks laid out as a grid."""
+
+from collections.abc import Sequence
+
+from bondwise.errors import ShapeError
+from bondwise.network.network import Network
+from bondwise.network.shapes import divisors
+from bondwise.topology.modes import Sizes, bonds, modes, network
+from bondwise.topology.registry import register
+
+
+def _four_blocks_a_side(out: int, inp: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    o2, i1 = (max(d for d in divisors(n) if d <= 4) for n in (out, inp))
+    return (out // o2, o2), (i1, inp // i1)
+
+
+@register(modes=_four_blocks_a_side)
+def btt(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
+    """``o2 i1 o1 a, i1 o2 a i2`` (Qiu et al. 2024): every block ``W[:, o2, i1, :]`` has rank a.
+
+    Rows are (o1, o2), columns (i1, i2); one mode is taken as one block on its side.
+
+    >>> str(btt((2, 3), (4, 5), 2))
+    'o2 i1 o1 a, i1 o2 a i2 -> (o1 o2) (i1 i2)'
+
+    Raises:
+        ShapeError: more than two modes on a side.
+    """
+    o1, o2 = modes(_two(rows, "rows", last=True), "o")
+    i1, i2 = modes(_two(cols, "columns", last=False), "i")
+    (a,) = bonds(rank, "a")
+    return network([(o2, i1, o1, a), (i1, o2, a, i2)], (o1, o2), (i1, i2))
+
+
+def _two(sizes: Sizes, side: str, last: bool) -> Sequence[int]:
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if len(sizes) == 1:
+        return (*sizes, 1) if last else (1, *sizes)
+    if len(sizes) != 2:
+        raise ShapeError(
+            f"btt got {len(sizes)} modes {sizes} for its {side}; write two, as in (24, 24)."
+        )
+    return sizes

@@ -1,0 +1,18 @@
+"""CP (canonical polyadic): one index shared by a factor for every mode."""
+
+from bondwise.network.network import Network
+from bondwise.network.shapes import balanced
+from bondwise.topology.modes import Sizes, bonds, modes, network, sites
+from bondwise.topology.registry import register
+
+
+@register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
+def cp(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
+    """A sum of r products of vectors: ``o1 r, i1 r, o2 r, i2 r`` (Hitchcock 1927; Carroll and Chang 1970).
+
+    >>> str(cp((2, 3), 4, 5))
+    'o1 r, i1 r, o2 r -> (o1 o2) (i1)'
+    """
+    o, i = modes(rows, "o"), modes(cols, "i")
+    (r,) = bonds(rank, "r")
+    return network([(mode, r) for site in sites(o, i) for mode in site], o, i)

@@ -1,0 +1,22 @@
+"""Matrix product operator (tensor train): sites in a chain, one bond between neighbours."""
+
+from bondwise.network.network import Network
+from bondwise.network.shapes import balanced
+from bondwise.topology.modes import Sizes, bonds, letters, modes, network, sites
+from bondwise.topology.registry import register
+
+
+@register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
+def mpo(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
+    """A chain of sites (o_k i_k): ``o1 i1 a, a o2 i2 b, b o3 i3`` (Oseledets 2011; Novikov et al. 2015).
+
+    With every bond of size 1 it is a Kronecker product of the sites.
+    Where one side has fewer modes than the other, the last sites carry one mode.
+
+    >>> str(mpo((2, 3), (4, 5), 7))
+    'o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)'
+    """
+    o, i = modes(rows, "o"), modes(cols, "i")
+    chain = sites(o, i)
+    joints = [(), *((bond,) for bond in bonds(rank, letters(len(chain) - 1))), ()]
+    return network([joints[k] + site + joints[k + 1] for k, site in enumerate(chain)], o, i)

@@ -1,0 +1,25 @@
+"""Tucker: one central core, and one factor for every mode."""
+
+from bondwise.network.network import Network
+from bondwise.network.shapes import balanced
+from bondwise.topology.modes import Sizes, bonds, modes, network, sites
+from bondwise.topology.registry import register
+
+
+@register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
+def tucker(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
+    """``p1 p2 q1 q2, o1 p1, i1 q1, o2 p2, i2 q2`` (Tucker 1966): the core first, its axes rows then columns.
+
+    A tuple of ranks follows the core's axes: rows, then columns.
+
+    >>> str(tucker(6, 4, (3, 2)))
+    'p1 q1, o1 p1, i1 q1 -> (o1) (i1)'
+    """
+    o, i = modes(rows, "o"), modes(cols, "i")
+    joints = bonds(
+        rank, [f"p{k + 1}" for k in range(len(o))] + [f"q{k + 1}" for k in range(len(i))]
+    )
+    joint = dict(zip((*o, *i), joints, strict=True))
+    return network(
+        [tuple(joints), *((mode, joint[mode]) for site in sites(o, i) for mode in site)], o, i
+    )

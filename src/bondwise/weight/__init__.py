@@ -1,0 +1,1 @@
+"""How one weight becomes a network."""
