@@ -1,0 +1,116 @@
+"""Plan and cores and x give y, by matmuls only; and the one einsum that says what is meant."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import opt_einsum
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bondwise.compute.lower import Recipe, View
+from bondwise.compute.plan import Plan
+from bondwise.errors import ShapeError
+from bondwise.network.network import Network
+
+
+def dense(net: Network, cores: Sequence[Tensor]) -> Float[Tensor, "out inp"]:
+    """The weight that a network stands for: one einsum, rows and columns row-major.
+
+    ``W[rows, cols] = sum core_0 * core_1 * ..``; an index that is open on both sides is written
+    on the diagonal, so the weight is zero wherever its row value is not its column value.
+
+    >>> from bondwise import parse
+    >>> blocks = torch.tensor([[[1., 2.]], [[3., 4.]]])
+    >>> dense(parse("b o i -> (b o) (b i)", b=2, o=1, i=2), [blocks])
+    tensor([[1., 2., 0., 0.],
+            [0., 0., 3., 4.]])
+
+    Raises:
+        ShapeError: the cores are not as many, or not of the shapes, that the network has.
+    """
+    check_cores(net, cores)
+    operands: list[Tensor | list[str]] = []
+    for core, names in zip(cores, net.names, strict=True):
+        operands += [core, list(names)]
+    rows = [index.name for index in net.rows]
+    cols = [index.name for index in net.cols]
+    for index in net.cols:
+        if index.name in rows:
+            eye = torch.eye(index.size, dtype=cores[0].dtype, device=cores[0].device)
+            operands += [eye, [index.name, f"{index.name}'"]]
+    cols = [f"{name}'" if name in rows else name for name in cols]
+    result = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
+    return result.reshape(net.shape)
+
+
+def apply(
+    plan: Plan, cores: Sequence[Tensor], x: Float[Tensor, "*batch inp"]
+) -> Float[Tensor, "*batch out"]:
+    """``y = W x`` for every x of the batch, ``(*batch, in) -> (*batch, out)``, along the plan.
+
+    Right for any batch size, whatever the plan was made for. Differentiable in cores and x.
+
+    >>> from bondwise import lowrank
+    >>> from bondwise.compute.plan import plan
+    >>> apply(plan(lowrank(3, 2, 1)), [torch.ones(3, 1), torch.ones(1, 2)], torch.tensor([1., 2.]))
+    tensor([3., 3., 3.])
+
+    Raises:
+        ShapeError: x is not as wide as the weight, or the cores are not the network's.
+    """
+    net = plan.network
+    check_cores(net, cores)
+    out, inp = net.shape
+    if x.shape[-1:] != (inp,):
+        raise ShapeError(
+            f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
+            f"the weight has {inp} columns, so write x as (.., {inp})."
+        )
+    modes = x.reshape(-1, *(index.size for index in net.cols))
+    return contract(plan.recipe, [*cores, modes]).reshape(*x.shape[:-1], out)
+
+
+def contract(recipe: Recipe, operands: Sequence[Tensor]) -> Tensor:
+    """Run a recipe: a loop over its steps, freeing each operand when it has been used."""
+    values: list[Tensor | None] = list(operands)
+    for step in recipe.steps:
+        left, right = (
+            _take(values, step.left, step.left_view),
+            _take(values, step.right, step.right_view),
+        )
+        if step.kind == "linear":
+            product = F.linear(left, right)
+        elif step.kind == "bmm":
+            product = torch.bmm(left, right.mT)
+        else:
+            product = left * right
+        values.append(product.reshape(step.shape))
+    return _take(values, -1, recipe.result)
+
+
+def check_cores(net: Network, cores: Sequence[Tensor]) -> None:
+    """Refuse cores that are not those of the network.
+
+    Raises:
+        ShapeError: their number or one of their shapes differs.
+    """
+    shapes = net.core_shapes
+    if len(cores) != len(shapes):
+        raise ShapeError(f"{len(cores)} cores came for '{net}'; it has {len(shapes)}.")
+    for k, (core, shape) in enumerate(zip(cores, shapes, strict=True)):
+        if core.shape != shape:
+            names = " ".join(net.names[k])
+            raise ShapeError(
+                f"Core {k} of '{net}' came with shape {tuple(core.shape)}; "
+                f"its indices {names} make it {shape}."
+            )
+
+
+def _take(values: list[Tensor | None], at: int, view: View) -> Tensor:
+    value = cast(Tensor, values[at])
+    values[at] = None  # an operand is used once: free it before the next product
+    if view.sums:
+        value = value.sum(view.sums)
+    return value.permute(view.order).reshape(view.shape)

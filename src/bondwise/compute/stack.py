@@ -1,0 +1,163 @@
+"""The stack view: the weight as a product of sparse matrices, one for each core."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bondwise.compute.run import check_cores
+from bondwise.errors import PlanError
+from bondwise.network.network import Index, Network
+
+EXHAUSTIVE = 10  # cores; every subset of them is looked at
+
+State = tuple[Index, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """``W = st[-1] @ .. @ st[0]``: sparse factors (COO, coalesced); the first meets the input.
+
+    ``order`` lists the cores as the input meets them: ``st[k]`` holds core ``order[k]``.
+    """
+
+    network: Network
+    order: tuple[int, ...]
+    factors: tuple[Tensor, ...]
+
+    @property
+    def nnz(self) -> int:
+        """Entries of all factors."""
+        return sum(factor.values().numel() for factor in self.factors)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of each factor; the inner sizes are the bonds that data passes over."""
+        return tuple((factor.shape[0], factor.shape[1]) for factor in self.factors)
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    def __getitem__(self, at: int) -> Tensor:
+        return self.factors[at]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.factors)
+
+
+def stack(net: Network, cores: Sequence[Tensor], order: Sequence[int] | None = None) -> Stack:
+    """The network pulled apart vertically: each core as a sparse layer, ``(core) x identities``.
+
+    Between two layers the data carries these indices, its *state*: column modes that a later core
+    still has, bonds that have been met and are not yet summed, and row modes that have been met.
+    A layer multiplies its core into them, takes up the core's new indices and sums those that no
+    later core has. An index on three or more cores stays in the state until its last core; a row
+    mode that a core finds in the state is a block index; an index that is open on both sides
+    passes through. The permutations between layers are part of the factors. So **every order that
+    names each core once is possible**; the orders differ in what they cost. A summed index on one
+    core only is summed into it.
+
+    The default order has the fewest entries, over all orders up to ten cores, core by core above;
+    among equals it is the first.
+
+    >>> from bondwise import lowrank
+    >>> st = stack(lowrank(6, 4, 2), [torch.ones(6, 2), torch.ones(2, 4)])
+    >>> st.order, st.shapes, st.nnz
+    ((1, 0), ((2, 4), (6, 2)), 20)
+    >>> (st[1] @ st[0].to_dense())[0]
+    tensor([2., 2., 2., 2.])
+
+    Raises:
+        PlanError: the order leaves out a core, repeats one, or names one that is not there.
+        ShapeError: the cores are not the network's.
+    """
+    check_cores(net, cores)
+    chosen = cheapest_order(net) if order is None else tuple(order)
+    if sorted(chosen) != list(range(len(net.cores))):
+        raise PlanError(
+            f"Order {chosen} came for {len(net.cores)} cores; write each of 0 to "
+            f"{len(net.cores) - 1} once, the core that meets the input first."
+        )
+    states = [_state(net, frozenset(chosen[:k])) for k in range(len(chosen))]
+    states.append(net.rows)
+    factors = tuple(
+        _factor(cores[core], net.cores[core], before, after)
+        for core, before, after in zip(chosen, states, states[1:], strict=False)
+    )
+    return Stack(net, chosen, factors)
+
+
+def cheapest_order(net: Network) -> tuple[int, ...]:
+    """The order of cores whose stack has the fewest entries."""
+    return _best(net) if len(net.cores) <= EXHAUSTIVE else _greedy(net)
+
+
+def _best(net: Network) -> tuple[int, ...]:
+    """Over all orders: what a layer costs depends on the set of cores below it alone."""
+    every = range(len(net.cores))
+    best: dict[frozenset[int], tuple[int, tuple[int, ...]]] = {frozenset(): (0, ())}
+    for _ in every:
+        after: dict[frozenset[int], tuple[int, tuple[int, ...]]] = {}
+        for met, (cost, order) in best.items():
+            for core in every:
+                if core not in met:
+                    found = (cost + _entries(net, met, core), (*order, core))
+                    both = met | {core}
+                    after[both] = min(after.get(both, found), found)
+        best = after
+    ((_, order),) = best.values()
+    return order
+
+
+def _greedy(net: Network) -> tuple[int, ...]:
+    order: tuple[int, ...] = ()
+    while len(order) < len(net.cores):
+        met = frozenset(order)
+        left = [core for core in range(len(net.cores)) if core not in met]
+        order = (*order, min(left, key=lambda core: (_entries(net, met, core), core)))
+    return order
+
+
+def _entries(net: Network, met: frozenset[int], core: int) -> int:
+    return prod(i.size for i in {*_state(net, met), *_state(net, met | {core})})
+
+
+def _state(net: Network, met: frozenset[int]) -> State:
+    """What the data carries when a set of cores has been met; their order does not matter to it."""
+    needed = {index for k, core in enumerate(net.cores) if k not in met for index in core}
+    needed.update(net.rows)
+    known = (*net.cols, *(index for k in sorted(met) for index in net.cores[k]))
+    return tuple(dict.fromkeys(index for index in known if index in needed))
+
+
+def _factor(core: Tensor, indices: State, before: State, after: State) -> Tensor:
+    """The layer from one state to the next: an entry for each value of the indices of both."""
+    lonely = [axis for axis, index in enumerate(indices) if index not in (*before, *after)]
+    if lonely:
+        core = core.sum(lonely)
+        indices = tuple(index for axis, index in enumerate(indices) if axis not in lonely)
+    grid = (*after, *(index for index in before if index not in after))
+    sizes = [index.size for index in grid]
+    held = [index for index in grid if index in indices]
+    axes = core.permute([indices.index(index) for index in held])
+    values = axes.reshape([index.size if index in held else 1 for index in grid]).expand(sizes)
+    places = [_places(state, grid, core.device) for state in (after, before)]
+    return torch.sparse_coo_tensor(
+        torch.stack([place.expand(sizes).reshape(-1) for place in places]),
+        values.reshape(-1),
+        [prod(index.size for index in state) for state in (after, before)],
+        check_invariants=True,
+        is_coalesced=True,  # the grid runs over the rows first, then over the columns of each
+    )
+
+
+def _places(state: State, grid: State, device: torch.device) -> Tensor:
+    """Row-major position in a state, as an array over the grid."""
+    place = torch.zeros([1] * len(grid), dtype=torch.int64, device=device)
+    for index in state:
+        values = torch.arange(index.size, device=device)
+        along = values.reshape([index.size if other == index else 1 for other in grid])
+        place = place * index.size + along
+    return place
