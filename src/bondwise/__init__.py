@@ -1,5 +1,10 @@
 """bondwise: the dense weights of any PyTorch model as tensor networks."""
 
+from bondwise.compute.plan import plan
+from bondwise.compute.run import apply, dense
+from bondwise.compute.stack import stack
+from bondwise.model.layers import TensorEmbedding, TensorLinear
+from bondwise.model.tensorize import merge, plan_model, tensorize
 from bondwise.network.network import Index, Network, parse
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
@@ -9,19 +14,37 @@ from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
 from bondwise.topology.tucker import tucker
+from bondwise.weight.canonical import canonical, insert_gauge
+from bondwise.weight.fit import fit
+from bondwise.weight.gauge import compact
+from bondwise.weight.metric import Metric
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Index",
+    "Metric",
     "Network",
+    "TensorEmbedding",
+    "TensorLinear",
+    "apply",
     "btt",
+    "canonical",
+    "compact",
     "cp",
+    "dense",
+    "fit",
+    "insert_gauge",
     "kron",
     "lowrank",
+    "merge",
     "mpo",
     "parse",
+    "plan",
+    "plan_model",
     "ring",
+    "stack",
+    "tensorize",
     "tree",
     "tucker",
 ]

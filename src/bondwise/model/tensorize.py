@@ -1,0 +1,304 @@
+"""Look at everything, fit everything, then swap: a dense model becomes tensor networks, and back."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import BudgetError, SelectionError
+from bondwise.model.budget import Ladder, allocate, builder, check_keep
+from bondwise.model.calibrate import Inputs, Progress, silent
+from bondwise.model.data import batches
+from bondwise.model.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
+from bondwise.model.select import Patterns, check_finite, select
+from bondwise.model.steps import Steps
+from bondwise.model.table import Row, Table, changed
+from bondwise.weight.fit import fit, has_closed_form
+from bondwise.weight.gauge import compact
+from bondwise.weight.metric import Metric
+
+EFFORTS, PREFERENCES = ("fast", "best"), ("speed", "size", "quality")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tensorized model, the table of what changed, and what each step took.
+
+    ``result.report()`` is the same as plain data, ready for JSON.
+    """
+
+    model: nn.Module
+    table: Table
+    seed: int
+    steps: Sequence[Mapping[str, Any]]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    def report(self) -> dict[str, Any]:
+        """What was asked, what was reached, and every weight, as plain data."""
+        targeted = self.table.targeted
+        return {
+            "bondwise": version("bondwise"),
+            "keep": self.table.keep,
+            "kept": self.table.kept,
+            "seed": self.seed,
+            "targeted": {"before": targeted[0], "after": targeted[1]},
+            "parameters": {"before": self.before["numbers"], "after": self.after["numbers"]},
+            "resident": {"before": self.before["bytes"], "after": self.after["bytes"]},
+            "weights": [row.as_dict() for row in self.table],
+            "notes": list(self.table.notes),
+            "steps": [dict(step) for step in self.steps],
+        }
+
+
+def plan_model(
+    model: nn.Module,
+    keep: float = 0.6,
+    targets: Patterns = "linear",
+    ignore: Patterns = (),
+    format: str = "auto",  # noqa: A002
+) -> Table:
+    """Dry run: every parameter, what it would become at this budget, and why the rest is left alone.
+
+    Args:
+        model: any module; it is only looked at.
+        keep: fraction of the targeted weights' numbers that stays, in (0, 1].
+        targets: patterns of what to change (see `bondwise.model.select.select`).
+        ignore: patterns of what to leave alone, on top of the head, tied weights and routers.
+        format: "auto", a topology's name, or an einsum whose sizes are chosen for each weight.
+
+    Raises:
+        SelectionError: a target matches nothing.
+        BudgetError: keep is outside (0, 1] or out of reach.
+
+    >>> from bondwise import plan_model
+    >>> print(plan_model(nn.Sequential(nn.Linear(64, 64)), keep=0.6))
+    0                                             64x64 lowrank 23, 4,096 -> 2,417
+    0.bias                                           64 left alone: not a matrix
+    targeted: 4,096 -> 2,417 stored numbers, kept 0.5901 of 0.6 asked
+    """
+    check_keep(keep)
+    weights, notes = select(model, targets, ignore)
+    build = builder(format)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    bits = {w.name: _bits(modules[w.name]) for w in weights if w.chosen}
+    ladders = [Ladder(w, build, bits[w.name]) for w in weights if w.chosen]
+    networks = allocate(ladders, keep)
+    name = "lowrank" if format == "auto" else format
+    rows = [
+        changed(w, name, networks[w.name], bits[w.name])
+        if w.name in networks
+        else Row(w, w.reason or _larger_than_dense(keep, name), w.numbers)
+        for w in weights
+    ]
+    table = Table(tuple(rows), keep, tuple(notes))
+    if not 0.98 * keep <= table.kept <= keep:
+        coarse = (
+            f"kept {table.kept:.4f} of {keep:g} asked: ranks of {name} are coarse for these weights"
+        )
+        table = replace(table, notes=(*table.notes, coarse))
+    return table
+
+
+def tensorize(
+    model: nn.Module,
+    keep: float = 0.6,
+    data: Any = None,
+    *,
+    tokenizer: Any = None,
+    targets: Patterns = "linear",
+    ignore: Patterns = (),
+    format: str = "auto",  # noqa: A002
+    effort: str = "fast",
+    prefer: str = "speed",
+    seed: int = 0,
+    windows: int = 64,
+    length: int = 256,
+    inplace: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """A model whose dense weights are tensor networks, at a budget of stored numbers.
+
+    Low rank is fitted in the metric of each weight's own inputs, ``min ||(W - W~) X||``, when data is
+    given (Wang et al. 2024, SVD-LLM; closed form, no inverse), and stored gauge-free: ``r(m+n-r)``
+    numbers. The other topologies are fitted to the weight alone so far.
+
+    Args:
+        model: any module. It is left as it was, and shares memory with the result only for parameters
+            that did not change; ``inplace=True`` swaps in the given one.
+        keep: fraction of the targeted weights' numbers that stays, met within 2 % below, never above.
+        data: text (path or string, with ``tokenizer``), a DataLoader, a list of batches, or a tensor.
+        tokenizer: a Hugging Face tokenizer, for text.
+        targets: see `plan_model`.
+        ignore: see `plan_model`.
+        format: see `plan_model`.
+        effort: "fast" or "best"; recorded, and the same so far.
+        prefer: "speed", "size" or "quality"; recorded, and the same so far: low rank at any keep
+            below 1 is smaller and needs fewer multiplications than dense.
+        seed: which windows of the text, and the starts of fits that have random ones.
+        windows: windows of text.
+        length: tokens of a window.
+        inplace: change the given model.
+        progress: called with (stage, done, total).
+
+    Raises:
+        SelectionError: a target matches nothing, or a weight is not finite.
+        BudgetError: keep is outside (0, 1] or out of reach.
+        DataError: data that cannot be used.
+
+    >>> from bondwise import tensorize
+    >>> result = tensorize(nn.Sequential(nn.Linear(64, 64)), keep=0.6, data=torch.randn(500, 64))
+    >>> result.model(torch.zeros(2, 64)).shape
+    torch.Size([2, 64])
+    """
+    _known("effort", effort, EFFORTS)
+    _known("prefer", prefer, PREFERENCES)
+    steps = Steps()
+    table = plan_model(model, keep, targets, ignore, format)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    work = {row.name: row for row in table if row.changes}
+    for name in work:
+        check_finite(name, modules[name].weight)  # pyright: ignore[reportArgumentType]
+    metrics = _metrics(model, work, data, tokenizer, (windows, length, seed), steps, progress)
+    layers: dict[str, TensorLayer] = {}
+    with steps("fit"):
+        for k, (name, row) in enumerate(work.items()):
+            layers[name], work[name] = _fitted(row, modules[name], metrics.get(name), seed)
+            progress("fit", k + 1, len(work))
+    table = table.with_rows(work)
+    if data is not None and work and not metrics:
+        note = f"{format} is fitted without the inputs' metric so far; lowrank is fitted in it"
+        table = replace(table, notes=(*table.notes, note))
+    before = _footprint(model)
+    result = model if inplace else _copy(model)
+    swap(result, {p: layers[r.name] for r in work.values() for p in (r.name, *r.weight.aliases)})
+    return Result(result, table, seed, steps.done, before, _footprint(result))
+
+
+def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """The model with every network multiplied out: dense layers that load and run without bondwise.
+
+    Raises:
+        SelectionError: the model has no tensorized layer.
+
+    >>> from bondwise import merge, tensorize
+    >>> merge(tensorize(nn.Sequential(nn.Linear(8, 8)), keep=0.5).model)
+    Sequential(
+      (0): Linear(in_features=8, out_features=8, bias=True)
+    )
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorLayer)
+    }
+    if not found:
+        raise SelectionError(
+            f"{type(model).__name__} has no tensorized layer; give a model that tensorize or load made."
+        )
+    dense = {layer: _dense_layer(layer) for layer in set(found.values())}
+    result = model if inplace else _copy(model)
+    swap(result, {name: dense[layer] for name, layer in found.items()})
+    return result
+
+
+def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put layers in the places of others, by path."""
+    for path, layer in layers.items():
+        parent, _, name = path.rpartition(".")
+        old = model.get_submodule(path)
+        layer.train(old.training)
+        setattr(model.get_submodule(parent), name, layer)
+
+
+def _metrics(
+    model: nn.Module,
+    work: Mapping[str, Row],
+    data: Any,
+    tokenizer: Any,
+    windows: tuple[int, int, int],
+    steps: Steps,
+    progress: Progress,
+) -> dict[str, Metric | None]:
+    """The metric of every weight whose format is fitted in one."""
+    if data is None:
+        return {}
+    count, length, seed = windows
+    shown = batches(data, tokenizer, count=count, length=length, seed=seed)
+    watched = {
+        name: model.get_submodule(name)
+        for name, row in work.items()
+        if row.network is not None
+        and has_closed_form(row.network)
+        and row.weight.kind != "Embedding"
+    }
+    if not watched:
+        return {}
+    with steps("calibrate"):
+        inputs = Inputs(watched)
+        inputs.watch(model, shown, progress)
+    return {name: inputs.of(name) for name in watched}
+
+
+def _fitted(
+    row: Row, module: nn.Module, metric: Metric | None, seed: int
+) -> tuple[TensorLayer, Row]:
+    assert row.network is not None
+    weight = dense_weight(module)
+    done = fit(weight, row.network, metric, seed=seed)
+    stored = compact(done.network, done.cores)
+    if isinstance(module, nn.Embedding):
+        return TensorEmbedding.from_compact(stored, module), replace(row, error=done.error)
+    return TensorLinear.from_compact(stored, module), replace(row, error=done.error)
+
+
+def _dense_layer(layer: TensorLayer) -> nn.Module:
+    weight = layer.dense().detach()
+    if isinstance(layer, TensorEmbedding):
+        if layer.padding_idx is not None and layer.zero_padding:
+            weight[layer.padding_idx] = 0
+        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx)
+    assert isinstance(layer, TensorLinear)
+    if layer.origin == "Conv1D":
+        from transformers.pytorch_utils import Conv1D  # only where the model came from there
+
+        dense: nn.Module = Conv1D(layer.out_features, layer.in_features)
+        weight = weight.T
+    else:
+        dense = nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
+    dense.weight = nn.Parameter(weight.contiguous())
+    if layer.bias is not None:
+        dense.bias = nn.Parameter(layer.bias.detach().clone())
+    return dense
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that holds the same parameters, so that only what is swapped takes memory."""
+    return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _footprint(model: nn.Module) -> dict[str, int]:
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    return {"numbers": numbers, "bytes": sum(t.numel() * t.element_size() for t in tensors)}
+
+
+def _bits(module: nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return torch.finfo(weight.dtype).bits
+
+
+def _larger_than_dense(keep: float, name: str) -> str:
+    return "keep is 1" if keep == 1 else f"{name} would be larger than dense"
+
+
+def _known(what: str, value: str, values: Sequence[str]) -> None:
+    if value not in values:
+        raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")
