@@ -1,0 +1,64 @@
+"""Low rank in the metric of the inputs, in closed form: an SVD of ``W L`` with ``C = L L^T``.
+
+The best ``A B`` of rank r makes ``||(W - A B) L||`` smallest. With ``U`` the leading left singular
+vectors of ``W L`` it is ``A = U``, ``B = U^T W`` (Eckart and Young 1936 in whitened coordinates;
+Yuan et al. 2023, Wang et al. 2024 for language models). No inverse of ``C`` is needed, so inputs
+that are always zero do no harm.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bondwise.weight.split import GRAM_IS_ENOUGH, Split, kept_rank, split, tails
+
+
+@torch.no_grad()
+def whitened_split(
+    weight: Float[Tensor, "out inp"],
+    moment: Float[Tensor, "inp inp"],
+    rank: int,
+    tol: float | None = None,
+) -> Split:
+    """Best low rank in the metric; ``error`` and the absolute ``tol`` are norms in the metric.
+
+    >>> W, C = torch.eye(3), torch.diag(torch.tensor([1.0, 100.0, 4.0]))
+    >>> cut = whitened_split(W.double(), C.double(), rank=1)
+    >>> (cut.left @ cut.right).diagonal()  # the loud input is kept
+    tensor([0., 1., 0.], dtype=torch.float64)
+    """
+    out, inp = weight.shape
+    if out <= inp:
+        half, gram = None, weight @ moment @ weight.mT
+    else:
+        half = root(moment)
+        gram = half @ (weight.mT @ weight) @ half
+    values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+    dropped = tails(values.flip(-1).clamp(min=0).sqrt())
+    most = min(rank, out, inp)
+    allowed = dropped[most] if tol is None else max(dropped[most], dropped.new_tensor(tol * tol))
+    if allowed <= GRAM_IS_ENOUGH * dropped[0]:
+        left, kept, error = _exact(weight, root(moment) if half is None else half, most, tol)
+    else:
+        kept = kept_rank(dropped, most, tol)
+        vectors, error = vectors.flip(-1)[:, :kept], float(dropped[kept].sqrt())
+        left = vectors if half is None else torch.linalg.qr(weight @ (half @ vectors)).Q
+    left = left[:, :kept]
+    return Split(left, left.mT @ weight, error)
+
+
+def metric_norm(weight: Float[Tensor, "out inp"], moment: Float[Tensor, "inp inp"]) -> float:
+    """``||W L|| = sqrt(tr W C W^T)``."""
+    return float(((weight @ moment) * weight).sum().clamp(min=0).sqrt())
+
+
+def root(moment: Float[Tensor, "inp inp"]) -> Float[Tensor, "inp inp"]:
+    """The symmetric ``L`` with ``C = L L``; negative eigenvalues are rounding and count as zero."""
+    values, vectors = torch.linalg.eigh(moment)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+def _exact(weight: Tensor, half: Tensor, most: int, tol: float | None) -> tuple[Tensor, int, float]:
+    white = weight @ half
+    cut = split(white, most, tol)
+    return cut.left, cut.rank, cut.error
