@@ -1,0 +1,73 @@
+"""What transformers asks when it meets a checkpoint of ours: `from_pretrained` for networks.
+
+Importing this module enters both classes in the tables of transformers; `bondwise_autoload` does so
+lazily, without this import.
+"""
+
+from typing import Any
+
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from bondwise.model.hub import METHOD, NOTICE_KEY, attach
+from bondwise.model.manifest import LAYOUT, check_tensors, read_specs, swap_in
+
+
+class BondwiseConfig(QuantizationConfigMixin):
+    """The manifest of a checkpoint, as transformers carries it.
+
+    Raises:
+        CheckpointError: written by a later version, or no manifest at all.
+    """
+
+    def __init__(
+        self, schema: Any = None, layout: Any = LAYOUT, modules: Any = None, **_: Any
+    ) -> None:
+        self.quant_method: Any = METHOD
+        self.schema, self.layout, self.modules = schema, layout, modules
+        read_specs({"schema": schema, "layout": layout, "modules": modules})
+
+
+class BondwiseQuantizer(HfQuantizer):
+    """Swaps empty networks in before the weights are read, and leaves an ordinary model behind."""
+
+    requires_calibration = False
+
+    def is_serializable(self, **_: Any) -> Any:
+        """`save_pretrained` works."""
+        return True
+
+    @property
+    def is_trainable(self) -> Any:
+        """Cores are ordinary parameters."""
+        return True
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Sees the config before the files are looked for: bondwise is here, so the notice goes."""
+        vars(config).pop(NOTICE_KEY, None)
+        return config
+
+    update_tp_plan = update_attn_implementation  # the same moment in transformers 5.0 to 5.8
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # before 5.9 or so, renamed tensors of a pre-quantized checkpoint missed the dtype asked for
+        self.pre_quantized = hasattr(HfQuantizer, "get_new_dtype")
+        specs = read_specs(vars(self.quantization_config))
+        whole = type(model).__name__ in (model.config.architectures or [])
+        layers = swap_in(model, specs, model.base_model_prefix, whole)
+        check_tensors(kwargs.get("checkpoint_files") or [], layers)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        # what stays behind would forbid .half() and make save_pretrained ignore state_dict=
+        model.is_quantized = False
+        for name in ("hf_quantizer", "quantization_method"):
+            vars(model).pop(name, None)
+        attach(model)
+        return model
+
+
+_configs: dict[str, Any] = AUTO_QUANTIZATION_CONFIG_MAPPING
+_quantizers: dict[str, Any] = AUTO_QUANTIZER_MAPPING
+_configs[METHOD], _quantizers[METHOD] = BondwiseConfig, BondwiseQuantizer
