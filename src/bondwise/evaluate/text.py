@@ -1,0 +1,93 @@
+"""Text as the fixed windows of tokens that every perplexity is measured on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from bondwise.errors import DataError
+
+
+def read_text(source: str | Path) -> str:
+    """The text itself, or what the UTF-8 file of that name holds.
+
+    Raises:
+        DataError: the file is not there, is a folder, is not UTF-8, or the text is empty.
+
+    >>> read_text("A bond is an index that two cores share.")
+    'A bond is an index that two cores share.'
+    """
+    looks_like_text = isinstance(source, str) and (len(source) > 1000 or "\n" in source)
+    path = None if looks_like_text else Path(source)
+    if path is not None and path.is_dir():
+        raise DataError(f"{path} is a folder; give one text file (UTF-8)")
+    if path is not None and path.is_file():
+        text = _read_file(path)
+    elif isinstance(source, Path) or (path is not None and _is_a_name(str(source))):
+        raise DataError(f"there is no text file {source}; give a file (UTF-8) or the text itself")
+    else:
+        text = str(source)
+    if not text.strip():
+        raise DataError("the text is empty; give a text of some thousand words")
+    return text
+
+
+def _is_a_name(source: str) -> bool:
+    return bool(source) and not any(letter.isspace() for letter in source)
+
+
+def _read_file(path: Path) -> str:
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it first") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a text of some thousand words")
+    return text
+
+
+def windows(
+    tokenizer: Any, texts: str | Sequence[str], count: int | None, length: int, seed: int = 0
+) -> Int[Tensor, "count length"]:
+    """`count` windows of `length` tokens that do not overlap, drawn with `seed`; None: all.
+
+    Texts are joined by a blank line, the one border that every model has seen; no special tokens
+    are set between them. A window begins with the BOS token only where the tokenizer itself puts
+    one before every text, as Gemma's and Llama's do and SmolLM2's and GPT-2's do not: such models
+    are lost without it. It then counts as one of the `length` tokens.
+
+    Raises:
+        DataError: the texts are empty or hold fewer tokens than the windows need.
+    """
+    bos = _bos(tokenizer)
+    step = length - len(bos)
+    ids = _token_ids(tokenizer, [texts] if isinstance(texts, str) else texts)
+    there = ids.numel() // step
+    wanted = max(there, 1) if count is None else count
+    if there < wanted:
+        raise DataError(
+            f"the text has {ids.numel()} tokens, but {wanted} windows of {length} need "
+            f"{wanted * step}; give more text, or fewer or shorter windows"
+        )
+    rows = ids[: there * step].view(there, step)
+    drawn = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:wanted]
+    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(wanted, -1), rows[drawn]], dim=1)
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """All tokens in a row; `verbose` off: a text longer than the model's context is meant."""
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError("the text is empty; give a text of some thousand words")
+    blank, *documents = tokenizer(["\n\n", *texts], add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
+    return torch.tensor([token for document in documents for token in (*document, *blank)])
