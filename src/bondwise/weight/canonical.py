@@ -79,7 +79,7 @@ def insert_gauge(
 
     Raises:
         NetworkError: no such bond, or one that sits on a single core.
-        ShapeError: X has another size than the bond, is singular, or not diagonal where it must be.
+        ShapeError: X of another size than the bond, without inverse, or not diagonal where it must.
     """
     _check_gauge(net, bond, X)
     work = checked(net, cores)
@@ -108,6 +108,8 @@ def _check_gauge(net: Network, bond: str, X: Tensor) -> None:
             f"An X that is not diagonal came for bond {bond} of {len(net.places[bond])} cores, "
             "where only a diagonal one keeps the weight; write torch.diag(scales)."
         )
+    if not bool(X.isfinite().all()):
+        raise ShapeError(f"X for bond {bond} has entries that are not finite; give finite ones.")
     condition = float(torch.linalg.cond(X.double()))
     # the usual tolerance for a numerical rank, at the precision in which X came
     if not condition < 1 / (size * torch.finfo(X.dtype).eps):

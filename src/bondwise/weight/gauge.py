@@ -181,9 +181,18 @@ def expand(
     Raises:
         ShapeError: the form does not fit the network, or a pinned core came without pivots.
     """
-    return tuple(
-        slot.expand(f, p) for slot, f, p in zip(_slots(net, form), free, pivots, strict=True)
-    )
+    return fill(_slots(net, form), free, pivots)
+
+
+def fill(
+    slots: Sequence[Slot], free: Sequence[Tensor], pivots: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """`expand` with slots made beforehand (`bondwise.weight.slots.slots`), as ``torch.compile`` needs.
+
+    Raises:
+        ShapeError: a pinned core came without pivots.
+    """
+    return tuple(slot.expand(f, p) for slot, f, p in zip(slots, free, pivots, strict=True))
 
 
 def positions(pivots: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class Unfolding:
 
     def core(self, matrix: Tensor) -> Tensor:
         """The core folded again."""
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        back = [self.order.index(axis) for axis in range(len(self.order))]
         return matrix.reshape(self.sizes).permute(back)
 
 

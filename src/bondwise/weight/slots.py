@@ -31,8 +31,8 @@ class Plain:
 
     def expand(self, free: Tensor, pivots: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The core again."""
-        order = self.layout.order
-        back = sorted(range(len(order)), key=order.__getitem__)
+        order = (*self.layout.rows, *self.layout.cols)
+        back = [order.index(axis) for axis in range(len(order))]
         return free.reshape([self.sizes[axis] for axis in order]).permute(back)
 
 
