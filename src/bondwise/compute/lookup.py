@@ -1,16 +1,18 @@
 """Rows of the weight by their numbers, as an embedding needs them, without building the weight."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bondwise.compute.lower import BATCH, Recipe, recipe
-from bondwise.compute.run import check_cores, contract
-from bondwise.network.network import Core, Network
+from bondwise.compute.run import check_shapes, contract
+from bondwise.network.network import Network
 
 NOMINAL = 256  # ids that the order is sought for; it is right for any number
 
@@ -21,7 +23,7 @@ def lookup(
     """``W[ids]``, of shape ``(*ids.shape, in)``, where W is the dense weight (out x in).
 
     An id is unravelled into its row modes, each core gives its slice for them, and the slices are
-    contracted with the id as an index that all of them share.
+    contracted with the id as an index that all of them share. The order is sought once per network.
 
     >>> from bondwise import lowrank
     >>> cores = [torch.tensor([[1.], [2.], [3.]]), torch.tensor([[1., 10.]])]
@@ -33,70 +35,111 @@ def lookup(
         IndexError: an id is below 0 or not below the number of rows.
         ShapeError: the cores are not the network's.
     """
-    check_cores(net, cores)
-    out, inp = net.shape
+    plan = _planned(net)
+    check_shapes(net, plan.core_shapes, cores)
+    out, inp = plan.shape
     try:
-        slices = _slices(net, cores, ids.reshape(-1))
+        operands = _operands(plan, cores, ids.reshape(-1))
     except IndexError:
         raise IndexError(
             f"ids from {int(ids.min())} to {int(ids.max())} came; write ids from 0 to {out - 1}, "
             f"the weight has {out} rows."
         ) from None
-    return contract(_recipe(net), slices).reshape(*ids.shape, inp)
+    return contract(plan.recipe, operands).reshape(*ids.shape, inp)
 
 
-def _slices(net: Network, cores: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
-    """Each core at the row values of each id; one-hot rows for indices open on both sides."""
-    digits = _digits(net.rows, ids)
-    slices: list[Tensor] = []
-    for core, names in zip(cores, net.names, strict=True):
-        modes = [index for index in net.rows if index.name in names]
-        if not modes:
-            slices.append(core)
-            continue
-        axes = [names.index(index.name) for index in modes]
-        rest = [axis for axis in range(core.ndim) if axis not in axes]
-        at = _joined([(index.size, digits[index.name]) for index in modes])
-        table = core.permute(*axes, *rest).flatten(0, len(axes) - 1)
-        slices.append(table.index_select(0, at))
-    for index in _diagonal(net):
-        values = torch.arange(index.size, device=ids.device)
-        slices.append((digits[index.name][:, None] == values).to(cores[0].dtype))
-    if not net.rows:
-        slices.append(cores[0].new_ones(1).index_select(0, ids))
-    return slices
+class _Digit(NamedTuple):
+    """A row mode's value in an id: ``id // stride % size``."""
+
+    stride: int
+    size: int
+    wraps: bool  # the first row mode does not, so that an id out of range stays out of range
 
 
-def _digits(rows: Core, ids: Tensor) -> dict[str, Tensor]:
-    """The value of each row mode; the first is not wrapped, so that an id out of range stays so."""
-    digits: dict[str, Tensor] = {}
-    for k, index in enumerate(rows):
-        slow = ids.div(prod(later.size for later in rows[k + 1 :]), rounding_mode="floor")
-        digits[index.name] = slow.remainder(index.size) if k else slow
-    return digits
+class _Slice(NamedTuple):
+    """How a core is cut at the rows asked for."""
+
+    order: tuple[int, ...]  # its axes, row modes first
+    shape: tuple[int, ...]  # one axis for all row modes, then the others
+    digits: tuple[_Digit, ...]
 
 
-def _joined(modes: Sequence[tuple[int, Tensor]]) -> Tensor:
-    (_, at), *others = modes
-    for size, digit in others:
-        at = at * size + digit
-    return at
+@dataclass(frozen=True, slots=True)
+class _RowPlan:
+    """What is known before the first id comes: plain data."""
+
+    recipe: Recipe
+    shape: tuple[int, int]
+    core_shapes: tuple[tuple[int, ...], ...]
+    slices: tuple[_Slice | None, ...]  # None: a core without row modes enters whole
+    diagonal: tuple[_Digit, ...]  # indices open on both sides
 
 
-def _diagonal(net: Network) -> Core:
-    """Indices open on both sides: in row ids, W is zero at every other value of them."""
-    return tuple(index for index in net.rows if index in net.cols)
+@torch.compiler.assume_constant_result  # torch.compile must not trace the search
+def _planned(net: Network) -> _RowPlan:
+    return _row_plan(net)
 
 
 @cache
-def _recipe(net: Network) -> Recipe:
+def _row_plan(net: Network) -> _RowPlan:
     rows = {index.name for index in net.rows}
+    diagonal = [index.name for index in net.rows if index in net.cols]
     inputs = [
         (BATCH, *(name for name in names if name not in rows)) if rows & {*names} else names
         for names in net.names
     ]
-    inputs += [(BATCH, index.name) for index in _diagonal(net)]
-    if not net.rows:
-        inputs.append((BATCH,))
-    cols = tuple(index.name for index in net.cols)
-    return recipe(inputs, (BATCH, *cols), net.sizes | {BATCH: NOMINAL})
+    inputs += [(BATCH, name) for name in diagonal] or [(BATCH,)] * (not net.rows)
+    found = recipe(
+        inputs, (BATCH, *(index.name for index in net.cols)), net.sizes | {BATCH: NOMINAL}
+    )
+    digits = {
+        index.name: _Digit(prod(later.size for later in net.rows[k + 1 :]), index.size, k > 0)
+        for k, index in enumerate(net.rows)
+    }
+    return _RowPlan(
+        found,
+        net.shape,
+        net.core_shapes,
+        tuple(_slice(names, digits, net.sizes) for names in net.names),
+        tuple(digits[name] for name in diagonal),
+    )
+
+
+def _slice(
+    names: tuple[str, ...], digits: dict[str, _Digit], sizes: dict[str, int]
+) -> _Slice | None:
+    modes = [name for name in digits if name in names]
+    rest = [name for name in names if name not in digits]
+    if not modes:
+        return None
+    return _Slice(
+        tuple(names.index(name) for name in (*modes, *rest)),
+        (prod(sizes[name] for name in modes), *(sizes[name] for name in rest)),
+        tuple(digits[name] for name in modes),
+    )
+
+
+def _operands(plan: _RowPlan, cores: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
+    """Each core at the rows asked for, and one-hot values of the indices open on both sides."""
+    operands = [
+        core if cut is None else _cut(core, cut, ids)
+        for core, cut in zip(cores, plan.slices, strict=True)
+    ]
+    for digit in plan.diagonal:
+        values = torch.arange(digit.size, device=ids.device)
+        operands.append((_value(digit, ids)[:, None] == values).to(cores[0].dtype))
+    if all(cut is None for cut in plan.slices):  # no row modes: the only row is 0
+        operands.append(cores[0].new_ones(1).index_select(0, ids))
+    return operands
+
+
+def _cut(core: Tensor, cut: _Slice, ids: Tensor) -> Tensor:
+    at = _value(cut.digits[0], ids)
+    for digit in cut.digits[1:]:
+        at = at * digit.size + _value(digit, ids)
+    return core.permute(cut.order).reshape(cut.shape).index_select(0, at)
+
+
+def _value(digit: _Digit, ids: Tensor) -> Tensor:
+    value = ids.div(digit.stride, rounding_mode="floor")
+    return value.remainder(digit.size) if digit.wraps else value

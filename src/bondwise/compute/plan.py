@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 
-from bondwise.compute.lower import BATCH, Recipe, Step, recipe
+from bondwise.compute.lower import ANY, BATCH, Recipe, Step, recipe
 from bondwise.compute.table import table
 from bondwise.errors import PlanError
 from bondwise.network.network import Network
@@ -22,6 +22,9 @@ class Plan:
     batch: int
     goal: str
     recipe: Recipe
+    shape: tuple[int, int]  # (out, in) of the weight
+    core_shapes: tuple[tuple[int, ...], ...]
+    entry: tuple[int, ...]  # the shape of x as an operand: any batch, then the column modes
 
     @property
     def macs(self) -> int:
@@ -64,7 +67,8 @@ def plan(net: Network, batch: int = 64, goal: str = "macs") -> Plan:
             f"Batch {batch!r} came; write the whole number of inputs to plan for, at least 1 "
             "(the plan then runs any batch, an empty one too)."
         )
-    return Plan(net, batch, goal, _recipe(net, batch))
+    entry = (ANY, *(index.size for index in net.cols))
+    return Plan(net, batch, goal, _recipe(net, batch), net.shape, net.core_shapes, entry)
 
 
 @cache

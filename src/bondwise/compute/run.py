@@ -60,16 +60,14 @@ def apply(
     Raises:
         ShapeError: x is not as wide as the weight, or the cores are not the network's.
     """
-    net = plan.network
-    check_cores(net, cores)
-    out, inp = net.shape
+    check_shapes(plan.network, plan.core_shapes, cores)
+    out, inp = plan.shape
     if x.shape[-1:] != (inp,):
         raise ShapeError(
             f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
             f"the weight has {inp} columns, so write x as (.., {inp})."
         )
-    modes = x.reshape(-1, *(index.size for index in net.cols))
-    return contract(plan.recipe, [*cores, modes]).reshape(*x.shape[:-1], out)
+    return contract(plan.recipe, [*cores, x.reshape(plan.entry)]).reshape(*x.shape[:-1], out)
 
 
 def contract(recipe: Recipe, operands: Sequence[Tensor]) -> Tensor:
@@ -96,7 +94,15 @@ def check_cores(net: Network, cores: Sequence[Tensor]) -> None:
     Raises:
         ShapeError: their number or one of their shapes differs.
     """
-    shapes = net.core_shapes
+    check_shapes(net, net.core_shapes, cores)
+
+
+def check_shapes(net: Network, shapes: Sequence[tuple[int, ...]], cores: Sequence[Tensor]) -> None:
+    """`check_cores` where the shapes are at hand, as in a plan.
+
+    Raises:
+        ShapeError: the number of cores or one of their shapes differs.
+    """
     if len(cores) != len(shapes):
         raise ShapeError(f"{len(cores)} cores came for '{net}'; it has {len(shapes)}.")
     for k, (core, shape) in enumerate(zip(cores, shapes, strict=True)):

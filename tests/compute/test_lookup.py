@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch.func import vmap
+from torch.testing import assert_close
+
+import bondwise as bw
+from bondwise.compute.lookup import lookup
+from bondwise.compute.run import dense
+from bondwise.errors import ShapeError
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (7,), (2, 3), (0, 2)])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_rows_are_those_of_the_weight(net, shape, dtype, reference, make_cores):
+    cores = make_cores(net)
+    ids = torch.randint(net.shape[0], shape)
+    rows = lookup(net, cores, ids.to(dtype))
+    assert rows.shape == (*shape, net.shape[1])
+    assert_close(rows, reference(net, cores)[ids])
+
+
+def test_every_row_at_once(net, reference, make_cores):
+    cores = make_cores(net)
+    assert_close(lookup(net, cores, torch.arange(net.shape[0])), reference(net, cores))
+
+
+def test_gradients_are_those_through_dense(net, make_cores):
+    cores = [core.requires_grad_() for core in make_cores(net)]
+    ids = torch.randint(net.shape[0], (5,))
+    towards = torch.randn(5, net.shape[1], dtype=torch.float64)
+    ours = torch.autograd.grad(lookup(net, cores, ids), cores, towards)
+    theirs = torch.autograd.grad(dense(net, cores)[ids], cores, towards)
+    for one, two in zip(ours, theirs, strict=True):
+        assert_close(one, two)
+
+
+def test_under_vmap(net, reference, make_cores):
+    cores = make_cores(net)
+    ids = torch.randint(net.shape[0], (4, 3))
+    assert_close(vmap(lambda ids: lookup(net, cores, ids))(ids), reference(net, cores)[ids])
+
+
+@pytest.mark.parametrize("wrong", [-1, None, 10**6])
+def test_ids_out_of_range_are_refused_as_by_an_embedding(net, wrong, make_cores):
+    wrong = net.shape[0] if wrong is None else wrong
+    with pytest.raises(IndexError, match=rf"{wrong} .*write ids from 0 to {net.shape[0] - 1}"):
+        lookup(net, make_cores(net), torch.tensor([0, wrong]))
+
+
+def test_a_large_vocabulary_is_never_built(make_cores):
+    net = bw.mpo((400, 500, 500), (16, 16, 16), 4)  # 10**8 rows
+    cores = make_cores(net)
+    (row,) = lookup(net, cores, torch.tensor([12_345_678]))
+    a, b, c = 12_345_678 // 250_000, 12_345_678 // 500 % 500, 12_345_678 % 500
+    by_hand = torch.einsum("ia,ajb,bk->ijk", cores[0][a], cores[1][:, b], cores[2][:, c])
+    assert_close(row, by_hand.flatten())
+
+
+def test_wrong_cores_are_named(make_cores):
+    net = bw.lowrank(4, 6, 2)
+    with pytest.raises(ShapeError, match="1 cores came"):
+        lookup(net, make_cores(net)[:1], torch.tensor([0]))
