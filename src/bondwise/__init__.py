@@ -3,6 +3,7 @@
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
+from bondwise.model.checkpoint import load, save
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.model.tensorize import merge, plan_model, tensorize
 from bondwise.network.network import Index, Network, parse
@@ -36,6 +37,7 @@ __all__ = [
     "fit",
     "insert_gauge",
     "kron",
+    "load",
     "lowrank",
     "merge",
     "mpo",
@@ -43,6 +45,7 @@ __all__ = [
     "plan",
     "plan_model",
     "ring",
+    "save",
     "stack",
     "tensorize",
     "tree",

@@ -227,11 +227,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Perplexity on a text; with --vs also KL divergence and top-1 agreement with the dense model."""
+    from bondwise.compress import dtype as named
     from bondwise.evaluate.verb import evaluate as run
     from bondwise.progress import Bars
 
     with Bars(quiet) as bars:
-        report = run(model, data, vs, (windows, length, seed), device, dtype, bars)
+        report = run(model, data, vs, (windows, length, seed), device, named(dtype), bars)
     _show(report, json_, "evaluation")
 
 

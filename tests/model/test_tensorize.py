@@ -141,7 +141,7 @@ def test_data_in_every_form():
 def test_text_needs_a_tokenizer_and_enough_of_it():
     with pytest.raises(DataError, match="tokenizer"):
         bw.tensorize(llama(), keep=0.5, data="some words")
-    with pytest.raises(DataError, match="No file"):
+    with pytest.raises(DataError, match="no text file"):
         bw.tensorize(llama(), keep=0.5, data="/nowhere/text.txt", tokenizer=str)
 
 

@@ -1,8 +1,6 @@
 """The demo: a real model on real text, compressed, compared and left as a checkpoint."""
 
-import tempfile
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bondwise.compress import Report, describe, dtype, run, write
+from bondwise.compress import Report, cast, describe, dtype, run, write
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare, generate_sample
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
@@ -20,7 +18,6 @@ from bondwise.model.checkpoint import check_folder
 from bondwise.model.recipe import Recipe
 from bondwise.model.steps import Steps
 from bondwise.model.text import windows
-from bondwise.report.units import percent
 
 WINDOWS, LENGTH = 32, 512
 PROMPT = "The history of the city begins in the"
@@ -63,10 +60,9 @@ def language_demo(
         "in domain: Wikipedia, held-out articles": [article.text for article in held_out],
         "out of domain: news": news,
     }
-    kind = dtype(dtype_name) or torch.bfloat16
-    recipe = _recipe(str(source), out, keep, seed, device)
-    student, report = _compress(recipe, text, loaded, kind, steps, progress)
-    teacher = loaded.model.to(kind)
+    recipe = _recipe(str(source), out, keep, seed, device, dtype(dtype_name) or torch.bfloat16)
+    student, report = _compress(recipe, loaded, text, steps, progress)
+    teacher = loaded.model
     evaluation: list[dict[str, Any]] = []
     for name, documents in texts.items():
         stage = f"evaluate {name.partition(':')[0]}"
@@ -84,7 +80,7 @@ def language_demo(
         "evaluation": evaluation,
         "samples": [{"prompt": PROMPT, "before": before, "after": after}],
     }
-    return _finish(out, student, teacher, loaded, report, recipe, steps, overwrite, text)
+    return _finish(out, student, loaded, report, recipe, steps, overwrite, text)
 
 
 def similarity_demo(
@@ -114,9 +110,8 @@ def similarity_demo(
         progress("fetch model and text", 2, 2)
     with steps("load"):
         loaded = load_model(source, dtype(dtype_name), device, task="encoder")
-    recipe = _recipe(str(source), out, keep, seed, device)
-    kind = next(loaded.model.parameters()).dtype
-    student, report = _compress(recipe, text, loaded, kind, steps, progress)
+    recipe = _recipe(str(source), out, keep, seed, device, next(loaded.model.parameters()).dtype)
+    student, report = _compress(recipe, loaded, text, steps, progress)
     documents, related, similar = assets.lee_ratings(), assets.wordsim353(), assets.simlex()
     rate: dict[str, Callable[[nn.Module], float]] = {
         "Lee 2005, news texts (Pearson)": lambda model: rate_documents(
@@ -135,4 +130,46 @@ def similarity_demo(
             rated.append({"name": name, "before": job(loaded.model), "after": job(student)})
             progress("evaluate", done, len(rate))
     report |= {"similarity": rated}
-    return _finish(out, student, loaded.model, loaded, report, recipe, steps, overwrite, text)
+    return _finish(out, student, loaded, report, recipe, steps, overwrite, text)
+
+
+def _recipe(
+    source: str, out: Path, keep: float, seed: int, device: str, kind: torch.dtype
+) -> Recipe:
+    return Recipe(
+        model=source,
+        data=str(out.absolute() / CALIBRATION),
+        keep=keep,
+        seed=seed,
+        device=device,
+        dtype=str(kind).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _compress(
+    recipe: Recipe, loaded: Loaded, text: str, steps: Steps, progress: Progress
+) -> tuple[nn.Module, Report]:
+    """The tensorized model and its report; the loaded one stays, cast to the same dtype."""
+    result = run(recipe, loaded.model, text, loaded.tokenizer, progress)
+    steps.done.extend(dict(step) for step in result.steps)
+    cast(result.model, recipe.dtype)
+    cast(loaded.model, recipe.dtype)
+    report = describe(result, recipe, loaded.source_file_bytes)
+    return result.model, report
+
+
+def _finish(
+    out: Path, student: nn.Module, loaded: Loaded, report: Report, recipe: Recipe, steps: Steps,
+    overwrite: bool, text: str,
+) -> Report:  # fmt: skip
+    """Write the folder. Its report holds the steps before this one, what is returned holds all."""
+    report |= {
+        "steps": steps.done,
+        "commands": [f"bondwise compress --recipe {out}/recipe.yaml --out DIR"],
+    }
+    with steps("save"):
+        full = write(
+            out, student, loaded, report, recipe, overwrite=overwrite, extra={CALIBRATION: text}
+        )
+    return full | {"steps": steps.done}

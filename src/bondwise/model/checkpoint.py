@@ -51,7 +51,7 @@ def save(
         CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
     """
     target = Path(directory).absolute()
-    _refuse(target, overwrite)
+    check_folder(target, overwrite)
     with _written_whole(target) as folder:
         if is_hub_model(model):
             _save_hub_model(model, folder, max_shard_size)
@@ -161,8 +161,12 @@ def _take_dtypes(model: nn.Module, weights: Path) -> None:
             tensor.data = tensor.data.to(saved[name].dtype)
 
 
-def _refuse(target: Path, overwrite: bool) -> None:
-    """Raise unless the folder is free, or ours and to be replaced."""
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a folder to write to that is in the way.
+
+    Raises:
+        CheckpointError: it is not empty and not ours, or ours and not to be replaced.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not _is_ours(target):

@@ -9,51 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
+from bondwise.model.text import read_text, windows
 
 Batch = Mapping[str, Any] | Tensor
 SAMPLES = 8  # rows of a tensor, or windows of text, that the model sees at once
-
-
-def read_text(source: str | Path) -> str:
-    """The text of a file, or the string itself where it names no file.
-
-    Raises:
-        DataError: a path that cannot be read as UTF-8 text.
-    """
-    short = isinstance(source, Path) or ("\n" not in source and len(source) < 1000)
-    if not short:
-        return str(source)
-    path = Path(source)
-    looks_like_one = isinstance(source, Path) or bool(path.suffix) or "/" in source
-    if not path.is_file():
-        if looks_like_one and " " not in str(source):
-            raise DataError(f"No file {str(source)!r}; write the path of a UTF-8 text file.")
-        return str(source)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text ({error}); write a UTF-8 file.") from error
-
-
-def windows(tokenizer: Any, text: str, count: int, length: int, seed: int = 0) -> Tensor:
-    """Fixed windows of a text, (count, length): cut end to end, then ``count`` of them drawn by seed.
-
-    No token is added at the start. Where the text has fewer windows than asked, all are taken.
-
-    Raises:
-        DataError: the text is empty, or shorter than one window.
-    """
-    if not text.strip():
-        raise DataError("The text came empty; give at least one window of words.")
-    ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    tokens = torch.tensor(ids["input_ids"], dtype=torch.long)
-    there = len(tokens) // length
-    if there == 0:
-        raise DataError(
-            f"The text has {len(tokens)} tokens; one window takes {length}, and 64 of them calibrate well."
-        )
-    order = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:count]
-    return tokens[: there * length].view(there, length)[order.sort().values]
 
 
 def batches(
@@ -66,7 +25,7 @@ def batches(
             or a DataLoader; a batch is a tensor, a mapping of keyword arguments, or a tuple whose first
             element is the input.
         tokenizer: a Hugging Face tokenizer, for text.
-        count: windows of text.
+        count: windows of text, or as many as there are.
         length: tokens of a window.
         seed: which windows.
 
@@ -76,7 +35,7 @@ def batches(
     if isinstance(data, str | Path):
         if tokenizer is None:
             raise DataError("Text came without a tokenizer; add tokenizer=.., or give token ids.")
-        data = windows(tokenizer, read_text(data), count, length, seed)
+        data = windows(tokenizer, read_text(data), None, length, seed)[:count]
     if isinstance(data, Tensor):
         if data.ndim == 0 or not len(data):
             raise DataError(

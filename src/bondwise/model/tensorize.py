@@ -13,6 +13,7 @@ from bondwise.errors import BudgetError, SelectionError
 from bondwise.model.budget import Ladder, allocate, builder, check_keep
 from bondwise.model.calibrate import Inputs, Progress, silent
 from bondwise.model.data import batches
+from bondwise.model.hub import attach, detach
 from bondwise.model.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
 from bondwise.model.select import Patterns, check_finite, select
 from bondwise.model.steps import Steps
@@ -48,7 +49,6 @@ class Result:
             "seed": self.seed,
             "targeted": {"before": targeted[0], "after": targeted[1]},
             "parameters": {"before": self.before["numbers"], "after": self.after["numbers"]},
-            "resident": {"before": self.before["bytes"], "after": self.after["bytes"]},
             "weights": [row.as_dict() for row in self.table],
             "notes": list(self.table.notes),
             "steps": [dict(step) for step in self.steps],
@@ -173,10 +173,11 @@ def tensorize(
     if data is not None and work and not metrics:
         note = f"{format} is fitted without the inputs' metric so far; lowrank is fitted in it"
         table = replace(table, notes=(*table.notes, note))
-    before = _footprint(model)
+    before = footprint(model)
     result = model if inplace else _copy(model)
     swap(result, {p: layers[r.name] for r in work.values() for p in (r.name, *r.weight.aliases)})
-    return Result(result, table, seed, steps.done, before, _footprint(result))
+    attach(result)
+    return Result(result, table, seed, steps.done, before, footprint(result))
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -203,6 +204,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     dense = {layer: _dense_layer(layer) for layer in set(found.values())}
     result = model if inplace else _copy(model)
     swap(result, {name: dense[layer] for name, layer in found.items()})
+    detach(result)
     return result
 
 
@@ -283,7 +285,8 @@ def _copy(model: nn.Module) -> nn.Module:
     return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def _footprint(model: nn.Module) -> dict[str, int]:
+def footprint(model: nn.Module) -> dict[str, int]:
+    """Parameters of a model, and bytes of its parameters and buffers; what is shared counts once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     numbers = sum(parameter.numel() for parameter in model.parameters())
     return {"numbers": numbers, "bytes": sum(t.numel() * t.element_size() for t in tensors)}

@@ -20,7 +20,9 @@ def read_text(source: str | Path) -> str:
     >>> read_text("A bond is an index that two cores share.")
     'A bond is an index that two cores share.'
     """
-    looks_like_text = isinstance(source, str) and (len(source) > 1000 or "\n" in source)
+    looks_like_text = isinstance(source, str) and (
+        not source or len(source) > 1000 or "\n" in source
+    )
     path = None if looks_like_text else Path(source)
     if path is not None and path.is_dir():
         raise DataError(f"{path} is a folder; give one text file (UTF-8)")

@@ -1,0 +1,42 @@
+"""What `bondwise eval` does: perplexity of a model on a text, beside the dense model where one is given."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bondwise.evaluate.language import compare, perplexity
+from bondwise.huggingface.loading import load_model
+from bondwise.model.text import read_text, windows
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    model: str,
+    data: str,
+    vs: str | None,
+    draw: tuple[int, int, int],
+    device: str,
+    dtype: Any,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The report of one evaluation; ``draw`` is windows, tokens of a window, and the seed.
+
+    Raises:
+        DataError: the text is missing or too short.
+        CheckpointError: a model cannot be loaded.
+    """
+    count, length, seed = draw
+    text = read_text(Path(data))
+    loaded = load_model(model, dtype, device, task="causal")
+    shown = windows(loaded.tokenizer, text, count, length, seed)
+    step = partial(progress, "evaluate")
+    entry: dict[str, Any] = {"text": data, "windows": count, "length": length}
+    if vs is None:
+        score = perplexity(loaded.model, shown, progress=step)
+        entry |= {"before": {}, "after": {"perplexity": score.perplexity}}
+    else:
+        teacher = load_model(vs, dtype, device, task="causal")
+        entry |= compare(loaded.model, teacher.model, shown, seed=seed, progress=step).entry(data)
+    return {"source": model, "vs": vs, "seed": seed, "evaluation": [entry]}
