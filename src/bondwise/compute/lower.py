@@ -18,7 +18,7 @@ class View:
     """How an operand enters: the axes summed away, the order of the others, their new shape."""
 
     sums: tuple[int, ...]
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # empty: as they are
     shape: tuple[int, ...]
 
 
@@ -34,8 +34,8 @@ class Step:
     left: int
     right: int
     kind: Kind
-    left_view: View
-    right_view: View
+    left_view: View | None  # None: as it is
+    right_view: View | None
     shape: tuple[int, ...]
     over: Names
     extents: tuple[int, int, int, int]
@@ -51,7 +51,7 @@ class Recipe:
     """Steps, and how the last value (or the only operand) becomes the result."""
 
     steps: tuple[Step, ...]
-    result: View
+    result: View | None
 
     @property
     def macs(self) -> int:
@@ -81,7 +81,7 @@ def recipe(inputs: Sequence[Names], output: Names, sizes: dict[str, int]) -> Rec
         steps.append(product.step(left, right, held[left], held[right]))
         values.append(product.result)
         held.append(product.result)
-    return Recipe(tuple(steps), _view(held[-1], output, _shape(output, sizes)))
+    return Recipe(tuple(steps), _view(held[-1], output, _shape(output, sizes), sizes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,8 @@ class _Product:
             left,
             right,
             kind,
-            _view(held_left, (*g, *m, *k), shapes[0]),
-            _view(held_right, (*g, *n, *k), shapes[1]),
+            _view(held_left, (*g, *m, *k), shapes[0], self.sizes),
+            _view(held_right, (*g, *n, *k), shapes[1], self.sizes),
             _shape(self.result, self.sizes),
             k,
             (self._extent(g), self._extent(m), self._extent(n), self._extent(k)),
@@ -171,10 +171,13 @@ def _weight(names: Names, sizes: dict[str, int]) -> tuple[bool, int]:
     return BATCH in names, prod(sizes[name] for name in names)
 
 
-def _view(held: Names, wanted: Names, shape: tuple[int, ...]) -> View:
+def _view(held: Names, wanted: Names, shape: tuple[int, ...], sizes: dict[str, int]) -> View | None:
+    if held == wanted and shape == _shape(held, sizes):
+        return None
     sums = tuple(axis for axis, name in enumerate(held) if name not in wanted)
     left = [name for name in held if name in wanted]
-    return View(sums, tuple(left.index(name) for name in wanted), shape)
+    order = tuple(left.index(name) for name in wanted)
+    return View(sums, () if order == tuple(range(len(left))) else order, shape)
 
 
 def _shape(names: Names, sizes: dict[str, int]) -> tuple[int, ...]:

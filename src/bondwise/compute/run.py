@@ -114,9 +114,13 @@ def check_shapes(net: Network, shapes: Sequence[tuple[int, ...]], cores: Sequenc
             )
 
 
-def _take(values: list[Tensor | None], at: int, view: View) -> Tensor:
+def _take(values: list[Tensor | None], at: int, view: View | None) -> Tensor:
     value = cast(Tensor, values[at])
     values[at] = None  # an operand is used once: free it before the next product
+    if view is None:
+        return value
     if view.sums:
         value = value.sum(view.sums)
-    return value.permute(view.order).reshape(view.shape)
+    if view.order:
+        value = value.permute(view.order)
+    return value.reshape(view.shape)
