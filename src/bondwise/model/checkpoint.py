@@ -156,7 +156,7 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
 def _take_dtypes(model: nn.Module, weights: Path) -> None:
     """Give every tensor the dtype that it was saved in; what is shared stays shared."""
     saved = load_file(str(weights))
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in model.state_dict(keep_vars=True).items():  # shared ones under all names
         if name in saved:
             tensor.data = tensor.data.to(saved[name].dtype)
 

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from bondwise.errors import BondwiseError, CheckpointError
+from bondwise.errors import CheckpointError
 from bondwise.model.layers import Spec, TensorLayer, dense_weight, from_spec
 
 SCHEMA = 1
@@ -119,8 +119,9 @@ def _build(path: str, spec: Spec, dense: nn.Module) -> TensorLayer:
         )
     try:
         layer = from_spec(spec, device=weight.device, dtype=weight.dtype)
-    except (BondwiseError, KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        missing = isinstance(error, KeyError)
+        what = f"{error.args[0]!r} is missing" if missing else " ".join(str(error).split())
         raise CheckpointError(f"The spec of layer {path!r} cannot be read: {what}") from error
     if layer.network.shape != tuple(dense_weight(dense).shape):
         raise CheckpointError(

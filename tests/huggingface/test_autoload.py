@@ -1,0 +1,177 @@
+"""Registration without an import, and what happens where it is missing: never random weights."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import bondwise_autoload as autoload
+
+from .conftest import logits
+
+LOADS = """
+{first}
+import sys, torch
+from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+assert not any(name == "bondwise" or name.startswith("bondwise.") for name in sys.modules)
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+ids = torch.tensor([[5, 17, 3, 60, 2, 9]])
+want = load_file({want!r})["logits"]
+assert torch.equal(model(ids).logits, want), (model(ids).logits - want).abs().max()
+print("loaded")
+"""
+
+LOUD = """
+import sys
+
+class Block:  # bondwise is not installed
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("bondwise", "bondwise_autoload"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+block = Block()
+sys.meta_path.insert(0, block)
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+
+def all_loud():
+    for cls in (AutoModel, AutoModelForCausalLM, LlamaForCausalLM):
+        for folder in {folders!r}:
+            for ignore in (False, True):
+                try:
+                    cls.from_pretrained(folder, ignore_mismatched_sizes=ignore)
+                except ValueError as error:
+                    assert "pip install 'bondwise[hf]'" in str(error), error
+                else:
+                    raise SystemExit(f"{{cls.__name__}} made up weights: {{folder}} {{ignore}}")
+    # the second defence: the notice was taken out by hand
+    try:
+        LlamaForCausalLM.from_pretrained({unguarded!r})
+    except RuntimeError as error:
+        assert "size" in str(error) or "mismatch" in str(error), error
+    else:
+        raise SystemExit("made up weights")
+    assert not any(name == "bondwise" or name.startswith("bondwise.") for name in sys.modules)
+
+all_loud()
+sys.meta_path.remove(block)  # installed now, but its registration is switched off
+all_loud()
+import bondwise_autoload
+bondwise_autoload.register()  # what `import bondwise` does
+assert AutoModelForCausalLM.from_pretrained({folders!r}[0]) is not None
+print("loud")
+"""
+
+
+def run(script: str, **env: str) -> str:
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **quiet, **env},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+@pytest.mark.parametrize("first", ["import torch", "import transformers.modeling_utils"])
+def test_the_auto_classes_load_where_nobody_imported_us(llama, folder, tmp_path, first):
+    save_file({"logits": logits(llama)}, tmp_path / "want.safetensors")
+    script = LOADS.format(first=first, folder=str(folder), want=str(tmp_path / "want.safetensors"))
+    assert run(script) == "loaded"
+
+
+def test_not_installed_or_switched_off_loading_is_loud(folder, tmp_path):
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "resaved")
+    unguarded = shutil.copytree(folder, tmp_path / "unguarded")
+    config = json.loads((unguarded / "config.json").read_text())
+    del config["transformers_weights"]
+    (unguarded / "config.json").write_text(json.dumps(config))
+    folders = [str(folder), str(tmp_path / "resaved")]
+    script = LOUD.format(folders=folders, unguarded=str(unguarded))
+    assert run(script, TORCH_DEVICE_BACKEND_AUTOLOAD="0") == "loud"
+
+
+def test_the_guard_has_the_name_of_the_dense_weight(folder):
+    saved = load_file(folder / "model.safetensors")
+    assert saved["model.layers.0.self_attn.q_proj.weight"].shape == (1,)
+    assert saved["model.embed_tokens.weight"].shape == (1,)
+
+
+def test_it_costs_less_than_a_millisecond(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+
+    def cost() -> float:
+        sys.modules.pop("bondwise_autoload")
+        start = time.perf_counter()
+        importlib.import_module("bondwise_autoload").register()
+        return time.perf_counter() - start
+
+    try:
+        assert min(cost() for _ in range(20)) < 1e-3  # the least: the machine may be busy
+    finally:
+        sys.modules["bondwise_autoload"] = autoload
+
+
+def test_it_never_raises(monkeypatch, capsys):
+    monkeypatch.setattr(autoload, "_is_ready", None)
+    autoload.register()
+    assert "bondwise" in capsys.readouterr().err
+
+
+def a_module(tmp_path, monkeypatch, name, text):
+    """A module that stands for the tables of transformers, not imported yet."""
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(autoload, "_TABLES", name)
+
+
+TABLES = "AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING = {}, {}"
+
+
+def test_the_tables_are_entered_as_soon_as_they_are_there(tmp_path, monkeypatch):
+    a_module(tmp_path, monkeypatch, "tables_a", TABLES)
+    before = len(sys.meta_path)
+    autoload.register()
+    autoload.register()
+    assert len(sys.meta_path) == before + 1
+    tables = importlib.import_module("tables_a")
+    assert "bondwise" in tables.AUTO_QUANTIZER_MAPPING
+    assert len(sys.meta_path) == before
+    assert "exec_module" not in vars(tables.__spec__.loader)
+
+
+def test_tables_of_an_unknown_shape_warn_and_import(tmp_path, monkeypatch):
+    a_module(tmp_path, monkeypatch, "tables_b", "x = 1")
+    autoload.register()
+    with pytest.warns(RuntimeWarning, match="bondwise is unknown to transformers"):
+        assert importlib.import_module("tables_b").x == 1
+
+
+def test_an_error_of_the_module_itself_is_its_own(tmp_path, monkeypatch):
+    a_module(tmp_path, monkeypatch, "tables_c", "raise RuntimeError('mine')")
+    autoload.register()
+    with pytest.raises(RuntimeError, match="mine"):
+        importlib.import_module("tables_c")
+
+
+def test_tables_in_the_middle_of_their_import_are_waited_for(monkeypatch):
+    half = types.ModuleType("tables_d")
+    half.__spec__ = types.SimpleNamespace(_initializing=True)
+    monkeypatch.setitem(sys.modules, "tables_d", half)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(autoload, "_TABLES", "tables_d")
+    autoload.register()
+    assert sys.meta_path[0].name == "transformers.modeling_utils"
