@@ -16,7 +16,7 @@ from bondwise.errors import DataError
 
 Progress = Callable[[int, int], None]
 
-# Positions whose float32 logits exist at a time. 128 of 49,152 tokens are 25 MB, which the allocator
+# Positions with float32 logits at a time: 128 of 49,152 tokens are 25 MB, which the allocator
 # hands out again; from 32 MB on it returns them to the system each time, at three times the cost.
 _CHUNK = 128
 _RESAMPLES = 2000

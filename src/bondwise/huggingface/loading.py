@@ -1,6 +1,7 @@
 """Reading a model and its tokenizer from a folder or a GGUF file, quietly, or saying why not."""
 
 import hashlib
+import importlib
 import importlib.util
 import io
 import re
@@ -157,6 +158,8 @@ def _from_hub(name: str) -> Path:
 
 def _read_model(folder: Path, dtype: torch.dtype | None, task: Task) -> Any:
     kind = _model_class(folder, task)
+    # Enters our format in the tables of transformers, also where auto-registration is switched off.
+    importlib.import_module("bondwise.huggingface.quantizer")
     try:
         model, info = kind.from_pretrained(
             folder,
@@ -257,4 +260,4 @@ def _read_gguf(source: Path) -> tuple[Any, Any]:
 def _sentence(error: Exception) -> str:
     """The first line of another library's error, short enough for one sentence of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".")[:200]
+    return lines[0].strip().rstrip(".")[:300]
