@@ -29,7 +29,7 @@ def draw(net, seed=0, dtype=torch.float64):
 
 
 def whole(net, cores):
-    """All cores contracted by quimb, open indices kept apart: equal exactly when the weights are."""
+    """All cores contracted by quimb, open indices kept apart: equal when the weights are."""
     tensors = [
         qtn.Tensor(core.numpy(), names) for core, names in zip(cores, net.names, strict=True)
     ]

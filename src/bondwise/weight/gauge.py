@@ -187,7 +187,7 @@ def expand(
 def fill(
     slots: Sequence[Slot], free: Sequence[Tensor], pivots: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """`expand` with slots made beforehand (`bondwise.weight.slots.slots`), as ``torch.compile`` needs.
+    """`expand` with slots (`bondwise.weight.slots.slots`) made beforehand: for ``torch.compile``.
 
     Raises:
         ShapeError: a pinned core came without pivots.
