@@ -64,8 +64,7 @@ def all_loud():
 all_loud()
 sys.meta_path.remove(block)  # installed now, but its registration is switched off
 all_loud()
-import bondwise_autoload
-bondwise_autoload.register()  # what `import bondwise` does
+import bondwise
 assert AutoModelForCausalLM.from_pretrained({folders!r}[0]) is not None
 print("loud")
 """

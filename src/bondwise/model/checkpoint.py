@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
+import bondwise_autoload
 from bondwise.errors import BondwiseError, CheckpointError
 from bondwise.model.hub import METHOD, attach, detach, is_hub_model, need_transformers
 from bondwise.model.layers import TensorLayer
@@ -26,6 +27,8 @@ from bondwise.model.manifest import check_tensors, describe, read_specs, swap_in
 MANIFEST = "bondwise.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+
+bondwise_autoload.register()  # for `import bondwise`, where `import torch` was kept from doing it
 
 
 def save(
@@ -109,10 +112,6 @@ def _load_hub_model(folder: Path, model: nn.Module | None, kwargs: dict[str, Any
     manifest = config.get("quantization_config")
     if isinstance(manifest, dict) and manifest.get("quant_method") == METHOD:
         read_specs(manifest)
-        need_transformers()
-        import bondwise_autoload
-
-        bondwise_autoload.register()
     loader: Any = _class_of(folder, config) if model is None else type(model)
     try:
         return loader.from_pretrained(str(folder), **kwargs)
