@@ -25,7 +25,6 @@ from bondwise.weight.target import BLOCK, Target, core_names
 _RIDGE = 1e-12  # of the mean of diag G
 _ROUNDING = 1e-26  # a relative squared error that is rounding
 _PROGRESS = 2e-5  # relative gain in squared error per sweep, below which sweeping stops
-_TRY_OUT = 8  # sweeps that every start gets before the best goes on
 _NOISE = 1e-2  # of the size of a core, on the numbers that a start leaves open
 
 
@@ -40,11 +39,14 @@ class State:
 @torch.no_grad()
 def fit_alternating(net: Network, goal: Target, seed: int) -> list[Named]:
     """The parts of any network, by alternating least squares from several starts."""
+    effort = _effort(net, goal)
     tried = [
-        sweep_many(goal, _state(goal, parts), _TRY_OUT)[-1] for parts in _starts(net, goal, seed)
+        sweep_many(goal, _state(goal, parts), effort.try_out)[-1]
+        for parts in _starts(net, goal, effort.random_starts, seed)
     ]
-    best = min(tried, key=lambda state: state.error)
-    return sweep_many(goal, best, _sweeps(goal))[-1].parts
+    finalists = sorted(tried, key=lambda state: state.error)[: effort.finalists]
+    ends = [sweep_many(goal, state, effort.sweeps)[-1] for state in finalists]
+    return min(ends, key=lambda state: state.error).parts
 
 
 def sweep_many(goal: Target, state: State, most: int) -> list[State]:
@@ -126,11 +128,11 @@ def smaller_networks(net: Network) -> Iterator[Network]:
         yield net.resize(**{bond: -(-size * level // most) for bond, size in net.bonds.items()})
 
 
-def _starts(net: Network, goal: Target, seed: int) -> Iterator[list[Named]]:
+def _starts(net: Network, goal: Target, draws: int, seed: int) -> Iterator[list[Named]]:
     """Singular vectors of every core's own modes, random draws, and a tree inside the network."""
     random = torch.Generator().manual_seed(seed)
     yield _singular_start(net, goal, random)
-    for _ in range(2):
+    for _ in range(draws):
         yield [
             Named(_normal(goal, [_size(net, goal, name) for name in names], random), names)
             for names in core_names(net, goal)
@@ -208,6 +210,23 @@ def _prime(name: str) -> str:
     return f"{name}'"
 
 
-def _sweeps(goal: Target) -> int:
-    """How many sweeps are worth their time: 500 for a small weight, 60 for a large one."""
-    return min(500, max(60, int(2e7 / goal.values.tensor.numel())))
+@dataclass(frozen=True)
+class _Effort:
+    """How many starts and sweeps are worth their time."""
+
+    sweeps: int
+    try_out: int
+    random_starts: int
+    finalists: int
+
+
+def _effort(net: Network, goal: Target) -> _Effort:
+    """From 500 sweeps, 8 random starts and 3 finalists for a small weight to 20, 2 and 1."""
+    cost = 0
+    for names in core_names(net, goal):
+        bonds = [net.sizes[name] for name in names if name in net.bonds]
+        # the target meets one bond at a time; the normal equations have one row per value of all
+        cost += goal.values.tensor.numel() * max(bonds, default=1) + prod(bonds) ** 3
+    sweeps = int(min(500, max(20, 1e10 / cost)))
+    try_out = min(20, max(3, sweeps // 8))
+    return _Effort(sweeps, try_out, *((8, 3) if sweeps == 500 else (2, 1)))

@@ -11,6 +11,7 @@ The structure decides, never a name: a parsed network gets the fit of the topolo
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class _Job:
         tree = tree_of(net, self.goal)
         if tree is None:
             return smaller_networks(net)
-        allowed = tol * self._norm(self.weight)
+        allowed = tol * self._norm
         if self.moment is None:
             return smaller_trees(tree, self.goal, net, allowed)
         ((edge, bonds),) = tree.edges.items()
@@ -169,10 +170,14 @@ class _Job:
 
     def _error(self, net: Network, cores: list[Tensor]) -> float:
         wide = [core.to(torch.float64) for core in cores]
-        norm = self._norm(self.weight)
-        return self._norm(self.weight - dense(net, wide) / self.scale) / norm if norm else 0.0
+        off = self.weight - dense(net, wide) / self.scale
+        return self._distance(off) / self._norm if self._norm else 0.0
 
-    def _norm(self, matrix: Tensor) -> float:
+    @cached_property
+    def _norm(self) -> float:
+        return self._distance(self.weight)
+
+    def _distance(self, matrix: Tensor) -> float:
         return float(matrix.norm()) if self.moment is None else metric_norm(matrix, self.moment)
 
 

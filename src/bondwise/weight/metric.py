@@ -50,8 +50,10 @@ class Metric:
     def shrunk(self) -> Float[Tensor, "inp inp"]:
         """``C_s`` in float64."""
         moment = self.second_moment.to(torch.float64) / self.tokens
-        variances = moment.diagonal()
-        return (1 - self.shrinkage) * moment + self.shrinkage * torch.diag(variances)
+        variances = moment.diagonal().clone()
+        moment *= 1 - self.shrinkage
+        moment.diagonal().copy_(variances)
+        return moment
 
 
 class Moments:

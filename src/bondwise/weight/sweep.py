@@ -89,7 +89,7 @@ def tree_of(net: Network, goal: Target) -> Tree | None:
         part = [part[one] if label == part[two] else label for label in part]
     firsts = [part.index(label) for label in dict.fromkeys(part)]
     edges |= dict.fromkeys(pairwise(firsts), ())
-    return Tree(tuple(names), edges)
+    return Tree(tuple(names), dict(sorted(edges.items())))
 
 
 @torch.no_grad()

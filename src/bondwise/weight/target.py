@@ -58,10 +58,10 @@ def as_cores(net: Network, goal: Target, parts: list[Named]) -> list[Tensor]:
     blocks = [net.sizes[name] for name in goal.blocks]
     result: list[Tensor] = []
     for core, part in zip(net.names, parts, strict=True):
-        tensor = part.tensor.reshape(*blocks, *part.tensor.shape[1:])
+        tensor = part.tensor.reshape([*blocks, *part.tensor.shape[1:]])
         names = (*goal.blocks, *part.names[1:])
         idle = [name for name in core if name not in names]
-        tensor = tensor.reshape(*tensor.shape, *(1 for _ in idle))
+        tensor = tensor.reshape([*tensor.shape, *(1 for _ in idle)])
         result.append(Named(tensor, (*names, *idle)).to(*core).contiguous())
     return result
 

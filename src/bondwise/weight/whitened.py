@@ -28,6 +28,8 @@ def whitened_split(
     tensor([0., 1., 0.], dtype=torch.float64)
     """
     out, inp = weight.shape
+    if tol is None and rank >= min(out, inp):
+        return split(weight, rank)
     if out <= inp:
         half, gram = None, weight @ moment @ weight.mT
     else:

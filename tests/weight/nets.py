@@ -1,0 +1,92 @@
+"""Networks of every kind, and the weights that they stand for by numpy alone."""
+
+from math import prod
+
+import numpy as np
+import torch
+
+from bondwise.network.network import Network, parse
+from bondwise.topology.btt import btt
+from bondwise.topology.cp import cp
+from bondwise.topology.kron import kron
+from bondwise.topology.lowrank import lowrank
+from bondwise.topology.mpo import mpo
+from bondwise.topology.ring import ring
+from bondwise.topology.tree import tree
+from bondwise.topology.tucker import tucker
+
+# global optimum, or exact recovery of exact networks, to rounding
+TREES = [
+    lowrank(12, 18, 4),
+    lowrank((3, 4), (6, 3), 4),
+    mpo((6, 4), (4, 6), 5),
+    mpo((3, 4, 2), (2, 3, 3), (5, 4)),
+    mpo((2, 3, 2), (5,), 2),
+    ring((4, 3), (3, 4), (2, 3)),
+    tucker((4, 6), (5, 4), (3, 2, 3, 2)),
+    btt((6, 4), (3, 8), 3),
+    btt(5, 7, 2),
+    tree((3, 2, 3, 2), (2, 3, 2, 3), 3),
+    kron((4, 6), (3, 5), 3),
+    kron((4, 3, 2), (3, 5, 2), 1),
+    cp((4, 6), (5, 4), 1),
+    parse("o a b, b a i -> (o) (i)", o=6, i=7, a=2, b=2),
+    parse("o1 i1, o2 i2 -> (o1 o2) (i1 i2)", o1=3, i1=4, o2=2, i2=5),
+    parse("o1 o2 i1 -> (o1 o2) (i1)", o1=2, o2=3, i1=4),
+    parse("o a, i -> (o) (i)", o=3, a=2, i=4),
+    parse("b o i -> (b o) (i b)", b=3, o=2, i=4),
+    parse("b o a, a i b -> (b o) (i b)", b=3, o=4, a=2, i=5),
+    parse("c b o a, a i b c -> (b o) (i b c)", b=2, c=3, o=5, a=2, i=4),
+    parse("o1 a, i1 b, a b c, c i2 d, d o2 -> (o1 o2) (i1 i2)",
+          o1=4, i1=3, i2=5, o2=3, a=2, b=2, c=3, d=2),
+]  # fmt: skip
+
+# alternating least squares
+LOOPS = [
+    ring((4, 3, 4), (3, 4, 3), 3),
+    ring((4, 3, 4, 2), (3, 4, 3, 3), (2, 3, 2, 3)),
+    cp((4, 6), (5, 4), 4),
+    kron((4, 3, 2), (3, 5, 2), 2),
+    parse("o1 a b, a c i1, b c o2 i2 -> (o1 o2) (i1 i2)", o1=6, i1=5, o2=4, i2=3, a=3, b=3, c=2),
+    parse("o1 i1 a h, a o2 i2 h c, h o3 c -> (o1 o2 o3) (i1 i2)",
+          o1=4, o2=4, o3=4, i1=4, i2=4, a=2, h=2, c=2),
+    parse("o1 b a, b a i1 c, c i2 o2 -> (o1 o2) (b i1 i2)", o1=4, b=3, a=2, i1=4, c=3, i2=2, o2=5),
+    parse("g x a b, g b y c, g c z a -> (x y g) (z g)", g=2, x=5, y=5, z=6, a=2, b=2, c=2),
+]  # fmt: skip
+
+
+def random_cores(net: Network, seed: int = 0) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+
+
+def numpy_dense(net: Network, cores) -> np.ndarray:
+    """The weight by one einsum in float64, an index open on both sides written on the diagonal."""
+    ids = {name: k for k, name in enumerate(net.sizes)}
+    operands = []
+    for core, names in zip(cores, net.names, strict=True):
+        operands += [np.asarray(core.detach().double()), [ids[name] for name in names]]
+    rows = [index.name for index in net.rows]
+    cols = [index.name for index in net.cols]
+    out = rows + [name for name in cols if name not in rows]
+    inner = np.einsum(*operands, [ids[name] for name in out], optimize=True)
+    values = np.indices(inner.shape)
+    axis = dict(zip(out, values, strict=True))
+    weight = np.zeros(net.shape)
+
+    def flat(names: list[str]) -> np.ndarray:
+        sizes = tuple(net.sizes[name] for name in names)
+        return np.ravel_multi_index(tuple(axis[name] for name in names), sizes)
+
+    weight[flat(rows), flat(cols)] = inner
+    assert prod(net.shape) == weight.size
+    return weight
+
+
+def weight_of(net: Network, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(numpy_dense(net, random_cores(net, seed)))
+
+
+def noise(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=random, dtype=torch.float64)
