@@ -29,8 +29,9 @@ def leaf(weight: Weight) -> str:
     ('mlp.up', 'head')
     """
     name, block = str(weight["name"]), str(weight.get("block") or "")
-    inside = name.removeprefix(f"{block}.") if block else name
-    return template(inside)
+    if name == block:
+        return "weight"
+    return template(name.removeprefix(f"{block}.") if block else name)
 
 
 def changed(weights: Iterable[Weight]) -> list[Weight]:

@@ -14,6 +14,8 @@ from bondwise.report.units import count, decimal, duration, percent, size, span
 
 WIDTH = 80
 
+Row = tuple[Text, str, str, str]
+
 
 def render(renderable: RenderableType, width: int = WIDTH) -> str:
     """What a renderable looks like without colour."""
@@ -29,15 +31,26 @@ def summary(report: Report) -> Table:
     `rich.print(summary(report))` shows it, `render(summary(report))` gives its text. Sizes are
     compared with the dense model and, where the report knows it, with the file it came from.
     """
+    groups = (_sizes(report), _evaluation(report), _similarity(report), _steps(report))
+    return _table(_title(report), _caption(report), groups)
+
+
+def evaluation(report: Report) -> Table:
+    """The quality alone, of one model or of one beside its dense original."""
+    title = Text(clip(str(report["source"]), WIDTH))
+    return _table(title, "", (_evaluation(report), _similarity(report)))
+
+
+def _table(title: Text, caption: str, groups: Sequence[list[Row]]) -> Table:
     table = Table(
         "", "before", "after", "ratio", box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False,
-        title=_title(report), title_style="bold", title_justify="left",
-        caption=_caption(report) or None, caption_justify="left", caption_style="",
+        title=title, title_style="bold", title_justify="left",
+        caption=caption or None, caption_justify="left", caption_style="",
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     table.columns[0].no_wrap, table.columns[0].overflow = True, "ellipsis"
-    for group in (_sizes(report), _evaluation(report), _similarity(report), _steps(report)):
+    for group in groups:
         for row in group:
             table.add_row(*row)
         table.add_section()
@@ -56,17 +69,13 @@ def samples(report: Report) -> Table:
     return table
 
 
-Row = tuple[Text, str, str, str]
-
-
 def _row(label: str, before: str = "", after: str = "", ratio: str = "", style: str = "") -> Row:
     return Text(label, style), before, after, ratio
 
 
 def _title(report: Report) -> Text:
     tensorized, weights = len(changed(report["weights"])), len(report["weights"])
-    name = Text(str(report["source"]))
-    name.truncate(WIDTH, overflow="ellipsis")
+    name = Text(clip(str(report["source"]), WIDTH))
     return name + Text(f"\n{tensorized} of {weights} weights as tensor networks", "not bold")
 
 
@@ -99,26 +108,37 @@ def _sizes(report: Report) -> list[Row]:
 
 
 def _evaluation(report: Report) -> list[Row]:
-    rows: list[Row] = []
-    for entry in report.get("evaluation") or []:
-        before, after = entry["before"], entry["after"]
-        rows += [
-            _row(str(entry["text"]), style="bold"),
-            _row(
-                f"  perplexity ({entry['windows']} windows of {entry['length']} tokens)",
-                decimal(before.get("perplexity"), 2),
-                decimal(after.get("perplexity"), 2),
-                decimal(entry.get("ratio")),
-            ),
-            _row("  its ratio lies between", after=interval(entry)),
-            _row("  KL divergence to the dense model", after=decimal(after.get("kl"))),
-            _row("  top-1 agreement with it", after=percent(after.get("top1"))),
-        ]
+    return [row for entry in report.get("evaluation") or [] for row in _quality(entry)]
+
+
+def _quality(entry: Mapping[str, Any]) -> list[Row]:
+    before, after = entry["before"], entry["after"]
+    rows = [
+        _row(clip(str(entry["text"]), 46), style="bold"),
+        _row(
+            f"  perplexity ({windows(entry)})",
+            decimal(before.get("perplexity"), 2),
+            decimal(after.get("perplexity"), 2),
+            decimal(entry.get("ratio")),
+        ),
+    ]
+    if entry.get("ratio_low") is not None:
+        rows.append(_row("  95 % of its ratio", after=interval(entry)))
+    if after.get("kl") is not None:
+        rows.append(_row("  KL divergence to the dense model", after=decimal(after["kl"])))
+    if after.get("top1") is not None:
+        rows.append(_row("  top-1 agreement with it", after=percent(after["top1"])))
     return rows
 
 
+def windows(entry: Mapping[str, Any]) -> str:
+    """How much text an evaluation read."""
+    length = entry.get("length")
+    return f"{entry['windows']} windows" + (f" of {length} tokens" if length else "")
+
+
 def interval(entry: Mapping[str, Any]) -> str:
-    """The bootstrap interval of a perplexity ratio."""
+    """The 95 % bootstrap interval of a perplexity ratio."""
     if entry.get("ratio_low") is None or entry.get("ratio_high") is None:
         return "-"
     return f"{decimal(entry['ratio_low'])} to {decimal(entry['ratio_high'])}"

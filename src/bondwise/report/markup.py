@@ -1,0 +1,51 @@
+"""HTML and SVG by small functions: text is escaped unless it is already markup."""
+
+from html import escape
+
+
+class Markup(str):
+    """Text that is safe as it stands."""
+
+    __slots__ = ()
+
+
+Child = str | None
+
+_VOID = {"meta", "input", "link"}
+
+
+def el(tag: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
+    """One element. ``class_`` is class and ``data_tip`` is data-tip; None and False leave one out.
+
+    >>> el("p", "1 < 2 ", el("b", "so it is"), class_="note")
+    '<p class="note">1 &lt; 2 <b>so it is</b></p>'
+    """
+    pairs = [
+        f" {name.strip('_').replace('_', '-')}" + ("" if value is True else f'="{_quote(value)}"')
+        for name, value in attributes.items()
+        if value is not None and value is not False
+    ]
+    head = f"<{tag}{''.join(pairs)}>"
+    return Markup(head if tag in _VOID else f"{head}{join(children)}</{tag}>")
+
+
+def join(children: "tuple[Child, ...] | list[Markup] | list[str]") -> Markup:
+    """Children one after the other."""
+    return Markup("".join(_safe(child) for child in children if child is not None))
+
+
+def _safe(child: str) -> str:
+    return child if isinstance(child, Markup) else escape(child)
+
+
+def _quote(value: str | float) -> str:
+    return escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+
+
+def lines(*path: tuple[float, float]) -> str:
+    """The points of an SVG polyline.
+
+    >>> lines((0, 0), (1.5, 2))
+    '0,0 1.5,2'
+    """
+    return " ".join(f"{x:.5g},{y:.5g}" for x, y in path)

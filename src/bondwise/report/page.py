@@ -1,0 +1,112 @@
+"""A report as one HTML file: opens offline, loads nothing, and carries its own data."""
+
+import json
+import os
+from importlib.resources import files
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from bondwise.report import sections
+from bondwise.report.groups import Report
+from bondwise.report.markup import Markup, el
+from bondwise.report.strip import curves, strip
+from bondwise.report.weights import weights
+
+# Nothing may be fetched, whatever a name in the report contains.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def page(report: Report) -> str:
+    """The whole page, with the report itself in ``<script type="application/json" id="report">``.
+
+    Numbers that are not finite become null in that copy, as JSON has no others.
+    """
+    part = sections.section
+    body = [
+        _masthead(report),
+        el(
+            "main",
+            part("cost", "What it cost", sections.headline(report)),
+            part("quality", "Quality", sections.evaluation(report)),
+            part("blocks", "Blocks", strip(report)),
+            part("depth", "Along the depth", curves(report)),
+            part("samples", "In its own words", sections.samples(report)),
+            part("sizes", "Sizes", sections.sizes(report)),
+            part("steps", "Steps", sections.steps(report)),
+            part("weights", "All weights", weights(report)),
+            part("untouched", "Left alone", sections.untouched(report)),
+            part("repeat", "Repeat it", sections.repeat(report)),
+        ),
+        el("footer", el("p", f"bondwise {report['bondwise']}, seed {report['seed']}")),
+        el("div", id="tip", role="status", hidden=True),
+        el("script", data(report), type="application/json", id="report"),
+        el("script", _asset("page.js")),
+    ]
+    return f"<!doctype html>\n{el('html', _head(report), el('body', *body), lang='en')}\n"
+
+
+def write_page(report: Report, path: str | Path) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        half.write_text(page(report), encoding="utf-8")
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
+
+
+def data(report: Report) -> Markup:
+    r"""The report as JSON that cannot end the script element it stands in.
+
+    >>> data({"name": "</script>"})
+    '{"name": "\\u003c/script\\u003e"}'
+    """
+    text = json.dumps(_finite(report), ensure_ascii=False, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _asset(name: str) -> Markup:
+    return Markup(files("bondwise.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _head(report: Report) -> Markup:
+    return el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", f"{sections.title(report)} in tensor networks"),
+        el("link", rel="icon", href="data:,"),
+        el("style", _asset("page.css")),
+    )
+
+
+def _masthead(report: Report) -> Markup:
+    toggle = el("button", "dark or light", type="button", id="theme", class_="scripted")
+    return el(
+        "header",
+        el("p", "bondwise", toggle, class_="mark"),
+        el("h1", sections.title(report)),
+        el("p", sections.opening(report), class_="lead"),
+        class_="masthead",
+    )

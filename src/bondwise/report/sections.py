@@ -1,0 +1,238 @@
+"""The parts of the page: headline, evaluation, sizes, steps, samples, and how to repeat it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from bondwise.report.groups import Report, changed, left, shape, template
+from bondwise.report.markup import Markup, el, join
+from bondwise.report.table import interval, windows
+from bondwise.report.units import count, decimal, duration, percent, size
+
+
+def section(name: str, title: str, *children: str | None) -> Markup:
+    """A titled part of the page; nothing at all where it would be empty."""
+    filled = [child for child in children if child]
+    if not filled:
+        return Markup("")
+    head = el("h2", title, id=f"{name}-title")
+    return el("section", head, *filled, id=name, aria_labelledby=f"{name}-title")
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Markup:
+    """A plain table whose first column names the rows and whose other columns are numbers."""
+    top = el("tr", *(el("th", head, scope="col") for head in heads))
+    body = [
+        el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
+        for row in rows
+    ]
+    title = el("caption", caption) if caption else None
+    table = el("table", title, el("thead", top), el("tbody", *body), class_="numbers")
+    return el("div", table, class_="scroll")
+
+
+def headline(report: Report) -> Markup:
+    """What was kept and what it cost, at one glance."""
+    target, whole, stored = report["targeted"], report["parameters"], report["bytes"]
+    figures = [
+        _figure(
+            percent(report["kept"]),
+            "of the targeted numbers kept",
+            f"{count(target['before'])} to {count(target['after'])}, asked {report['keep']:g}",
+        ),
+        *_cost(report),
+        _figure(
+            size(stored["after"]),
+            "on disk",
+            f"from {size(stored['before'])} dense, {count(whole['after'])} parameters",
+        ),
+    ]
+    if report.get("steps"):
+        seconds = sum(step["seconds"] for step in report["steps"])
+        peak = max(step["peak_bytes"] for step in report["steps"])
+        figures.append(_figure(duration(seconds), "all steps", f"peak memory {size(peak)}"))
+    notes = [el("p", str(note), class_="note") for note in report.get("notes") or []]
+    return join([el("div", *figures, class_="figures"), _origin(stored), *notes])
+
+
+def _cost(report: Report) -> list[Markup]:
+    entries: Sequence[Mapping[str, Any]] = report.get("evaluation") or []
+    if entries:
+        first = entries[0]
+        before, after = (first[side].get("perplexity") for side in ("before", "after"))
+        figures = [
+            _figure(
+                f"{decimal(first.get('ratio'), 2)} x",
+                f"perplexity {first['text'].split(':')[0]}",
+                f"{decimal(before, 2)} to {decimal(after, 2)}",
+            )
+        ]
+        if first["after"].get("top1") is not None:
+            also = f"KL divergence {decimal(first['after'].get('kl'))}"
+            figures.append(_figure(percent(first["after"]["top1"]), "top-1 agreement", also))
+        return figures
+    return [
+        _figure(decimal(entry["after"]), str(entry["name"]), f"from {decimal(entry['before'])}")
+        for entry in (report.get("similarity") or [])[:2]
+    ]
+
+
+def _figure(value: str, label: str, more: str) -> Markup:
+    return el("p", el("b", value), el("span", label), el("small", more), class_="figure")
+
+
+def _origin(stored: Mapping[str, Any]) -> Markup:
+    origin = stored.get("source_file")
+    if not origin:
+        return Markup("")
+    times = f"{stored['after'] / origin:.2f}"
+    text = (
+        f"The file the model came from holds {size(origin)}: on disk the result is {times} times "
+        "its size. The comparison that counts here is stored numbers against quality."
+    )
+    return el("p", text, class_="note")
+
+
+def evaluation(report: Report) -> Markup:
+    """Quality before and after, with intervals."""
+    language = [
+        (
+            f"{entry['text']} ({windows(entry)})",
+            decimal(entry["before"].get("perplexity"), 2),
+            decimal(entry["after"].get("perplexity"), 2),
+            decimal(entry.get("ratio")),
+            interval(entry),
+            decimal(entry["after"].get("kl")),
+            percent(entry["after"].get("top1")),
+        )
+        for entry in report.get("evaluation") or []
+    ]
+    heads = ("text", "before", "after", "ratio", "95 % of it", "KL", "top-1")
+    ratings = [
+        (str(entry["name"]), decimal(entry["before"]), decimal(entry["after"]))
+        for entry in report.get("similarity") or []
+    ]
+    caption = (
+        "Perplexity, its ratio with a bootstrap interval over windows; KL divergence (nats per "
+        "token) and top-1 agreement are measured against the dense model."
+    )
+    return join(
+        [
+            *([grid(heads, language, caption)] if language else []),
+            *([grid(("human ratings", "before", "after"), ratings)] if ratings else []),
+        ]
+    )
+
+
+def sizes(report: Report) -> Markup:
+    """Stored numbers, bytes and memory, before and after."""
+    stored = report["bytes"]
+    pairs = [
+        ("targeted numbers", report["targeted"], count),
+        ("all parameters", report["parameters"], count),
+        ("on disk", stored, size),
+    ]
+    if stored.get("source_file"):
+        origin = {"before": stored["source_file"], "after": stored["after"]}
+        pairs.append(("on disk, against the original file", origin, size))
+    if report.get("resident"):
+        pairs.append(("in memory", report["resident"], size))
+    rows = [
+        (
+            label,
+            unit(pair["before"]),
+            unit(pair["after"]),
+            decimal(pair["after"] / pair["before"] if pair["before"] else None),
+        )
+        for label, pair, unit in pairs
+    ]
+    return grid(("", "before", "after", "ratio"), rows)
+
+
+def samples(report: Report) -> Markup:
+    """What the model writes before and after, beside each other."""
+    return join([_sample(sample) for sample in report.get("samples") or []])
+
+
+def _sample(sample: Mapping[str, Any]) -> Markup:
+    sides = [
+        el("div", el("h3", side), el("p", el("i", str(sample["prompt"])), str(sample[side])))
+        for side in ("before", "after")
+    ]
+    return el("div", *sides, class_="sample")
+
+
+def steps(report: Report) -> Markup:
+    """Seconds and peak memory of each step, with a bar for the time."""
+    entries: Sequence[Mapping[str, Any]] = report.get("steps") or []
+    if not entries:
+        return Markup("")
+    longest = max(step["seconds"] for step in entries) or 1
+    rows = [
+        el(
+            "tr",
+            el("th", str(step["name"]), scope="row"),
+            el("td", duration(step["seconds"])),
+            el("td", size(step["peak_bytes"])),
+            el("td", _bar(step["seconds"] / longest), class_="wide"),
+        )
+        for step in entries
+    ]
+    heads = [el("th", head, scope="col") for head in ("step", "time", "peak memory")]
+    head = el("tr", *heads, el("td"))
+    return el("table", el("thead", head), el("tbody", *rows), class_="numbers")
+
+
+def _bar(part: float) -> Markup:
+    return el("i", class_="bar", style=f"width:{100 * part:.1f}%")
+
+
+def untouched(report: Report) -> Markup:
+    """What was left alone and why, one line per kind."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for weight in left(report["weights"]):
+        key = template(weight["name"]), str(weight["kind"]), shape(weight), str(weight["reason"])
+        lines.setdefault(key, []).append(str(weight["name"]))
+    rows = [
+        (names[0] if len(names) == 1 else f"{name} ({len(names)})", kind, form, reason)
+        for (name, kind, form, reason), names in lines.items()
+    ]
+    if not rows:
+        return el("p", "Every weight became a network.")
+    head = el("tr", *(el("th", head, scope="col") for head in ("weight", "kind", "shape", "why")))
+    body = [
+        el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
+        for row in rows
+    ]
+    return el("div", el("table", el("thead", head), el("tbody", *body)), class_="scroll")
+
+
+def repeat(report: Report) -> Markup:
+    """The commands and the recipe that give this result again."""
+    parts: list[Markup] = []
+    if report.get("commands"):
+        text = "\n".join(str(command) for command in report["commands"])
+        parts.append(el("pre", el("code", text), tabindex=0, aria_label="commands"))
+    if report.get("recipe"):
+        recipe = yaml.safe_dump(dict(report["recipe"]), sort_keys=False, allow_unicode=True)
+        parts.append(el("h3", "Recipe"))
+        parts.append(el("pre", el("code", recipe), tabindex=0, aria_label="recipe"))
+    return join(parts)
+
+
+def opening(report: Report) -> str:
+    """The page in one sentence."""
+    done, all_of_them = len(changed(report["weights"])), len(report["weights"])
+    return f"{done} of {all_of_them} weights stored as tensor networks."
+
+
+def title(report: Report) -> str:
+    """The model's name: the last part of a path, all of anything else.
+
+    >>> title({"source": "/data/models/smollm2.gguf"}), title({"source": "org/name"})
+    ('smollm2.gguf', 'org/name')
+    """
+    source = str(report["source"])
+    return PurePath(source).name if PurePath(source).is_absolute() else source
