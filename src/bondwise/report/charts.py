@@ -6,9 +6,10 @@ from itertools import pairwise
 from math import ceil, floor, isfinite, log10
 
 from bondwise.report.markup import Markup, el, join, lines
+from bondwise.report.units import Number
 
 WIDE, HIGH = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 40, 62, 12, 34
+LEFT, TOP, BOTTOM = 40, 12, 34
 SERIES = 8
 
 
@@ -17,30 +18,40 @@ class Point:
     """A value at a depth, and what to say when someone points at it."""
 
     depth: int
-    value: float
+    value: Number
     tip: str
 
 
+@dataclass(frozen=True)
+class Axis:
+    """What the depth counts, and how many there are."""
+
+    name: str
+    length: int
+
+
 def chart(
-    title: str,
-    series: dict[str, list[Point]],
-    depth: int,
-    top: float | None = None,
-    axis: str = "block",
-) -> Markup:
-    """Values against depth with a labelled curve per series; ``top`` fixes the end of the axis."""
+    title: str, series: dict[str, list[Point]], axis: Axis, top: Number | None = None
+) -> Markup | None:
+    """Values against depth, a labelled curve per series; ``top`` fixes the end of the axis.
+
+    None where there is no finite value to draw.
+    """
     shown = {
         name: [point for point in points if isfinite(point.value)]
         for name, points in series.items()
     }
     values = [point.value for points in shown.values() for point in points]
-    step = _step(top or max(values, default=1) or 1)
-    high = step * ceil((top or max(values, default=1) or 1) / step - 1e-9)
-    frame = _Frame(max(depth - 1, 1), high)
+    if not values:
+        return None
+    high = top or max(values) or 1
+    step = _step(high)
+    margin = max(len(name) for name in shown) * 6.5 + 12
+    frame = _Frame(max(axis.length - 1, 1), step * ceil(high / step - 1e-9), WIDE - margin)
     curves = [
         _curve(points, k % SERIES, frame) for k, points in enumerate(shown.values()) if points
     ]
-    body = join([*_grid(frame, step, depth, axis), *curves, *_ends(shown, frame)])
+    body = join([*_grid(frame, step, axis), *curves, *_ends(shown, frame)])
     kinds = ", ".join(name for name, points in shown.items() if points)
     return el(
         "figure",
@@ -59,38 +70,40 @@ def chart(
 @dataclass(frozen=True)
 class _Frame:
     last: int
-    high: float
+    high: Number
+    right: Number
 
-    def x(self, depth: float) -> float:
-        return LEFT + 6 + (WIDE - LEFT - RIGHT - 12) * depth / self.last
+    def x(self, depth: Number) -> float:
+        return LEFT + 6 + (self.right - LEFT - 12) * depth / self.last
 
-    def y(self, value: float) -> float:
+    def y(self, value: Number) -> float:
         return HIGH - BOTTOM - (HIGH - TOP - BOTTOM) * value / self.high
 
 
-def _step(high: float) -> float:
+def _step(high: Number) -> float:
     """A round step that cuts the axis into four to eight."""
     power = 10.0 ** floor(log10(high))
     return next(m * power for m in (0.1, 0.2, 0.25, 0.5, 1, 2) if high / (m * power) <= 6.001)
 
 
-def _grid(frame: _Frame, step: float, depth: int, axis: str) -> list[Markup]:
+def _grid(frame: _Frame, step: Number, axis: Axis) -> list[Markup]:
     ticks = [k * step for k in range(round(frame.high / step) + 1)]
     parts = [
         part
         for tick in ticks
         for part in (
-            el("path", d=f"M{LEFT} {frame.y(tick):.4g}H{WIDE - RIGHT}", class_="grid"),
+            el("path", d=f"M{LEFT} {frame.y(tick):.4g}H{frame.right:.4g}", class_="grid"),
             el("text", f"{tick:g}", x=LEFT - 6, y=frame.y(tick) + 4, text_anchor="end"),
         )
     ]
+    depth = axis.length
     every = max(1, ceil(depth / 7 / 5) * 5) if depth > 8 else 1
     parts += [
         el("text", str(k), x=frame.x(k), y=HIGH - BOTTOM + 16, text_anchor="middle")
         for k in range(0, depth, every)
     ]
-    middle = (LEFT + WIDE - RIGHT) / 2
-    return [*parts, el("text", axis, x=middle, y=HIGH - 3, text_anchor="middle")]
+    middle = (LEFT + frame.right) / 2
+    return [*parts, el("text", axis.name, x=middle, y=HIGH - 3, text_anchor="middle")]
 
 
 def _curve(points: Sequence[Point], k: int, frame: _Frame) -> Markup:
@@ -103,7 +116,7 @@ def _curve(points: Sequence[Point], k: int, frame: _Frame) -> Markup:
     return el("g", line, *marks, class_=f"series k{k}")
 
 
-def _mark(k: int, x: float, y: float) -> str:
+def _mark(k: int, x: Number, y: Number) -> str:
     """Shapes differ, so that curves are told apart without colour."""
     place = f"M{x:.5g} {y:.5g}"
     shapes = (
@@ -128,16 +141,16 @@ def _ends(series: dict[str, list[Point]], frame: _Frame) -> list[Markup]:
     )
     heights = _apart([y for y, _, _ in ends])
     return [
-        el("text", name, x=WIDE - RIGHT + 4, y=y + 4, class_=f"end k{k % SERIES}")
+        el("text", name, x=frame.right + 4, y=y + 4, class_=f"end k{k % SERIES}")
         for y, (_, k, name) in zip(heights, ends, strict=True)
     ]
 
 
-def _apart(heights: list[float], gap: float = 13) -> list[float]:
+def _apart(heights: Sequence[Number], gap: Number = 13) -> list[Number]:
     """The heights, moved as little as it takes to be a gap apart and inside the frame.
 
     >>> _apart([100, 101, 150], gap=10)
-    [95.5, 105.5, 150]
+    [95.5, 105.5, 150.0]
     """
     placed = list(heights)
     for _ in range(200):

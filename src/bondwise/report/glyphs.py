@@ -9,9 +9,9 @@ from math import ceil
 from bondwise.network.network import Network, parse
 from bondwise.report.groups import Weight, becomes, kept, leaf, shape
 from bondwise.report.markup import Markup, el, join
-from bondwise.report.units import count, decimal
+from bondwise.report.units import Number, count, decimal
 
-WIDE, HIGH = 56, 16
+WIDE, HIGH = 52, 16
 SHADES = 7
 
 
@@ -19,7 +19,7 @@ SHADES = 7
 class Scale:
     """What colours and widths mean on a page: the error per shade, the largest rank."""
 
-    step: float
+    step: Number
     rank: int
 
     @classmethod
@@ -28,7 +28,7 @@ class Scale:
         errors = [weight["error"] for weight in weights if weight["error"] is not None]
         ranks = [rank for weight in weights for rank in (weight["ranks"] or {}).values()]
         need = max(errors, default=0) / SHADES
-        steps = [m * 10.0**e for e in range(-9, 3) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+        steps = [m * 10.0**e for e in range(-9, 3) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)]
         return cls(next((step for step in steps if step >= need), need), max(ranks, default=1))
 
     def shade(self, weight: Weight) -> str:
@@ -64,7 +64,7 @@ def describe(weight: Weight) -> str:
     return f"{leaf(weight)}: {shape(weight)}, {becomes(weight)}, {numbers}{error}"
 
 
-def glyph(weight: Weight, scale: Scale, y: float = 0, x: float = 0) -> Markup:
+def glyph(weight: Weight, scale: Scale, y: Number = 0, x: Number = 0) -> Markup:
     """One weight: its cores side by side, a line per bond; a dashed box where it is left alone."""
     net = network_of(weight)
     where = f"translate({x:g} {y:g})"
@@ -92,7 +92,7 @@ def _cores(net: Network, scale: Scale) -> Markup:
     return join([*bonds, *cores])
 
 
-def _bond(a: float, b: float, width: float, flat: bool) -> Markup:
+def _bond(a: Number, b: Number, width: Number, flat: bool) -> Markup:
     middle = HIGH / 2
     bend = f"L{b:.4g} {middle}" if flat else f"Q{(a + b) / 2:.4g} {-middle + 2} {b:.4g} {middle}"
     return el(
@@ -123,6 +123,6 @@ def legend(scale: Scale) -> Markup:
     )
 
 
-def _sample(width: float) -> Markup:
+def _sample(width: Number) -> Markup:
     line = el("path", d="M0 8L24 8", stroke_width=width)
     return el("svg", el("g", line, class_="w en"), viewBox="0 0 24 16", width=24, height=16)

@@ -10,6 +10,9 @@ Report = Mapping[str, Any]
 Weight = Mapping[str, Any]
 """One entry of a report's `weights`."""
 
+LONG = 18
+"""Characters of a label at most."""
+
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -52,7 +55,18 @@ def labels(weights: Sequence[Weight]) -> dict[str, str]:
     {'self_attn.q_proj': 'q', 'out.dense': 'out.dense', 'mid.dense': 'mid.dense'}
     """
     leaves = dict.fromkeys(leaf(weight) for weight in weights)
-    return {name: _shortest(name, leaves).removesuffix("_proj") or name for name in leaves}
+    short = {name: _shortest(name, leaves).removesuffix("_proj") or name for name in leaves}
+    clear = len({cut(text, LONG) for text in short.values()}) == len(short)
+    return {name: cut(text, LONG) if clear else text for name, text in short.items()}
+
+
+def cut(text: str, room: int) -> str:
+    """The text, its end dropped where it is too long.
+
+    >>> cut("intermediate.dense", 10)
+    'intermed..'
+    """
+    return text if len(text) <= room else text[: room - 2].rstrip() + ".."
 
 
 def _shortest(name: str, others: Iterable[str]) -> str:

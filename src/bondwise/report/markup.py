@@ -1,6 +1,9 @@
 """HTML and SVG by small functions: text is escaped unless it is already markup."""
 
+from collections.abc import Sequence
 from html import escape
+
+from bondwise.report.units import Number
 
 
 class Markup(str):
@@ -14,7 +17,7 @@ Child = str | None
 _VOID = {"meta", "input", "link"}
 
 
-def el(tag: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
+def el(tag: str, *children: Child, **attributes: str | Number | None) -> Markup:
     """One element. ``class_`` is class and ``data_tip`` is data-tip; None and False leave one out.
 
     >>> el("p", "1 < 2 ", el("b", "so it is"), class_="note")
@@ -29,7 +32,7 @@ def el(tag: str, *children: Child, **attributes: str | float | bool | None) -> M
     return Markup(head if tag in _VOID else f"{head}{join(children)}</{tag}>")
 
 
-def join(children: "tuple[Child, ...] | list[Markup] | list[str]") -> Markup:
+def join(children: Sequence[Child]) -> Markup:
     """Children one after the other."""
     return Markup("".join(_safe(child) for child in children if child is not None))
 
@@ -38,11 +41,11 @@ def _safe(child: str) -> str:
     return child if isinstance(child, Markup) else escape(child)
 
 
-def _quote(value: str | float) -> str:
+def _quote(value: str | Number) -> str:
     return escape(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
-def lines(*path: tuple[float, float]) -> str:
+def lines(*path: tuple[Number, Number]) -> str:
     """The points of an SVG polyline.
 
     >>> lines((0, 0), (1.5, 2))

@@ -1,5 +1,6 @@
 """The parts of the page: headline, evaluation, sizes, steps, samples, and how to repeat it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from bondwise.report.groups import Report, changed, left, shape, template
 from bondwise.report.markup import Markup, el, join
 from bondwise.report.table import interval, windows
-from bondwise.report.units import count, decimal, duration, percent, size
+from bondwise.report.units import Number, count, decimal, duration, percent, size
 
 
 def section(name: str, title: str, *children: str | None) -> Markup:
@@ -21,15 +22,14 @@ def section(name: str, title: str, *children: str | None) -> Markup:
     return el("section", head, *filled, id=name, aria_labelledby=f"{name}-title")
 
 
-def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Markup:
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     """A plain table whose first column names the rows and whose other columns are numbers."""
     top = el("tr", *(el("th", head, scope="col") for head in heads))
     body = [
         el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
         for row in rows
     ]
-    title = el("caption", caption) if caption else None
-    table = el("table", title, el("thead", top), el("tbody", *body), class_="numbers")
+    table = el("table", el("thead", top), el("tbody", *body), class_="numbers")
     return el("div", table, class_="scroll")
 
 
@@ -40,7 +40,7 @@ def headline(report: Report) -> Markup:
         _figure(
             percent(report["kept"]),
             "of the targeted numbers kept",
-            f"{count(target['before'])} to {count(target['after'])}, asked {report['keep']:g}",
+            f"{count(target['before'])} to {count(target['after'])}, asked for {report['keep']:g}",
         ),
         *_cost(report),
         _figure(
@@ -80,7 +80,8 @@ def _cost(report: Report) -> list[Markup]:
 
 
 def _figure(value: str, label: str, more: str) -> Markup:
-    return el("p", el("b", value), el("span", label), el("small", more), class_="figure")
+    whole = re.sub(r"(?<=\d) (?=[kMGT])", "\u00a0", more)  # a number stays beside its unit
+    return el("p", el("b", value), el("span", label), el("small", whole), class_="figure")
 
 
 def _origin(stored: Mapping[str, Any]) -> Markup:
@@ -109,7 +110,7 @@ def evaluation(report: Report) -> Markup:
         )
         for entry in report.get("evaluation") or []
     ]
-    heads = ("text", "before", "after", "ratio", "95 % of it", "KL", "top-1")
+    heads = ("text", "before", "after", "ratio", "95 % interval", "KL", "top-1")
     ratings = [
         (str(entry["name"]), decimal(entry["before"]), decimal(entry["after"]))
         for entry in report.get("similarity") or []
@@ -120,7 +121,7 @@ def evaluation(report: Report) -> Markup:
     )
     return join(
         [
-            *([grid(heads, language, caption)] if language else []),
+            *([grid(heads, language), el("p", caption, class_="note")] if language else []),
             *([grid(("human ratings", "before", "after"), ratings)] if ratings else []),
         ]
     )
@@ -185,7 +186,7 @@ def steps(report: Report) -> Markup:
     return el("table", el("thead", head), el("tbody", *rows), class_="numbers")
 
 
-def _bar(part: float) -> Markup:
+def _bar(part: Number) -> Markup:
     return el("i", class_="bar", style=f"width:{100 * part:.1f}%")
 
 

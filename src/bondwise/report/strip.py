@@ -1,9 +1,9 @@
 """All blocks at a glance, and the details of one: pictures first, exact numbers on request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bondwise.network.diagram import svg
-from bondwise.report.charts import Point, chart
+from bondwise.report.charts import Axis, Point, chart
 from bondwise.report.glyphs import HIGH, WIDE, Scale, describe, glyph, legend, network_of
 from bondwise.report.groups import (
     Report,
@@ -34,21 +34,28 @@ def strip(report: Report) -> Markup:
     hint = el(
         "p", "Point at a weight for its numbers; open a block for its networks.", class_="hint"
     )
-    rows = [el("ol", *cards, class_="strip"), hint]
+    rows = [
+        el("ol", *cards, class_="strip", style=f"--card:{_margin(short) + WIDE + 18:.0f}px"),
+        hint,
+    ]
     details = [_details(k, list(groups), group) for k, group in enumerate(groups.values())]
     return join([legend(scale), *rows, *details])
+
+
+def _margin(short: dict[str, str]) -> float:
+    return 5.9 * max(map(len, short.values())) + 8
 
 
 def _card(
     k: int, name: str, group: Sequence[Weight], short: dict[str, str], scale: Scale
 ) -> Markup:
     texts = [short[leaf(weight)] for weight in group]
-    margin = 7 * min(max(map(len, texts)), 16) + 8
+    margin = _margin(short)
     rows = [
         part
         for row, (weight, text) in enumerate(zip(group, texts, strict=True))
         for part in (
-            el("text", text[-16:], x=margin - 6, y=row * ROW + 12, text_anchor="end"),
+            el("text", text, x=margin - 6, y=row * ROW + 12, text_anchor="end"),
             glyph(weight, scale, y=row * ROW, x=margin),
         )
     ]
@@ -116,22 +123,32 @@ def _weight(weight: Weight) -> Markup:
 def curves(report: Report) -> Markup:
     """Relative error and kept fraction along the depth, a curve per kind of weight."""
     groups = blocks(report["weights"])
-    errors: dict[str, list[Point]] = {}
-    fractions: dict[str, list[Point]] = {}
-    flat = len({leaf(weight) for group in groups.values() for weight in group}) > CURVES
+    if not groups:
+        return Markup("")
     short = labels([weight for group in groups.values() for weight in group])
-    deep = 0
-    for depth, group in enumerate(groups.values()):
-        for weight in group:
-            name, place = ("weights", deep) if flat else (short[leaf(weight)], depth)
-            deep += 1
-            tip = f"{weight['name']}\n{describe(weight)}"
-            if weight["error"] is not None:
-                errors.setdefault(name, []).append(Point(place, weight["error"], tip))
-            fractions.setdefault(name, []).append(Point(place, kept(weight) or 0.0, tip))
-    depth = deep if flat else len(groups)
-    axis = "weight" if flat else "block"
-    charts = [chart("Kept fraction of each weight", fractions, depth, 1.0, axis)]
-    if errors:
-        charts.insert(0, chart("Relative error of each weight", errors, depth, axis=axis))
-    return el("div", *charts, class_="charts") if groups else Markup("")
+    placed = [
+        (short[leaf(weight)], depth, weight)
+        for depth, group in enumerate(groups.values())
+        for weight in group
+    ]
+    axis = Axis("block", len(groups))
+    if len(short) > CURVES:  # too many to tell apart: one curve through all weights
+        placed = [("all", order, weight) for order, (_, _, weight) in enumerate(placed)]
+        axis = Axis("weight", len(placed))
+    charts = [
+        chart("Relative error of each weight", _series(placed, lambda w: w["error"]), axis),
+        chart("Kept fraction of each weight", _series(placed, kept), axis, top=1),
+    ]
+    return el("div", *charts, class_="charts")
+
+
+def _series(
+    placed: Sequence[tuple[str, int, Weight]], value: Callable[[Weight], float | None]
+) -> dict[str, list[Point]]:
+    series: dict[str, list[Point]] = {}
+    for kind, depth, weight in placed:
+        tip = f"{weight['name']}\n{describe(weight)}"
+        points = series.setdefault(kind, [])
+        if (number := value(weight)) is not None:
+            points.append(Point(depth, number, tip))
+    return series

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bondwise.report.groups import Report, Weight, becomes, changed, left, shape, template
+from bondwise.report.groups import Report, Weight, becomes, changed, cut, left, shape, template
 from bondwise.report.units import count, decimal, duration, percent, size, span
 
 WIDTH = 80
@@ -206,7 +206,7 @@ def _changes(lines: list[list[Weight]]) -> Table:
     fitted = any(weight["error"] is not None for line in lines for weight in line)
     columns = {
         "shape": [shape(line[0]) for line in lines],
-        "becomes": [clip(_form(line), 20, end=True) for line in lines],
+        "becomes": [cut(_form(line), 20) for line in lines],
         "before": [count(sum(weight["before"] for weight in line)) for line in lines],
         "after": [count(sum(weight["after"] for weight in line)) for line in lines],
     }
@@ -218,14 +218,14 @@ def _changes(lines: list[list[Weight]]) -> Table:
 
 
 def _left_alone(lines: list[list[Weight]]) -> Table:
-    reasons = [clip(str(line[0]["reason"]), 29, end=True) for line in lines]
+    reasons = [cut(str(line[0]["reason"]), 29) for line in lines]
     shapes = [shape(line[0]) for line in lines]
     columns = {"kind": _kinds(lines), "shape": shapes, "because": reasons}
     return _named("left alone", lines, columns)
 
 
 def _kinds(lines: list[list[Weight]]) -> list[str]:
-    return [clip(str(line[0]["kind"]), 9, end=True) for line in lines]
+    return [cut(str(line[0]["kind"]), 9) for line in lines]
 
 
 def _named(title: str, lines: list[list[Weight]], columns: dict[str, list[str]]) -> Table:
@@ -234,7 +234,7 @@ def _named(title: str, lines: list[list[Weight]], columns: dict[str, list[str]])
     room = WIDTH - sum(used.values()) - 2 * len(used)
     table = Table(box=box.SIMPLE_HEAD, width=WIDTH, padding=(0, 1, 0, 0), show_edge=False)
     table.pad_edge = False
-    table.add_column(clip(title, room, end=True), width=room, no_wrap=True)
+    table.add_column(cut(title, room), width=room, no_wrap=True)
     for head, width in used.items():
         right = head in ("shape", "before", "after", "error")
         table.add_column(head, width=width, no_wrap=True, justify="right" if right else "left")
@@ -268,12 +268,10 @@ def _worst(line: list[Weight]) -> str:
     return decimal(max((w["error"] for w in line if w["error"] is not None), default=None))
 
 
-def clip(text: str, room: int, end: bool = False) -> str:
-    """The text in that many columns: its last part, or its first where ``end`` is what may go.
+def clip(text: str, room: int) -> str:
+    """The text, its beginning dropped where it is too long.
 
-    >>> clip("model.layers.*.self_attn.q_proj", 20), clip("too long a reason", 10, end=True)
-    ('..*.self_attn.q_proj', 'too long..')
+    >>> clip("model.layers.*.self_attn.q_proj", 20)
+    '..*.self_attn.q_proj'
     """
-    if len(text) <= room:
-        return text
-    return text[: room - 2].rstrip() + ".." if end else ".." + text[len(text) - room + 2 :]
+    return text if len(text) <= room else ".." + text[len(text) - room + 2 :]

@@ -1,9 +1,12 @@
 """Numbers as a person reads them: k, M, MB, seconds."""
 
+from collections.abc import Sequence
 from math import isfinite
 
+Number = int | float
 
-def count(n: float) -> str:
+
+def count(n: Number) -> str:
     """How many, to four digits at most.
 
     >>> count(576), count(331_776), count(106_168_320), count(7.2e9)
@@ -12,7 +15,7 @@ def count(n: float) -> str:
     return _scaled(n, ("", "k", "M", "G", "T"))
 
 
-def size(n: float) -> str:
+def size(n: Number) -> str:
     """Bytes in powers of a thousand, as disks are sold.
 
     >>> size(512), size(93_300_000), size(1_400_000_000)
@@ -21,14 +24,14 @@ def size(n: float) -> str:
     return _scaled(n, ("B", "kB", "MB", "GB", "TB"))
 
 
-def _scaled(n: float, units: tuple[str, ...]) -> str:
+def _scaled(n: Number, units: tuple[str, ...]) -> str:
     power = 0
     while abs(n) >= 999.95 and power < len(units) - 1:
         n, power = n / 1000, power + 1
     return f"{n:.1f} {units[power]}" if power else f"{n:.0f} {units[0]}".strip()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """Time as a clock on the wall would tell it.
 
     >>> duration(0.84), duration(41), duration(191)
@@ -42,7 +45,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def decimal(value: float | None, digits: int = 3) -> str:
+def decimal(value: Number | None, digits: int = 3) -> str:
     """A measured number; `-` where there is none, powers of ten where it has grown long.
 
     >>> decimal(0.0712), decimal(44.512, 2), decimal(20061.2, 1), decimal(None), decimal(8.1e9)
@@ -55,7 +58,7 @@ def decimal(value: float | None, digits: int = 3) -> str:
     return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:,.{digits}f}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: Number | None) -> str:
     """A fraction as a percentage.
 
     >>> percent(0.7123), percent(None)
@@ -64,7 +67,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}".replace("%", " %")
 
 
-def span(values: list[int] | list[float], digits: int = 0) -> str:
+def span(values: Sequence[Number], digits: int = 0) -> str:
     """Smallest and largest, once if they are the same.
 
     >>> span([96, 312, 104]), span([8, 8]), span([0.12, 0.3], 2), span([])
