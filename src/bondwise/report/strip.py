@@ -35,7 +35,7 @@ def strip(report: Report) -> Markup:
         "p", "Point at a weight for its numbers; open a block for its networks.", class_="hint"
     )
     rows = [
-        el("ol", *cards, class_="strip", style=f"--card:{_margin(short) + WIDE + 18:.0f}px"),
+        el("ol", *cards, class_="strip", style=f"--card:{_margin(short) + WIDE + 14:.0f}px"),
         hint,
     ]
     details = [_details(k, list(groups), group) for k, group in enumerate(groups.values())]
@@ -43,7 +43,7 @@ def strip(report: Report) -> Markup:
 
 
 def _margin(short: dict[str, str]) -> float:
-    return 5.9 * max(map(len, short.values())) + 8
+    return 6.5 * max(map(len, short.values())) + 8
 
 
 def _card(
