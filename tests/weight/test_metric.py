@@ -44,7 +44,7 @@ def test_shrinkage_keeps_the_variances_and_fades_with_tokens():
     few = moments.metric()
     moments.add(normal(995, 3).float())
     many = moments.metric()
-    assert (few.shrinkage, many.shrinkage) == (3 / 8, 3 / 1003)
+    assert (few.shrinkage, many.shrinkage) == (3 / (3 + 5 / 4), 3 / (3 + 1000 / 4))
     plain = few.second_moment.double() / 5
     torch.testing.assert_close(few.shrunk().diagonal(), plain.diagonal())
     torch.testing.assert_close(few.shrunk()[0, 1], plain[0, 1] * 5 / 8)

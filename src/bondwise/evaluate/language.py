@@ -227,10 +227,11 @@ def _interval(differences: Float[Tensor, " windows"], seed: int) -> tuple[float,
 
 @torch.no_grad()
 def generate_sample(model: nn.Module, tokenizer: Any, prompt: str, tokens: int = 40) -> str:
-    """The prompt and the most likely `tokens` after it, taken one by one (greedy, no template)."""
+    """The most likely `tokens` after a prompt, taken one by one (greedy, no template)."""
     device = next(model.parameters()).device
     step = torch.tensor([tokenizer(prompt)["input_ids"]], device=device)
-    ids, past = step[0].tolist(), None
+    ids: list[int] = []
+    past = None
     training = model.training
     model.eval()
     try:
@@ -239,7 +240,7 @@ def generate_sample(model: nn.Module, tokenizer: Any, prompt: str, tokens: int =
             step, past = out.logits[:, -1:].argmax(dim=-1), out.past_key_values
             if step.item() == tokenizer.eos_token_id:
                 break
-            ids.append(step.item())
+            ids.append(int(step.item()))
     finally:
         model.train(training)
     return tokenizer.decode(ids, skip_special_tokens=True)

@@ -56,6 +56,9 @@ class Metric:
         return moment
 
 
+DEPENDENCE = 4  # tokens of a text that tell as much as one independent token
+
+
 class Moments:
     """Accumulates ``X^T X`` and the token count over batches of inputs.
 
@@ -65,7 +68,7 @@ class Moments:
     >>> moments = Moments(3)
     >>> moments.add(torch.ones(2, 5, 3, dtype=torch.bfloat16))     # any leading dimensions
     >>> moments.tokens, moments.metric().shrinkage
-    (10, 0.23076923076923078)
+    (10, 0.5454545454545454)
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Moments:
                 f"All {self.tokens} inputs were zero; a metric needs inputs that are not."
             )
         if shrinkage is None:
-            shrinkage = self.size / (self.size + self.tokens)
+            shrinkage = self.size / (self.size + self.tokens / DEPENDENCE)
         return Metric(self._sum.clone(), self.tokens, shrinkage)
 
 
