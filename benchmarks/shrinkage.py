@@ -1,15 +1,16 @@
 """How far to shrink the inputs' second moment: perplexity over dense for a few strengths.
 
-    python benchmarks/shrinkage.py TEXT_FOLDER [--tokens-a-window 256] [--windows 64] [--keep 0.8]
+    python benchmarks/shrinkage.py TEXT_FOLDER [--windows 64] [--length 256] [--keep 0.8]
 
-Half of the text files (``*.txt``, by a seeded shuffle) calibrates, the other half evaluates. Keep it
-off the text that the docs report on. The table of LOG.md was made on the sources of the Python
+Half of the text files (``*.txt``, by a seeded shuffle) calibrates, the other half evaluates. Keep
+it off the text that the docs report on. The table of LOG.md was made on the sources of the Python
 documentation (Debian's python3.11-doc, ``html/_sources``).
 """
 
 import argparse
 import random
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,15 +25,8 @@ from bondwise.model.text import windows
 from bondwise.weight.fit import fit
 from bondwise.weight.metric import Metric
 
-STRENGTHS = {
-    "1e-6": lambda size, tokens: 1e-6,
-    "0.02": lambda size, tokens: 0.02,
-    "0.2": lambda size, tokens: 0.2,
-    "0.4": lambda size, tokens: 0.4,
-    "in/(in + tokens)": lambda size, tokens: size / (size + tokens),
-    "in/(in + tokens/4)": lambda size, tokens: size / (size + tokens / 4),
-    "in/(in + tokens/8)": lambda size, tokens: size / (size + tokens / 8),
-}
+FIXED = (1e-6, 0.02, 0.2, 0.4)
+DEPENDENCE = (1, 4, 8)  # tokens that tell as much as one independent token
 
 
 def main() -> None:
@@ -42,7 +36,6 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--shown", type=int, default=16, help="windows to evaluate on")
     parser.add_argument("--keep", type=float, default=0.8)
-    parser.add_argument("--only", nargs="*", default=list(STRENGTHS))
     arguments = parser.parse_args()
     files = sorted(arguments.folder.rglob("*.txt"))
     random.Random(1).shuffle(files)
@@ -57,15 +50,21 @@ def main() -> None:
     count, length = arguments.windows, arguments.length
     inputs.watch(teacher, batches(text, loaded.tokenizer, count=count, length=length))
     shown = windows(loaded.tokenizer, held_out, arguments.shown, length)
-    for name in arguments.only:
+    strengths = {f"{s:g}": lambda _, s=s: s for s in FIXED}
+    strengths |= {f"in/(in + tokens/{k})": partial(counted, k) for k in DEPENDENCE}
+    for name, strength in strengths.items():
         for path, net in work.items():
             seen = inputs.of(path)
-            size = len(seen.second_moment)
-            metric = Metric(seen.second_moment, seen.tokens, STRENGTHS[name](size, seen.tokens))
+            metric = Metric(seen.second_moment, seen.tokens, strength(seen))
             cores = fit(teacher.get_submodule(path).weight, net, metric).cores
             model.get_submodule(path).weight.data.copy_(cores[0] @ cores[1])
         found = compare(model, teacher, shown, dtype=torch.bfloat16)
         print(f"{name:20} {found.model.perplexity:8.2f} {found.ratio:7.3f}", flush=True)
+
+
+def counted(dependence: int, seen: Metric) -> float:
+    size = len(seen.second_moment)
+    return size / (size + seen.tokens / dependence)
 
 
 if __name__ == "__main__":
