@@ -5,7 +5,7 @@ A weight ``W`` (out x in) is a network when its rows and columns are split into 
 
     W[(o1 o2), (i1 i2)] = sum_a  core_0[o1, i1, a] * core_1[a, o2, i2]
 
-No tensors live here. Every topology is a function that returns a `Network`; `parse` reads any other.
+No tensors live here. Every topology is a function that returns a `Network`; `parse` reads others.
 """
 
 import re
@@ -44,8 +44,8 @@ Core = tuple[Index, ...]
 class Network:
     """Cores over named indices, and which of those indices are the rows and columns of the weight.
 
-    An index may sit on one core, on two (a bond), on more (CP), or be open on both sides (block diagonal).
-    Rows and columns are row-major: the first mode is the slowest.
+    An index may sit on one core, on two (a bond), on more (CP), or be open on both sides (block
+    diagonal). Rows and columns are row-major: the first mode is the slowest.
 
     >>> net = parse("o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)", o1=8, i1=8, a=16, o2=8, i2=8)
     >>> net.shape, net.parameters, net.bonds
@@ -152,10 +152,10 @@ class Network:
 
 
 def parse(text: str, **sizes: int) -> Network:
-    """Read a network from its einsum: cores, comma apart, ``->``, then rows and columns in brackets.
+    """Read a network from its einsum: cores, comma apart, ``->``, rows and columns in brackets.
 
-    The counts of row and column modes may differ, an index may sit on more than two cores, or be open
-    on both sides (then the weight is block diagonal in it).
+    The counts of row and column modes may differ, an index may sit on more than two cores, or be
+    open on both sides (then the weight is block diagonal in it).
 
     >>> parse("o r, r i -> (o) (i)", o=6, r=2, i=4).shape
     (6, 4)
@@ -183,7 +183,8 @@ def parse(text: str, **sizes: int) -> Network:
         raise NetworkError(f"Index {name} of {text!r} has no size; add {name}=.. to the call.")
     for name in sorted(set(sizes) - used):
         raise NetworkError(
-            f"Size {name}={sizes[name]} has no index in {text!r}; drop it or write {name} on a core."
+            f"Size {name}={sizes[name]} has no index in {text!r}; "
+            f"drop it or write {name} on a core."
         )
 
     def read(names: list[str]) -> Core:

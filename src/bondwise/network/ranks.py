@@ -48,8 +48,8 @@ def _bound(net: Network, bond: str, sizes: dict[str, int]) -> int:
 class Layout:
     """A core as a matrix: which axes are its rows and which its columns, in the core's own order.
 
-    Rows: bonds that an earlier core has, and row modes. Columns: column modes, and bonds that are new here.
-    The layout follows from the network alone, so checkpoints do not depend on a machine or a plan.
+    Rows: bonds that an earlier core has, and row modes. Columns: column modes, and bonds that are
+    new here. The network alone decides the layout, so checkpoints depend on no machine or plan.
     """
 
     rows: tuple[int, ...]
@@ -69,7 +69,8 @@ def layouts(net: Network) -> tuple[Layout, ...]:
     """The matrix layout of each core of a network.
 
     >>> from bondwise import parse
-    >>> layouts(parse("o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)", o1=2, i1=3, a=4, o2=5, i2=6))[1].shape((4, 5, 6))
+    >>> net = parse("o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)", o1=2, i1=3, a=4, o2=5, i2=6)
+    >>> layouts(net)[1].shape((4, 5, 6))
     (20, 6)
     """
     row_modes = {index.name for index in net.rows}

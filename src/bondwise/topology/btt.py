@@ -1,4 +1,4 @@
-"""Block tensor train: every block of the weight is a matrix of rank a, the blocks laid out as a grid."""
+"""Block tensor train: a grid of blocks, every block of the weight a matrix of rank a."""
 
 from collections.abc import Sequence
 

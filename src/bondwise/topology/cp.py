@@ -8,7 +8,9 @@ from bondwise.topology.registry import register
 
 @register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
 def cp(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
-    """A sum of r products of vectors: ``o1 r, i1 r, o2 r, i2 r`` (Hitchcock 1927; Carroll and Chang 1970).
+    """A sum of r products of vectors (Hitchcock 1927; Carroll and Chang 1970).
+
+    A factor for every mode, all on one index: ``o1 r, i1 r, o2 r, i2 r``.
 
     >>> str(cp((2, 3), 4, 5))
     'o1 r, i1 r, o2 r -> (o1 o2) (i1)'

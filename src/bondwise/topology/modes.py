@@ -34,7 +34,8 @@ def bonds(rank: Sizes, names: Sequence[str]) -> list[Index]:
     ranks = (rank,) * len(names) if one else tuple(rank)
     if len(ranks) != len(names):
         raise ShapeError(
-            f"{len(ranks)} ranks {ranks} came for {len(names)} bonds; write an int, or one per bond."
+            f"{len(ranks)} ranks {ranks} came for {len(names)} bonds; "
+            "write an int, or one per bond."
         )
     if any(
         isinstance(r, bool) or not isinstance(r, int) or r < 1

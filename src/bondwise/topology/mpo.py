@@ -8,8 +8,9 @@ from bondwise.topology.registry import register
 
 @register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
 def mpo(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
-    """A chain of sites (o_k i_k): ``o1 i1 a, a o2 i2 b, b o3 i3`` (Oseledets 2011; Novikov et al. 2015).
+    """A chain of sites (o_k i_k): ``o1 i1 a, a o2 i2 b, b o3 i3``.
 
+    The tensor train of Oseledets (2011), for layers Novikov et al. (2015).
     With every bond of size 1 it is a Kronecker product of the sites.
     Where one side has fewer modes than the other, the last sites carry one mode.
 

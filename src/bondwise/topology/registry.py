@@ -13,7 +13,7 @@ Modes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Topology:
-    """A known topology: the function that builds it, and the modes it likes for a weight of a given shape."""
+    """A known topology: the function that builds it, and the modes it likes for a shape."""
 
     name: str
     build: Callable[..., Network]

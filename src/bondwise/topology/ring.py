@@ -8,7 +8,9 @@ from bondwise.topology.registry import register
 
 @register(modes=lambda out, inp: (balanced(out, 3), balanced(inp, 3)))
 def ring(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
-    """A closed chain of sites: ``z o1 i1 a, a o2 i2 z`` (Zhao et al. 2016). One site alone has no ring to close.
+    """A closed chain of sites: ``z o1 i1 a, a o2 i2 z`` (Zhao et al. 2016).
+
+    One site alone has no ring to close.
 
     >>> str(ring((2, 3), (4, 5), 7)), ring((2, 3), (4, 5), (7, 6)).bonds
     ('z o1 i1 a, a o2 i2 z -> (o1 o2) (i1 i2)', {'z': 7, 'a': 6})

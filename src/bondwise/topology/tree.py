@@ -12,7 +12,8 @@ from bondwise.topology.registry import register
 def tree(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """Sites as leaves, halves joined pairwise (Hackbusch and Kuehn 2009; Grasedyck 2010).
 
-    Four sites, five bonds; the top bond joins the two halves directly, since a core there would be pure gauge::
+    Four sites, five bonds; the top bond joins the two halves directly, since a core there would be
+    pure gauge::
 
         o1 i1 -- a --+             +-- d -- o3 i3
                      (abc) -- c -- (cde)

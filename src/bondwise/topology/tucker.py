@@ -8,7 +8,7 @@ from bondwise.topology.registry import register
 
 @register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
 def tucker(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
-    """``p1 p2 q1 q2, o1 p1, i1 q1, o2 p2, i2 q2`` (Tucker 1966): the core first, its axes rows then columns.
+    """``p1 p2 q1 q2, o1 p1, i1 q1, o2 p2, i2 q2`` (Tucker 1966): the core comes first.
 
     A tuple of ranks follows the core's axes: rows, then columns.
 
