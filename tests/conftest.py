@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that runs repeat to the bit and workers do not fight for cores."""
+"""Shared by all tests: one thread, so that runs repeat to the bit and no two fight for cores."""
 
 import torch
 

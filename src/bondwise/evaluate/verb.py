@@ -1,4 +1,4 @@
-"""What `bondwise eval` does: perplexity of a model on a text, beside the dense model if one is given."""
+"""What `bondwise eval` does: perplexity of a model on a text, beside the dense model if given."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,1 +1,1 @@
-"""The door to transformers: reading models and text, and loading our checkpoints with the Auto classes."""
+"""The door to transformers: reading models and text, and checkpoints that the Auto classes load."""
