@@ -7,7 +7,6 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from bondwise.errors import SelectionError
 from bondwise.model.select import matches, select
 from bondwise.model.tensorize import plan_model
-
 from tiny import bert, gpt2, llama
 
 

@@ -2,7 +2,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import bert, gpt2, llama, tokens
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,6 +10,7 @@ from bondwise.errors import BudgetError, DataError, FitError, SelectionError
 from bondwise.model.calibrate import Inputs
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.topology import registry
+from tiny import bert, gpt2, llama, tokens
 
 MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
 

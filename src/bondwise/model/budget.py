@@ -32,7 +32,7 @@ def cost(net: Network, bits: int) -> int:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The networks that one weight may become: one per rank, until it would store as much as dense."""
+    """The networks that one weight may become: one per rank, while smaller than dense."""
 
     weight: Weight
     build: Build
@@ -49,14 +49,14 @@ class Ladder:
 
     @cached_property
     def top(self) -> int:
-        """The largest rank that stores less than the dense weight; 0 where rank 1 stores as much."""
+        """The largest rank that stores less than the dense weight; 0 where even rank 1 does not."""
         high = 1
         while self.cost(high) < self.weight.numbers and self.cost(high) < self.cost(2 * high):
             high *= 2
         return self._largest(2 * high, self.weight.numbers - 0.5)
 
     def best(self, numbers: float) -> int:
-        """The largest rank that stores at most so many numbers; multiples of `STEP` where there are any."""
+        """The largest rank that stores at most so many numbers; from 2 `STEP` a multiple of it."""
         rank = self._largest(self.top, numbers)
         return rank - rank % STEP if rank >= 2 * STEP else rank
 
@@ -70,10 +70,10 @@ def _cost(build: Build, out: int, inp: int, rank: int, bits: int) -> int:
 
 
 def builder(form: str) -> Build:
-    """How a format makes a network from (out, in, rank): a topology's name, or an einsum with free sizes.
+    """How a format makes a network from (out, in, rank).
 
-    In an einsum the modes are split evenly, an index open on both sides gets at most four values, and
-    every bond has the same rank.
+    The format is a topology's name, or an einsum with free sizes: there the modes are split evenly,
+    an index open on both sides gets at most four values, and every bond has the same rank.
 
     Raises:
         NetworkError: neither a known topology nor an einsum.
@@ -95,8 +95,8 @@ def allocate(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
     """A network for each weight, all cut by the same factor, so that together they store ``keep``.
 
     The same factor for all comes first, ranks in multiples of 8; what is left of the budget goes, 8
-    ranks at a time and then one by one, to the weights that keep least. A weight whose smallest network
-    would be larger than dense stays dense and is not in the answer.
+    ranks at a time and then one by one, to the weights that keep least. A weight whose smallest
+    network would be larger than dense stays dense and is not in the answer.
 
     Raises:
         BudgetError: keep is outside (0, 1], or below what ranks of 1 store.
@@ -113,7 +113,8 @@ def allocate(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
     if least > room:
         smallest = (least + before - sum(ladder.weight.numbers for ladder in free)) / before
         raise BudgetError(
-            f"keep={keep:g} is below what these formats can reach; write at least {ceil(1000 * smallest) / 1000:g}."
+            f"keep={keep:g} is below what these formats can reach; "
+            f"write at least {ceil(1000 * smallest) / 1000:g}."
         )
     ranks = _evenly(free, room)
     for step in (STEP, 1):
@@ -130,7 +131,8 @@ def check_keep(keep: float) -> None:
     """
     if not 0 < keep <= 1:
         raise BudgetError(
-            f"keep={keep:g} came; it is the fraction of numbers that stays, above 0 and at most 1, as in 0.6."
+            f"keep={keep:g} came; it is the fraction of numbers that stays, "
+            "above 0 and at most 1, as in 0.6."
         )
 
 
@@ -146,7 +148,7 @@ def _evenly(ladders: Sequence[Ladder], room: float) -> list[int]:
 
 
 def _spend(ladders: Sequence[Ladder], ranks: list[int], room: float, step: int) -> bool:
-    """Raise ranks by ``step`` where least is kept, while the total fits, until 0.2 % of the budget is left.
+    """Raise ranks by ``step`` where least is kept, until the total fills the room to 0.2 %.
 
     Returns whether any rank was raised.
     """

@@ -1,6 +1,7 @@
 """What each weight's inputs look like: second moments from one pass, once per shared input."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -48,8 +49,7 @@ class Inputs:
         ]
         training, core = model.training, _without_head(model, self.layers.values())
         model.eval()
-        total = len(batches) if isinstance(batches, Sequence) or hasattr(batches, "__len__") else 0  # pyright: ignore[reportArgumentType]
-        seen = 0
+        total, seen = length_hint(batches), 0
         try:
             with torch.no_grad():
                 for batch in batches:
@@ -67,7 +67,7 @@ class Inputs:
             raise DataError("The data held no batch; give at least one.")
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def see(_module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             if self._last is not None and x is self._last[0] and self._joins(name):
                 return

@@ -1,11 +1,11 @@
-"""What a model is shown: text, a DataLoader, a list of batches or one tensor, as batches it takes."""
+"""What a model is shown: text, a DataLoader, a list of batches or one tensor, as batches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import signature
+from operator import length_hint
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
@@ -21,9 +21,9 @@ def batches(
     """Batches that a model takes.
 
     Args:
-        data: a path or string (with a tokenizer), one tensor (dimension 0 is samples), a list of batches
-            or a DataLoader; a batch is a tensor, a mapping of keyword arguments, or a tuple whose first
-            element is the input.
+        data: a path or string (with a tokenizer), one tensor (dimension 0 is samples), a list of
+            batches or a DataLoader; a batch is a tensor, a mapping of keyword arguments, or a tuple
+            whose first element is the input.
         tokenizer: a Hugging Face tokenizer, for text.
         count: windows of text, or as many as there are.
         length: tokens of a window.
@@ -37,22 +37,31 @@ def batches(
             raise DataError("Text came without a tokenizer; add tokenizer=.., or give token ids.")
         data = windows(tokenizer, read_text(data), None, length, seed)[:count]
     if isinstance(data, Tensor):
-        if data.ndim == 0 or not len(data):
-            raise DataError(
-                f"A tensor of shape {tuple(data.shape)} came as data; its samples are dimension 0."
-            )
-        return list(data.split(SAMPLES))
+        return _samples(data)
     if isinstance(data, Mapping):
         return [cast(Batch, data)]
-    if not isinstance(data, Iterable):
-        raise DataError(
-            f"Data of type {type(data).__name__} came; give text, a tensor, a list of batches or a DataLoader."
-        )
     if isinstance(data, Sequence):
-        if not data:
-            raise DataError("An empty list came as data; give at least one batch.")
-        return [_batch(item) for item in cast(Sequence[Any], data)]
-    return _Batches(cast(Iterable[Any], data))
+        return _listed(cast(Sequence[Any], data))
+    if isinstance(data, Iterable):
+        return _Batches(cast(Iterable[Any], data))
+    raise DataError(
+        f"Data of type {type(data).__name__} came; "
+        "give text, a tensor, a list of batches or a DataLoader."
+    )
+
+
+def _samples(data: Tensor) -> list[Tensor]:
+    if data.ndim == 0 or not len(data):
+        raise DataError(
+            f"A tensor of shape {tuple(data.shape)} came as data; its samples are dimension 0."
+        )
+    return list(data.split(SAMPLES))
+
+
+def _listed(data: Sequence[Any]) -> list[Batch]:
+    if not data:
+        raise DataError("An empty list came as data; give at least one batch.")
+    return [_batch(item) for item in data]
 
 
 class _Batches:
@@ -64,8 +73,8 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         return (_batch(item) for item in self.source)
 
-    def __len__(self) -> int:
-        return len(self.source)  # pyright: ignore[reportArgumentType]
+    def __length_hint__(self) -> int:
+        return length_hint(self.source)
 
 
 def _batch(item: Any) -> Batch:

@@ -52,12 +52,12 @@ class Weight:
 def select(
     model: nn.Module, targets: Patterns = "linear", ignore: Patterns = ()
 ) -> tuple[list[Weight], list[str]]:
-    """Every parameter of a model, marked as chosen or with the reason why not; and notes for the user.
+    """Every parameter of a model, chosen or with the reason why not; and notes for the user.
 
-    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"embedding"``, a class name, a path, the
-    start or the last part of one (``model.layers.0``, ``q_proj``), a glob, or ``re:`` and a regular
-    expression that is searched for in the path. By default the head, tied embeddings and routers are
-    ignored; a target that is a full path overrides that.
+    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"embedding"``, a class name, a path,
+    the start or the last part of one (``model.layers.0``, ``q_proj``), a glob, or ``re:`` and a
+    regular expression that is searched for in the path. By default the head, tied embeddings and
+    routers are ignored; a target that is a full path overrides that.
 
     Raises:
         SelectionError: a target matches no module of the model, or nothing is left to change.
@@ -66,45 +66,49 @@ def select(
     paths = _paths(model)
     modules = {names[0]: module for module, names in paths.items()}
     for pattern in targets:
-        if not any(matches(pattern, n, m) for m, names in paths.items() for n in names):
+        if not _anywhere(pattern, paths):
             raise SelectionError(
                 f"Target {pattern!r} matches nothing in {type(model).__name__}; its weights are in "
                 f"{_examples(modules)}."
             )
-    notes = [
-        f"ignore pattern {pattern!r} matches nothing"
-        for pattern in ignore
-        if not any(matches(pattern, n, m) for m, names in paths.items() for n in names)
-    ]
+    unused = [pattern for pattern in ignore if not _anywhere(pattern, paths)]
     owners = _owners(paths)
     inside = _read_directly(model)
-    weights: list[Weight] = []
-    for name, parameter, module, names in _parameters(paths):
-        path = name.removesuffix(".weight")
-        refused = (
+    weights = [
+        _weight(
+            name,
+            parameter,
+            module,
+            names,
             _unfit(module, name, parameter, inside)
-            or _tied(owners, parameter, path)
-            or _unwanted(names, module, model, targets, ignore)
+            or _tied(owners, parameter, name.removesuffix(".weight"))
+            or _unwanted(names, module, model, targets, ignore),
         )
-        fit_kind = _group(module) is not None and name == f"{names[0]}.weight".removeprefix(".")
-        shape = tuple(dense_weight(module).shape) if fit_kind else tuple(parameter.shape)
-        kind = type(module).__name__
-        if fit_kind:
-            weights.append(Weight(names[0], kind, shape, refused, tuple(names[1:])))
-        else:
-            weights.append(Weight(name, kind, shape, refused))
+        for name, parameter, module, names in _parameters(paths)
+    ]
     if not any(weight.chosen for weight in weights):
         why = next((w.reason for w in weights if len(w.shape) > 1), "it has no weight matrix")
         raise SelectionError(
-            f"Nothing in {type(model).__name__} is left to change ({why}); name targets that can be."
+            f"Nothing in {type(model).__name__} is left to change ({why}); "
+            "name targets that can be."
         )
-    return weights, notes
+    return weights, [f"ignore pattern {pattern!r} matches nothing" for pattern in unused]
+
+
+def _weight(
+    name: str, parameter: Tensor, module: nn.Module, names: list[str], refused: str
+) -> Weight:
+    kind = type(module).__name__
+    if _group(module) is not None and name == f"{names[0]}.weight".removeprefix("."):
+        return Weight(names[0], kind, tuple(dense_weight(module).shape), refused, tuple(names[1:]))
+    return Weight(name, kind, tuple(parameter.shape), refused)
 
 
 def matches(pattern: str, path: str, module: nn.Module) -> bool:
     """Whether a pattern means this module.
 
-    >>> matches("q_proj", "layers.0.q_proj", nn.Linear(2, 2)), matches("re:_proj$", "a.q_proj", nn.Linear(2, 2))
+    >>> layer = nn.Linear(2, 2)
+    >>> matches("q_proj", "layers.0.q_proj", layer), matches("re:_proj$", "a.q_proj", layer)
     (True, True)
     """
     if pattern.startswith("re:"):
@@ -117,6 +121,10 @@ def matches(pattern: str, path: str, module: nn.Module) -> bool:
     return bool(path) and (
         path == pattern or path.startswith(f"{pattern}.") or path.endswith(f".{pattern}")
     )
+
+
+def _anywhere(pattern: str, paths: dict[nn.Module, list[str]]) -> bool:
+    return any(matches(pattern, name, module) for module in paths for name in paths[module])
 
 
 def _listed(patterns: Patterns) -> list[str]:
@@ -160,7 +168,7 @@ def _owners(paths: dict[nn.Module, list[str]]) -> dict[tuple[int, ...], list[str
 def _storage(parameter: Tensor) -> tuple[int, ...]:
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return (id(parameter),)
-    return (parameter.untyped_storage().data_ptr(), parameter.storage_offset())
+    return (parameter.untyped_storage().data_ptr(), int(parameter.storage_offset()))
 
 
 def _tied(owners: dict[tuple[int, ...], list[str]], parameter: Tensor, path: str) -> str:
@@ -206,7 +214,7 @@ def _unfit(module: nn.Module, name: str, parameter: Tensor, inside: set[nn.Modul
         return "torch's fused attention reads this weight directly"
     if not parameter.is_floating_point():
         return f"stored as {str(parameter.dtype).removeprefix('torch.')}"
-    if group == "embedding" and (module.max_norm is not None or module.sparse):
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return "an embedding with max_norm or sparse gradients"
     return ""
 
@@ -249,5 +257,6 @@ def check_finite(name: str, weight: Tensor) -> None:
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise FitError(
-            f"Weight {name} has {bad} entries that are NaN or infinite; mend the model or add it to ignore."
+            f"Weight {name} has {bad} entries that are NaN or infinite; "
+            "mend the model or add it to ignore."
         )

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ class Steps:
     done: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> Generator[None]:
         """Time what happens inside; nothing is noted of a step that fails."""
         _forget_peak()
         start = time.perf_counter()

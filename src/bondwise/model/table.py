@@ -1,4 +1,4 @@
-"""The table of what will change, or has changed: every parameter, from what to what, and why not."""
+"""The table of what will change or has changed: every parameter, from what to what, or why not."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ class Row:
         format: name of the format; None where it is left alone.
         network: what it becomes.
         after: numbers stored then.
-        error: relative error of the fit, in the inputs' metric where there is one; None before the fit.
+        error: relative error of the fit, in the inputs' metric if there is one; None before it.
         note: anything a user should know (a rank that was capped, no tokens seen).
     """
 
@@ -107,12 +107,11 @@ class Table:
 
     def __str__(self) -> str:
         before, after = self.targeted
-        lines = [
-            f"{_shorten(row.name, 38):38} {'x'.join(map(str, row.weight.shape)):>12} {_becomes(row)}"
-            for row in self.rows
-        ]
-        total = f"targeted: {before:,} -> {after:,} stored numbers, kept {self.kept:.4f} of {self.keep:g} asked"
-        return "\n".join([*lines, total, *(f"note: {note}" for note in self.notes)])
+        total = (
+            f"targeted: {before:,} -> {after:,} stored numbers, "
+            f"kept {self.kept:.4f} of {self.keep:g} asked"
+        )
+        return "\n".join([*map(_line, self.rows), total, *(f"note: {n}" for n in self.notes)])
 
 
 def changed(weight: Weight, form: str, net: Network, bits: int) -> Row:
@@ -129,6 +128,11 @@ def block(name: str) -> str:
     parts = name.split(".")
     at = next((k for k, part in enumerate(parts) if part.isdigit()), None)
     return "" if at is None else ".".join(parts[: at + 1])
+
+
+def _line(row: Row) -> str:
+    shape = "x".join(map(str, row.weight.shape))
+    return f"{_shorten(row.name, 38):38} {shape:>12} {_becomes(row)}"
 
 
 def _becomes(row: Row) -> str:

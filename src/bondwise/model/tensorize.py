@@ -1,4 +1,4 @@
-"""Look at everything, fit everything, then swap: a dense model becomes tensor networks, and back."""
+"""Look at everything, fit everything, then swap: dense model to tensor networks, and back."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -62,7 +62,7 @@ def plan_model(
     ignore: Patterns = (),
     format: str = "auto",  # noqa: A002
 ) -> Table:
-    """Dry run: every parameter, what it would become at this budget, and why the rest is left alone.
+    """Dry run: every parameter, what it would become at this budget, or why it is left alone.
 
     Args:
         model: any module; it is only looked at.
@@ -123,15 +123,15 @@ def tensorize(
 ) -> Result:
     """A model whose dense weights are tensor networks, at a budget of stored numbers.
 
-    Low rank is fitted in the metric of each weight's own inputs, ``min ||(W - W~) X||``, when data is
-    given (Wang et al. 2024, SVD-LLM; closed form, no inverse), and stored gauge-free: ``r(m+n-r)``
-    numbers. The other topologies are fitted to the weight alone so far.
+    Low rank is fitted in the metric of each weight's own inputs, ``min ||(W - W~) X||``, when data
+    is given (Wang et al. 2024, SVD-LLM; closed form, no inverse), and stored gauge-free:
+    ``r(m+n-r)`` numbers. The other topologies are fitted to the weight alone so far.
 
     Args:
-        model: any module. It is left as it was, and shares memory with the result only for parameters
-            that did not change; ``inplace=True`` swaps in the given one.
-        keep: fraction of the targeted weights' numbers that stays, met within 2 % below, never above.
-        data: text (path or string, with ``tokenizer``), a DataLoader, a list of batches, or a tensor.
+        model: any module. It is left as it was, and shares memory with the result only for
+            parameters that did not change; ``inplace=True`` swaps in the given one.
+        keep: fraction of the targeted weights' numbers that stays; met within 2 %, never exceeded.
+        data: text (path or string, with ``tokenizer``), a DataLoader, a list of batches, a tensor.
         tokenizer: a Hugging Face tokenizer, for text.
         targets: see `plan_model`.
         ignore: see `plan_model`.
@@ -199,7 +199,8 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     }
     if not found:
         raise SelectionError(
-            f"{type(model).__name__} has no tensorized layer; give a model that tensorize or load made."
+            f"{type(model).__name__} has no tensorized layer; "
+            "give a model that tensorize or load made."
         )
     dense = {layer: _dense_layer(layer) for layer in set(found.values())}
     result = model if inplace else _copy(model)
@@ -281,12 +282,12 @@ def _dense_layer(layer: TensorLayer) -> nn.Module:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that holds the same parameters, so that only what is swapped takes memory."""
+    """A copy of the modules with the same parameters, so that only what is swapped takes memory."""
     return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def footprint(model: nn.Module) -> dict[str, int]:
-    """Parameters of a model, and bytes of its parameters and buffers; what is shared counts once."""
+    """Parameters of a model, bytes of its parameters and buffers; what is shared counts once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     numbers = sum(parameter.numel() for parameter in model.parameters())
     return {"numbers": numbers, "bytes": sum(t.numel() * t.element_size() for t in tensors)}
