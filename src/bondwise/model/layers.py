@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from bondwise.errors import ShapeError
 from bondwise.network.network import Network, parse
 from bondwise.network.ranks import layouts
 from bondwise.weight.fit import fit
-from bondwise.weight.gauge import Compact, GaugeForm, expand, free_shapes, positions
+from bondwise.weight.gauge import Compact, GaugeForm, fill, free_shapes, positions
 from bondwise.weight.metric import Metric
+from bondwise.weight.slots import Slot, slots
 
 Spec = dict[str, Any]
 
@@ -27,14 +28,14 @@ class TensorLayer(nn.Module):
 
     Parameters are ``core_0, core_1, ..``: 2-D, in the layout that the network fixes (see
     `bondwise.network.ranks.layouts`), or with a gauge form only the free entries, whose pivots are
-    the buffers ``pivots_0, ..``. The one-element buffer ``weight`` is a guard: it has the name of the
-    dense weight, so a reader that does not know this layer meets a size that cannot be right.
+    the buffers ``pivots_0, ..``. The one-element buffer ``weight`` is a guard: it has the name of
+    the dense weight, so a reader that does not know this layer meets a size that cannot be right.
 
     Args:
         net: the network; its rows are the outputs.
         cores: one tensor per core, in core-axis order; without them the cores are drawn so that
             the dense weight has the variance that ``nn.Linear`` starts with.
-        form: which cores carry identity blocks; ``cores`` then holds the free entries, ``pivots`` theirs.
+        form: which cores carry identity blocks; ``cores`` then holds the free entries.
         pivots: positions of the identity blocks, one tensor or None per core; with a form only.
 
     Raises:
@@ -59,10 +60,13 @@ class TensorLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.form = net, form
+        self._slots = slots(net, (None,) * len(net.cores) if form is None else form.pinned)
         if cores is None:
             cores = _draw(net, form, device, dtype)
         elif form is None:
             cores = _as_matrices(net, cores)
+        else:
+            _check_free(net, self._slots, cores)
         for k, core in enumerate(cores):
             value = core.detach().to(device=device, dtype=dtype).contiguous().clone()
             self.register_parameter(f"core_{k}", nn.Parameter(value))
@@ -81,15 +85,8 @@ class TensorLayer(nn.Module):
         return tuple(getattr(self, f"pivots_{k}", None) for k in range(len(self.network.cores)))
 
     def cores(self) -> tuple[Tensor, ...]:
-        """The cores, in core-axis order: views of the parameters, or expanded from the gauge form."""
-        if self.form is not None:
-            return expand(self.network, self.form, self.matrices(), self.pivots())
-        return tuple(
-            matrix.view([shape[a] for a in layout.order]).permute(_inverse(layout.order))
-            for matrix, layout, shape in zip(
-                self.matrices(), layouts(self.network), self.network.core_shapes, strict=True
-            )
-        )
+        """The cores, in core-axis order: views of the parameters, or filled from the gauge form."""
+        return fill(self._slots, self.matrices(), self.pivots())
 
     def dense(self) -> Tensor:
         """The dense weight, out x in."""
@@ -143,6 +140,7 @@ class TensorLinear(TensorLayer):
         # [I | F] P on the input side of a low-rank weight runs as it is stored
         self._runs_compact = form is not None and tuple(form.pinned) == _pinned_input(net)
         self._order: Tensor | None = None
+        self._settle()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
@@ -168,15 +166,27 @@ class TensorLinear(TensorLayer):
         )
 
     def _pivots_first(self, device: torch.device) -> Tensor:
-        """Input columns, those of the identity block first; follows from the mask, hence not saved."""
+        """Input columns, the identity block's first; not saved, since the pivots give them."""
         if self._order is None or self._order.device != device:
             pinned, free = positions(self.pivots_1, self.in_features)
             self._order = torch.cat([pinned, free]).to(device)
         return self._order
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _settle(self) -> None:
+        """Order the inputs now, where the pivots are known, since `torch.compile` cannot."""
         self._order = None
+        if self._runs_compact and not self.pivots_1.is_meta and bool(self.pivots_1.any()):
+            self._pivots_first(self.pivots_1.device)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "TensorLinear":
+        super()._apply(*args, **kwargs)
+        if self._order is not None:
+            self._order = self._order.to(self.pivots_1.device)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._settle()
 
     def _bias(self, bias: Tensor | bool | None) -> nn.Parameter | None:
         if bias is None or bias is False:
@@ -210,7 +220,7 @@ class TensorLinear(TensorLayer):
     def from_linear(
         cls, linear: nn.Module, net: Network, metric: Tensor | Metric | None = None
     ) -> "TensorLinear":
-        """The network fitted to a linear layer (``nn.Linear`` or GPT-2's ``Conv1D``), its bias copied.
+        """The network fitted to a linear layer (``nn.Linear`` or GPT-2's ``Conv1D``); bias copied.
 
         Raises:
             FitError: the weight or the metric cannot be fitted.
@@ -228,7 +238,7 @@ class TensorLinear(TensorLayer):
 
     @classmethod
     def from_compact(cls, stored: Compact, linear: nn.Module) -> "TensorLinear":
-        """The layer that stores a linear layer's fitted weight without its gauge; its bias is copied."""
+        """The layer that stores a linear layer's fitted weight without its gauge; bias copied."""
         return cls(
             stored.network,
             stored.free,
@@ -242,8 +252,8 @@ class TensorLinear(TensorLayer):
 class TensorEmbedding(TensorLayer):
     """An embedding whose table (entries x width) is a network: ``ids -> (*ids.shape, width)``.
 
-    Rows are looked up from the cores; the table is never built. ``padding_idx`` gets no gradient, and
-    its row stays zero where it was zero in the source.
+    Rows are looked up from the cores; the table is never built. ``padding_idx`` gets no gradient,
+    and its row stays zero where it was zero in the source.
 
     >>> from bondwise import lowrank
     >>> TensorEmbedding(lowrank(10, 4, 2))(torch.tensor([[1, 2, 3]])).shape
@@ -319,13 +329,13 @@ def from_spec(spec: Spec, device: Any = None, dtype: torch.dtype | None = None) 
 
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a dense layer as out x in (GPT-2's ``Conv1D`` keeps it as in x out)."""
-    weight = module.weight.detach()
+    weight = cast(Tensor, module.weight).detach()
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
 def _empty(spec: Spec, device: Any, dtype: torch.dtype | None) -> dict[str, Any]:
     net = parse(spec["network"], **spec["sizes"])
-    where = {"device": device, "dtype": dtype}
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
     if spec["pinned"] is None:
         cores = [torch.empty(shape, **where) for shape in net.core_shapes]
         return {"net": net, "cores": cores, **where}
@@ -350,6 +360,14 @@ def _as_matrices(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
         core.permute(layout.order).reshape(layout.shape(tuple(core.shape)))
         for core, layout in zip(cores, layouts(net), strict=True)
     ]
+
+
+def _check_free(net: Network, filled: Sequence[Slot], free: Sequence[Tensor]) -> None:
+    shapes, takes = [tuple(part.shape) for part in free], [slot.free for slot in filled]
+    if shapes != takes:
+        raise ShapeError(
+            f"Free entries of shapes {shapes} came; the gauge form of '{net}' takes {takes}."
+        )
 
 
 def _draw(net: Network, form: GaugeForm | None, device: Any, dtype: Any) -> list[Tensor]:
@@ -381,7 +399,3 @@ def _pinned_input(net: Network) -> tuple[str | None, ...]:
     is_matrix = chain and net.names[1] == (bonds[0], *(i.name for i in net.cols))
     is_matrix = is_matrix and net.names[0] == (*(i.name for i in net.rows), bonds[0])
     return (None, bonds[0]) if is_matrix else ("",)
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    return [list(order).index(axis) for axis in range(len(order))]
