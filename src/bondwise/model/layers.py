@@ -181,7 +181,8 @@ class TensorLinear(TensorLayer):
     def _apply(self, *args: Any, **kwargs: Any) -> "TensorLinear":
         super()._apply(*args, **kwargs)
         if self._order is not None:
-            self._order = self._order.to(self.pivots_1.device)
+            gone = self.pivots_1.is_meta
+            self._order = None if gone else self._order.to(self.pivots_1.device)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
