@@ -58,7 +58,7 @@ def test_every_format_runs_in_a_model(form):
 
 def test_the_error_is_that_of_the_outputs_on_the_calibration_inputs():
     torch.manual_seed(0)
-    x = torch.randn(4000, 20) @ torch.randn(20, 40)  # inputs that live in half of the space
+    x = torch.randn(20000, 20) @ torch.randn(20, 40)  # inputs that live in half of the space
     model = nn.Sequential(nn.Linear(40, 40, bias=False))
     result = bw.tensorize(model, keep=0.8, data=x)
     metric = bw.merge(result.model)
@@ -66,7 +66,8 @@ def test_the_error_is_that_of_the_outputs_on_the_calibration_inputs():
     with torch.no_grad():
         y = model(x)
         error = (metric(x) - y).norm() / y.norm()
-        assert error < 0.05 * (plain(x) - y).norm() / y.norm()
+        # the metric is shrunk by 4 % towards the identity, so that a little of the plain fit stays
+        assert error < 0.1 * (plain(x) - y).norm() / y.norm()
 
 
 def test_layers_with_one_input_share_its_moments():
@@ -244,3 +245,16 @@ def test_a_state_dict_loads_back():
     output(two, tokens())
     two.load_state_dict(one.state_dict())
     assert torch.equal(output(two, tokens()), output(one, tokens()))
+
+
+def test_an_iterable_without_a_length_is_data():
+    torch.manual_seed(0)
+    x = torch.randn(40, 12)
+    seen = []
+    model = nn.Sequential(nn.Linear(12, 12))
+    streamed = bw.tensorize(
+        model, keep=0.6, data=(part for part in x.split(8)), progress=lambda *at: seen.append(at)
+    )
+    listed = bw.tensorize(model, keep=0.6, data=list(x.split(8)))
+    assert ("calibrate", 5, 5) in seen
+    assert torch.equal(streamed.model(x), listed.model(x))

@@ -123,7 +123,7 @@ def _quality(entry: Mapping[str, Any]) -> list[Row]:
         ),
     ]
     if entry.get("ratio_low") is not None:
-        rows.append(_row("  95 % of its ratio", after=interval(entry)))
+        rows.append(_row("  95 % interval of the ratio", after=interval(entry)))
     if after.get("kl") is not None:
         rows.append(_row("  KL divergence to the dense model", after=decimal(after["kl"])))
     if after.get("top1") is not None:
