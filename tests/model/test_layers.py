@@ -352,7 +352,7 @@ def make(kind, net):
 
 
 def backend(graph, inputs):
-    assert "nonzero" not in graph.code  # sizes that depend on values: decided when the layer is built
+    assert "nonzero" not in graph.code  # sizes that depend on values are decided before
     return graph
 
 
