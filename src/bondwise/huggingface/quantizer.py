@@ -11,6 +11,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bondwise.model.hub import METHOD, NOTICE_KEY, attach
+from bondwise.model.layers import TensorLinear
 from bondwise.model.manifest import LAYOUT, check_tensors, read_specs, swap_in
 
 
@@ -64,6 +65,9 @@ class BondwiseQuantizer(HfQuantizer):
         model.is_quantized = False
         for name in ("hf_quantizer", "quantization_method"):
             vars(model).pop(name, None)
+        for module in model.modules():
+            if isinstance(module, TensorLinear):
+                module.settle()
         attach(model)
         return model
 

@@ -140,7 +140,7 @@ class TensorLinear(TensorLayer):
         # [I | F] P on the input side of a low-rank weight runs as it is stored
         self._runs_compact = form is not None and tuple(form.pinned) == _pinned_input(net)
         self._order: Tensor | None = None
-        self._settle()
+        self.settle()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
@@ -172,7 +172,7 @@ class TensorLinear(TensorLayer):
             self._order = torch.cat([pinned, free]).to(device)
         return self._order
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Order the inputs now, where the pivots are known, since `torch.compile` cannot."""
         self._order = None
         if self._runs_compact and not self.pivots_1.is_meta and bool(self.pivots_1.any()):
@@ -187,7 +187,7 @@ class TensorLinear(TensorLayer):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._settle()
+        self.settle()
 
     def _bias(self, bias: Tensor | bool | None) -> nn.Parameter | None:
         if bias is None or bias is False:
