@@ -1,6 +1,11 @@
-"""Tiny random Hugging Face models, made on the spot."""
+"""Tiny random Hugging Face models, a tokenizer and a text, made on the spot."""
+
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BertConfig,
     BertModel,
@@ -8,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 
@@ -48,3 +55,30 @@ def bert() -> BertModel:
 
 def tokens(rows: int = 16, length: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randint(128, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+WORDS = ("bond", "core", "rank", "index", "network", "weight", "tree", "ring", "gauge", "plan")
+
+
+def text(words: int = 6000, seed: int = 0) -> str:
+    """Words at random, in lines of twelve."""
+    drawn = torch.randint(len(WORDS), (words,), generator=torch.Generator().manual_seed(seed))
+    lines = drawn.split(12)
+    return "\n".join(" ".join(WORDS[k] for k in line) for line in lines)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, few enough for every model here."""
+    vocabulary = {word: k for k, word in enumerate(["[UNK]", "[EOS]", *WORDS])}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="[UNK]", eos_token="[EOS]", pad_token="[EOS]"
+    )
+
+
+def on_disk(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """The folder of a model and its tokenizer, as transformers writes it."""
+    model.to(dtype).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder

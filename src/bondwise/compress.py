@@ -1,9 +1,10 @@
 """One compression from a recipe to a folder: weights, recipe, report and page."""
 
 import json
+import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import torch
 from torch import nn
 
 from bondwise.errors import BudgetError
-from bondwise.huggingface.loading import Loaded, load_model
+from bondwise.huggingface.loading import Loaded, load_model, reader
 from bondwise.model.budget import builder, check_keep
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.checkpoint import check_folder, save
 from bondwise.model.recipe import Recipe
-from bondwise.model.tensorize import Result, footprint, tensorize
-from bondwise.model.text import read_text
-from bondwise.report.page import page
+from bondwise.model.steps import Steps
+from bondwise.model.tensorize import Result, check_choices, footprint, tensorize
+from bondwise.model.text import check_draw, read_text
+from bondwise.report.page import finite, page
 
 Report = dict[str, Any]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def compress(
@@ -36,12 +39,23 @@ def compress(
     """
     check_recipe(recipe)
     check_folder(out, overwrite)
+    recipe = replace(recipe, model=_absolute(recipe.model))
+    if recipe.data is not None:
+        recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
     data = None if recipe.data is None else read_text(Path(recipe.data))
-    loaded = load_model(recipe.model, device=recipe.device)
-    result = run(recipe, loaded.model, data, loaded.tokenizer, progress, inplace=True)
+    steps = Steps()
+    with steps("load"):
+        progress("load", 0, 1)
+        loaded = load_model(recipe.model, device=recipe.device)
+        tokenizer = None if data is None else reader(loaded, recipe.model)
+        progress("load", 1, 1)
+    result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
+    steps.done.extend(dict(step) for step in result.steps)
     cast(result.model, recipe.dtype)
     report = describe(result, recipe, loaded.source_file_bytes)
-    return write(out, result.model, loaded, report, recipe, overwrite=overwrite)
+    if data is None:
+        report["notes"].append("no text came (--data), so the fit knows the weights alone")
+    return write(out, result.model, loaded, report, recipe, steps, overwrite=overwrite)
 
 
 def run(
@@ -77,28 +91,35 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuse what this version cannot do, before anything is loaded.
 
     Raises:
-        BudgetError: a unit other than params, or a keep or dtype that is none.
+        BudgetError: a unit other than params, or a keep, dtype, device or number that is none.
+        NetworkError: a format that is none.
+        DataError: windows of no tokens, or none at all.
     """
     if recipe.unit != "params":
-        raise BudgetError(f"unit={recipe.unit!r} came; budgets are counted in params so far.")
+        raise BudgetError(
+            f"unit={recipe.unit!r} came; budgets are counted in numbers so far: write params."
+        )
     check_keep(recipe.keep)
+    check_choices(recipe.effort, recipe.prefer)
     builder(recipe.format)
     dtype(recipe.dtype)
+    check_device(recipe.device)
+    check_draw(recipe.windows, recipe.length)
+    for name, value in {"seed": recipe.seed, "threads": recipe.threads}.items():
+        if not 0 <= value < 2**63:
+            raise BudgetError(f"{name}={value} came; write a whole number of 0 or more.")
 
 
 def describe(result: Result, recipe: Recipe, source_file: int | None) -> Report:
     """The report of a compression; dense bytes are counted in the dtype that is written."""
     kind = dtype(recipe.dtype)
     numbers, dense = result.before["numbers"], result.before["bytes"]
-    sizes = {
-        "before": dense if kind is None else numbers * kind.itemsize,
-        "after": footprint(result.model)["bytes"],
-    }
+    before = dense if kind is None else numbers * kind.itemsize
     return result.report() | {
         "source": recipe.model,
         "recipe": asdict(recipe),
-        "resident": sizes,
-        "bytes": sizes | {"source_file": source_file},
+        "resident": {"before": before, "after": footprint(result.model)["bytes"]},
+        "bytes": {"before": before, "source_file": source_file},
     }
 
 
@@ -108,20 +129,45 @@ def write(
     loaded: Loaded,
     report: Report,
     recipe: Recipe,
+    steps: Steps,
     *,
     overwrite: bool,
     extra: Mapping[str, str] | None = None,
 ) -> Report:
-    """Leave the folder whole, or not at all."""
-    files = {
-        "recipe.yaml": recipe.to_yaml(),
-        "report.json": json.dumps(report, indent=1),
-        "report.html": page(report),
-    }
-    save(
-        model, out, tokenizer=loaded.tokenizer, extra=files | dict(extra or {}), overwrite=overwrite
-    )
-    return report
+    """Leave the folder whole, or not at all; the report gets the bytes of the weights on disk.
+
+    The report in the folder holds the steps before this one, what is returned holds all.
+    """
+    report |= {"steps": list(steps.done), "commands": _commands(out, model, recipe)}
+
+    def beside(folder: Path) -> dict[str, str]:
+        report["bytes"]["after"] = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        return {
+            "recipe.yaml": recipe.to_yaml(),
+            "report.json": json.dumps(finite(report), indent=1, allow_nan=False),
+            "report.html": page(report),
+            **(extra or {}),
+        }
+
+    with steps("save"):
+        save(model, out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+    return report | {"steps": steps.done}
+
+
+def _commands(out: Path, model: nn.Module, recipe: Recipe) -> list[str]:
+    """What repeats the compression, and for a language model what measures it."""
+    folder = shlex.quote(str(out))
+    repeat = f"bondwise compress --recipe {shlex.quote(str(out / 'recipe.yaml'))} --out DIR"
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        return [repeat]
+    return [repeat, f"bondwise eval {folder} --vs {shlex.quote(recipe.model)} --data FILE"]
+
+
+def _absolute(model: str) -> str:
+    """The path of a model from anywhere; a name on the hub as it is."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else model
 
 
 def cast(model: nn.Module, name: str) -> None:
@@ -142,10 +188,24 @@ def dtype(name: str) -> torch.dtype | None:
     """
     if name == "auto":
         return None
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise BudgetError(f"dtype={name!r} came; write auto, float32, bfloat16 or float16.")
-    return found
+    if name not in DTYPES:
+        raise BudgetError(f"dtype={name!r} came; write one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot compute on here.
+
+    Raises:
+        BudgetError: with the reason in torch's words.
+    """
+    try:
+        torch.zeros(1, device=name).item()  # of a device without memory (meta) there is no item
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        raise BudgetError(
+            f"device={name!r} came, which cannot be used here; write {' or '.join(there)}."
+        ) from error
 
 
 @contextmanager

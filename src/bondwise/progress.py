@@ -1,16 +1,37 @@
-"""Progress bars on standard error, with the time left."""
+"""Progress bars on standard error, with the time left; plain lines where there is no terminal."""
 
+import sys
+import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
+
+
+class _Time(ProgressColumn):
+    """What is left of a stage, or what it took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"{_clock(task.finished_time)} taken", "dim")
+        left = task.time_remaining
+        return Text("" if left is None else f"{_clock(left)} left", "cyan")
+
+
+class _Count(ProgressColumn):
+    """Done and total; nothing for a stage of one step."""
+
+    def render(self, task: Task) -> Text:
+        alone = task.total is None or task.total == 1
+        return Text("" if alone else f"{task.completed:.0f}/{task.total:.0f}", justify="right")
 
 
 class Bars:
@@ -21,21 +42,30 @@ class Bars:
     """
 
     def __init__(self, quiet: bool = False) -> None:
+        # This very stream: while libraries are kept quiet, sys.stderr is another one.
+        self._console = Console(file=sys.stderr, quiet=quiet)
         self._bars = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=Console(stderr=True),
-            disable=quiet,
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=24),
+            _Count(),
+            _Time(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of a stage to ``done`` of ``total``."""
+        """Move the bar of a stage to ``done`` of ``total``; one of a single step only pulses."""
+        whole = None if total == 1 and not done else total
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._bars.add_task(stage, total=whole)
+            self._began[stage] = time.perf_counter()
+        self._bars.update(self._tasks[stage], completed=done, total=whole)
+        if done == total and not self._console.is_terminal:
+            seconds = time.perf_counter() - self._began[stage]
+            steps = "" if total == 1 else f"{total} steps, "
+            self._console.print(f"{stage}: {steps}{seconds:.1f} s", highlight=False)
 
     def __enter__(self) -> "Bars":
         self._bars.start()
@@ -48,3 +78,14 @@ class Bars:
         trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
+
+
+def _clock(seconds: float | None) -> str:
+    """Minutes and seconds.
+
+    >>> _clock(7.2), _clock(191.0), _clock(4000.0)
+    ('0:07', '3:11', '1:06:40')
+    """
+    minutes, rest = divmod(round(seconds or 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

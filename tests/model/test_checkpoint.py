@@ -206,7 +206,7 @@ def test_only_ours_is_overwritten_and_only_when_told(toy, folder, tmp_path):
     (folder / "stale.txt").write_text("x")
     with torch.no_grad():
         toy.scale.fill_(5.0)
-    save(toy, folder, overwrite=True, extra={"recipe.yaml": "keep: 0.5\n"})
+    save(toy, folder, overwrite=True, extra=lambda _: {"recipe.yaml": "keep: 0.5\n"})
     assert sorted(path.name for path in folder.iterdir()) == [
         "bondwise.json",
         "model.safetensors",

@@ -1,6 +1,7 @@
 """The demo: a real model on real text, compressed, compared and left as a checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bondwise.compress import Report, cast, describe, dtype, run, write
+from bondwise.compress import Report, cast, check_recipe, describe, run, write
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare, generate_sample
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
@@ -42,6 +43,8 @@ def language_demo(
     Raises:
         BondwiseError: the folder is in the way, or something cannot be fetched.
     """
+    recipe = _recipe(out, keep, seed, device, dtype_name)
+    check_recipe(recipe)
     check_folder(out, overwrite)
     steps = Steps()
     with steps("fetch"):
@@ -60,8 +63,10 @@ def language_demo(
         "in domain: Wikipedia, held-out articles": [article.text for article in held_out],
         "out of domain: news": news,
     }
-    recipe = _recipe(str(source), out, keep, seed, device, dtype(dtype_name) or torch.bfloat16)
+    stored = "bfloat16" if dtype_name == "auto" else dtype_name
+    recipe = replace(recipe, model=str(source), dtype=stored)
     student, report = _compress(recipe, loaded, text, steps, progress)
+    report |= {"name": "SmolLM2-135M-Instruct"}
     teacher = loaded.model
     evaluation: list[dict[str, Any]] = []
     for name, documents in texts.items():
@@ -80,7 +85,8 @@ def language_demo(
         "evaluation": evaluation,
         "samples": [{"prompt": PROMPT, "before": before, "after": after}],
     }
-    return _finish(out, student, loaded, report, recipe, steps, overwrite, text)
+    kept = {CALIBRATION: text}
+    return write(out, student, loaded, report, recipe, steps, overwrite=overwrite, extra=kept)
 
 
 def similarity_demo(
@@ -100,6 +106,8 @@ def similarity_demo(
     Raises:
         BondwiseError: the folder is in the way, or something cannot be fetched.
     """
+    recipe = _recipe(out, keep, seed, device, dtype_name)
+    check_recipe(recipe)
     check_folder(out, overwrite)
     steps = Steps()
     with steps("fetch"):
@@ -109,9 +117,12 @@ def similarity_demo(
         text = "\n\n".join(article.text for article in assets.calibration_articles())
         progress("fetch model and text", 2, 2)
     with steps("load"):
-        loaded = load_model(source, dtype(dtype_name), device, task="encoder")
-    recipe = _recipe(str(source), out, keep, seed, device, next(loaded.model.parameters()).dtype)
+        progress("load", 0, 1)
+        loaded = load_model(source, device=device, task="encoder")
+        progress("load", 1, 1)
+    recipe = replace(recipe, model=str(source))
     student, report = _compress(recipe, loaded, text, steps, progress)
+    report |= {"name": "all-MiniLM-L6-v2"}
     documents, related, similar = assets.lee_ratings(), assets.wordsim353(), assets.simlex()
     rate: dict[str, Callable[[nn.Module], float]] = {
         "Lee 2005, news texts (Pearson)": lambda model: rate_documents(
@@ -130,19 +141,19 @@ def similarity_demo(
             rated.append({"name": name, "before": job(loaded.model), "after": job(student)})
             progress("evaluate", done, len(rate))
     report |= {"similarity": rated}
-    return _finish(out, student, loaded, report, recipe, steps, overwrite, text)
+    kept = {CALIBRATION: text}
+    return write(out, student, loaded, report, recipe, steps, overwrite=overwrite, extra=kept)
 
 
-def _recipe(
-    source: str, out: Path, keep: float, seed: int, device: str, kind: torch.dtype
-) -> Recipe:
+def _recipe(out: Path, keep: float, seed: int, device: str, dtype: str) -> Recipe:
+    """What will be run, but for the model: where that lies is known once it is fetched."""
     return Recipe(
-        model=source,
+        model="",
         data=str(out.absolute() / CALIBRATION),
         keep=keep,
         seed=seed,
         device=device,
-        dtype=str(kind).removeprefix("torch."),
+        dtype=dtype,
         threads=torch.get_num_threads(),
     )
 
@@ -157,19 +168,3 @@ def _compress(
     cast(loaded.model, recipe.dtype)
     report = describe(result, recipe, loaded.source_file_bytes)
     return result.model, report
-
-
-def _finish(
-    out: Path, student: nn.Module, loaded: Loaded, report: Report, recipe: Recipe, steps: Steps,
-    overwrite: bool, text: str,
-) -> Report:  # fmt: skip
-    """Write the folder. Its report holds the steps before this one, what is returned holds all."""
-    report |= {
-        "steps": steps.done,
-        "commands": [f"bondwise compress --recipe {out}/recipe.yaml --out DIR"],
-    }
-    with steps("save"):
-        full = write(
-            out, student, loaded, report, recipe, overwrite=overwrite, extra={CALIBRATION: text}
-        )
-    return full | {"steps": steps.done}

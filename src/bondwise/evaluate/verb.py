@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bondwise.evaluate.language import compare, perplexity
-from bondwise.huggingface.loading import load_model
-from bondwise.model.text import read_text, windows
+from bondwise.huggingface.loading import load_model, reader
+from bondwise.model.text import check_draw, fitting, read_text, windows
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,14 +29,18 @@ def evaluate(
     """
     count, length, seed = draw
     text = read_text(Path(data))
+    check_draw(count, length)
+    progress("load", 0, 1)
     loaded = load_model(model, dtype, device, task="causal")
-    shown = windows(loaded.tokenizer, text, count, length, seed)
+    teacher = None if vs is None else load_model(vs, dtype, device, task="causal")
+    progress("load", 1, 1)
+    length = fitting(loaded.model, length)
+    shown = windows(reader(loaded, model), text, count, length, seed)
     step = partial(progress, "evaluate")
     entry: dict[str, Any] = {"text": data, "windows": count, "length": length}
-    if vs is None:
+    if teacher is None:
         score = perplexity(loaded.model, shown, progress=step)
         entry |= {"before": {}, "after": {"perplexity": score.perplexity}}
     else:
-        teacher = load_model(vs, dtype, device, task="causal")
         entry |= compare(loaded.model, teacher.model, shown, seed=seed, progress=step).entry(data)
     return {"source": model, "vs": vs, "seed": seed, "evaluation": [entry]}

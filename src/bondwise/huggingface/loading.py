@@ -74,6 +74,20 @@ def load_model(
     return Loaded(model, tokenizer, bytes_, tuple(notes))
 
 
+def reader(loaded: Loaded, path: str | Path) -> Any:
+    """The tokenizer that a model's text is read with.
+
+    Raises:
+        CheckpointError: none came with the model.
+    """
+    if loaded.tokenizer is None:
+        raise CheckpointError(
+            f"{path} has no tokenizer, which text needs; copy the model's tokenizer.json and "
+            "tokenizer_config.json into it"
+        )
+    return loaded.tokenizer
+
+
 def _require(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(
@@ -172,8 +186,10 @@ def _read_model(folder: Path, dtype: torch.dtype | None, task: Task) -> Any:
     except BondwiseError:
         raise
     except Exception as error:  # whatever a foreign file makes the readers raise
-        raise CheckpointError(f"{folder} does not load: {_sentence(error)}") from error
-    if missing := sorted(info["missing_keys"]) if task == "auto" else []:
+        raise CheckpointError(
+            f"{folder} does not load ({_sentence(error)}); copy or download it again"
+        ) from error
+    if missing := sorted(info["missing_keys"]) if task != "encoder" else []:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ..), "
             "which would be random; save the whole model again"
@@ -188,7 +204,9 @@ def _model_class(folder: Path, task: Task) -> Any:
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json does not read as JSON") from error
+        raise CheckpointError(
+            f"{folder}/config.json does not read as JSON; copy or download it again"
+        ) from error
     name = (config.get("architectures") or [None])[0]
     foreign = config.get("model_type") not in transformers.CONFIG_MAPPING
     known = not foreign and (name is None or hasattr(transformers, name))
@@ -204,8 +222,25 @@ def _model_class(folder: Path, task: Task) -> Any:
             "update transformers or give another model"
         )
     if task == "causal":
+        _check_predicts(folder, name)
         return transformers.AutoModelForCausalLM
     return transformers.AutoModel if task == "encoder" or not name else getattr(transformers, name)
+
+
+def _check_predicts(folder: Path, name: str | None) -> None:
+    """Refuse a class whose head does not give the next token: loading would draw one at random."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = {
+        n
+        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        for n in ([names] if isinstance(names, str) else names)
+    }
+    if name is not None and name not in known:
+        raise CheckpointError(
+            f"{folder} holds a {name}, which does not predict the next token; "
+            "give a causal language model"
+        )
 
 
 def _read_tokenizer(folder: Path, **where: str) -> Any:
@@ -219,7 +254,8 @@ def _read_tokenizer(folder: Path, **where: str) -> Any:
         )
     except Exception as error:
         raise CheckpointError(
-            f"the tokenizer in {folder} does not load: {_sentence(error)}"
+            f"the tokenizer in {folder} does not load ({_sentence(error)}); "
+            "copy or download it again"
         ) from error
 
 
@@ -243,13 +279,17 @@ def _read_gguf(source: Path) -> tuple[Any, Any]:
 
     with source.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise CheckpointError(f"{source} is not a GGUF file, though it is called one")
+            raise CheckpointError(
+                f"{source} is not a GGUF file, though it is called one; give one that is"
+            )
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
         )
     except Exception as error:  # a truncated file fails wherever it happens to end
-        raise CheckpointError(f"{source} does not load: {_sentence(error)}") from error
+        raise CheckpointError(
+            f"{source} does not load ({_sentence(error)}); copy or download it again"
+        ) from error
     # transformers still takes the dequantised model for a quantised one, which it cannot save.
     del model.config.quantization_config
     vars(model).pop("hf_quantizer", None)

@@ -110,6 +110,10 @@ def allocate(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
     free = [ladder for ladder in ladders if ladder.top]
     room = budget - sum(ladder.weight.numbers for ladder in stuck)
     least = sum(ladder.cost(1) for ladder in free)
+    if not free:
+        raise BudgetError(
+            "No weight stores less in this format than dense; write another, such as lowrank."
+        )
     if least > room:
         smallest = (least + before - sum(ladder.weight.numbers for ladder in free)) / before
         raise BudgetError(

@@ -6,9 +6,10 @@ as ours.
 """
 
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -20,7 +21,14 @@ from torch import nn
 
 import bondwise_autoload
 from bondwise.errors import BondwiseError, CheckpointError
-from bondwise.model.hub import METHOD, attach, detach, is_hub_model, need_transformers
+from bondwise.model.hub import (
+    METHOD,
+    attach,
+    detach,
+    is_hub_model,
+    need_transformers,
+    without_bars,
+)
 from bondwise.model.layers import TensorLayer
 from bondwise.model.manifest import check_tensors, describe, read_specs, swap_in
 
@@ -38,7 +46,7 @@ def save(
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
-    extra: Mapping[str, str] | None = None,
+    extra: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a model to a folder, whole or not at all.
 
@@ -48,7 +56,8 @@ def save(
         tokenizer: kept beside the model, if given.
         overwrite: replace a checkpoint of ours; a folder of anybody else is never replaced.
         max_shard_size: of one weights file of a Hugging Face model.
-        extra: texts to be kept beside the model, by file name.
+        extra: called with the folder once the weights are in it; gives texts to keep beside
+            them, by file name.
 
     Raises:
         CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
@@ -62,8 +71,8 @@ def save(
             _write_json(folder / MANIFEST, describe(model))
             save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(folder))
-        for name, text in (extra or {}).items():
+            _save_tokenizer(tokenizer, folder)
+        for name, text in (extra(folder) if extra else {}).items():
             (folder / name).write_text(text, encoding="utf-8")
     return target
 
@@ -103,8 +112,18 @@ def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None
         attach(model)
     else:
         detach(model)
-    model.save_pretrained(str(folder), max_shard_size=max_shard_size)
+    with without_bars():
+        model.save_pretrained(str(folder), max_shard_size=max_shard_size)
     _write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:
+        if "os error" not in str(error):  # the Rust writer has no class of its own for a full disk
+            raise
+        raise OSError(str(error)) from error
 
 
 def _load_hub_model(folder: Path, model: nn.Module | None, kwargs: dict[str, Any]) -> Any:
@@ -164,8 +183,15 @@ def check_folder(target: Path, overwrite: bool) -> None:
     """Refuse a folder to write to that is in the way.
 
     Raises:
-        CheckpointError: it is not empty and not ours, or ours and not to be replaced.
+        CheckpointError: it is not empty and not ours, or ours and not to be replaced, or in
+            something that is no folder or cannot be written to.
     """
+    parent = next(p for p in target.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise CheckpointError(
+            f"{target} cannot be written: {parent} is no folder that you may write to; "
+            "name another place."
+        )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not _is_ours(target):
@@ -174,7 +200,8 @@ def check_folder(target: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise CheckpointError(
-            f"{target} holds a checkpoint already; name another folder, or allow overwriting it."
+            f"{target} holds a checkpoint already; name another folder, or replace it with "
+            "overwrite=True (--force)."
         )
 
 
@@ -198,9 +225,10 @@ def _written_whole(target: Path) -> Generator[Path]:
         yield folder
         _replace(folder, target, target.parent / f".{target.name}-old-{mark}")
     except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"{target} cannot be written ({error}); nothing was left there. "
-            "Free some space or name another folder."
+            f"{target} cannot be written ({reason}), and nothing was left there; "
+            "free some space or name another folder."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

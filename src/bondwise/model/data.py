@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.model.text import read_text, windows
+from bondwise.model.text import check_draw, read_text, windows
 
 Batch = Mapping[str, Any] | Tensor
 SAMPLES = 8  # rows of a tensor, or windows of text, that the model sees at once
@@ -35,6 +35,7 @@ def batches(
     if isinstance(data, str | Path):
         if tokenizer is None:
             raise DataError("Text came without a tokenizer; add tokenizer=.., or give token ids.")
+        check_draw(count, length)
         data = windows(tokenizer, read_text(data), None, length, seed)[:count]
     if isinstance(data, Tensor):
         return _samples(data)
@@ -90,7 +91,21 @@ def _batch(item: Any) -> Batch:
 
 
 def feed(model: nn.Module, batch: Batch) -> None:
-    """Run a model on one batch, on the device of its parameters; the result is not used."""
+    """Run a model on one batch, on the device of its parameters; the result is not used.
+
+    Raises:
+        DataError: tokens or positions that the model lacks.
+    """
+    try:
+        _run(model, batch)
+    except IndexError as error:
+        raise DataError(
+            f"{type(model).__name__} cannot read the data ({error}): it has tokens or positions "
+            "that the model lacks; use the model's own tokenizer, or shorter windows."
+        ) from error
+
+
+def _run(model: nn.Module, batch: Batch) -> None:
     device = next(model.parameters()).device
     if isinstance(batch, Tensor):
         model(batch.to(device))

@@ -7,6 +7,8 @@ bondwise, or was kept from asking it, then stops with that notice in every class
 random weights.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,20 @@ def need_transformers() -> ModuleType:
             "run: pip install 'bondwise[hf]'."
         ) from error
     return transformers
+
+
+@contextmanager
+def without_bars() -> Generator[None]:
+    """No progress bars of transformers for a while."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def is_hub_model(model: nn.Module) -> bool:

@@ -14,7 +14,8 @@ from bondwise.errors import BudgetError
 class Recipe:
     """Everything that decides the outcome of one compression.
 
-    ``threads`` belongs to it: another number of threads adds in another order, and the last bits differ.
+    ``threads`` belongs to it: another number of threads adds in another order, and the last bits
+    differ. ``dtype`` is what the weights are written in; they are fitted as they are stored.
     """
 
     model: str
@@ -48,27 +49,61 @@ def read_recipe(path: Path) -> Recipe:
     try:
         read: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise BudgetError(f"Recipe {path} cannot be read ({reason}); write a YAML file.") from error
-    names = [field.name for field in fields(Recipe)]
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BudgetError(
+            f"Recipe {path} cannot be read ({reason}); give the recipe.yaml of a folder that "
+            "compress wrote."
+        ) from error
     if not isinstance(read, dict) or "model" not in read:
         raise BudgetError(f"Recipe {path} names no model; it needs a line such as 'model: DIR'.")
-    plain = cast(dict[str, Any], read)
-    for name in plain:
-        if name not in names:
-            raise BudgetError(f"Recipe {path} has a line {name!r}; it may have {', '.join(names)}.")
-    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+    known = {field.name: field.default for field in fields(Recipe)}
+    lines: dict[str, Any] = {}
+    for name, value in cast(dict[str, Any], read).items():
+        if name not in known:
+            raise BudgetError(f"Recipe {path} has a line {name!r}; it may have {', '.join(known)}.")
+        lines[name] = _value(value, known[name])
+        if not _like(lines[name], known[name]):
+            raise BudgetError(
+                f"Recipe {path} has {name}: {value!r}; write {_example(known[name])}."
+            )
+    return Recipe(**lines)
+
+
+def _value(value: Any, default: Any) -> Any:
+    """A value as a recipe holds it: lists as tuples, one pattern as a tuple of one."""
+    if isinstance(default, tuple) and isinstance(value, str):
+        return (value,)
+    return tuple(cast(list[Any], value)) if isinstance(value, list) else value
+
+
+def _example(default: Any) -> str:
+    if isinstance(default, tuple):
+        return "a list of patterns such as [q_proj, k_proj]"
+    return f"a value such as {default}" if isinstance(default, str | int | float) else "a path"
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a field's default; a field without one is text."""
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(isinstance(v, str) for v in cast(Any, value))
+    if isinstance(default, str | int):
+        return type(value) is type(default)
+    return isinstance(value, str) or value is default
 
 
 def chosen(path: Path | None, **flags: Any) -> Recipe:
-    """A recipe from flags, on top of the one in a file where a file is given; None leaves a line as it is.
+    """A recipe from flags, on top of that in a file where one is given; None changes nothing.
 
     Raises:
         BudgetError: the file cannot be used, or no model is named.
     """
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None}
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None
+    }
     if path is not None:
         return replace(read_recipe(path), **given)
-    if "model" not in given:
+    if not given.get("model"):
         raise BudgetError("No model came; write its folder, or --recipe FILE.yaml.")
     return Recipe(**given, threads=torch.get_num_threads())

@@ -87,12 +87,20 @@ def select(
         for name, parameter, module, names in _parameters(paths)
     ]
     if not any(weight.chosen for weight in weights):
-        why = next((w.reason for w in weights if len(w.shape) > 1), "it has no weight matrix")
         raise SelectionError(
-            f"Nothing in {type(model).__name__} is left to change ({why}); "
+            f"Nothing in {type(model).__name__} is left to change ({_why_nothing(weights)}); "
             "name targets that can be."
         )
     return weights, [f"ignore pattern {pattern!r} matches nothing" for pattern in unused]
+
+
+def _why_nothing(weights: list[Weight]) -> str:
+    """The reason that says most: what is a network already, then what a target matched."""
+    reasons = [weight.reason for weight in weights]
+    if "already a tensor network" in reasons:
+        return "it holds tensor networks already"
+    matched = [reason for reason in reasons if reason != "no target matches it"]
+    return next((r for r in matched if r != "not a matrix"), next(iter(matched), "no weight"))
 
 
 def _weight(
@@ -257,6 +265,6 @@ def check_finite(name: str, weight: Tensor) -> None:
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise FitError(
-            f"Weight {name} has {bad} entries that are NaN or infinite; "
+            f"Weight {name} has NaN or infinite entries ({bad:,} of {weight.numel():,}); "
             "mend the model or add it to ignore."
         )

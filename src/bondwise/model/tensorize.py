@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bondwise.model.layers import TensorEmbedding, TensorLayer, TensorLinear, de
 from bondwise.model.select import Patterns, check_finite, select
 from bondwise.model.steps import Steps
 from bondwise.model.table import Row, Table, changed
+from bondwise.model.text import fitting
 from bondwise.weight.fit import fit, has_closed_form
 from bondwise.weight.gauge import compact
 from bondwise.weight.metric import Metric
@@ -141,7 +143,7 @@ def tensorize(
             below 1 is smaller and needs fewer multiplications than dense.
         seed: which windows of the text, and the starts of fits that have random ones.
         windows: windows of text.
-        length: tokens of a window.
+        length: tokens of a window, at most as many as the model has positions for.
         inplace: change the given model.
         progress: called with (stage, done, total).
 
@@ -155,15 +157,15 @@ def tensorize(
     >>> result.model(torch.zeros(2, 64)).shape
     torch.Size([2, 64])
     """
-    _known("effort", effort, EFFORTS)
-    _known("prefer", prefer, PREFERENCES)
+    check_choices(effort, prefer)
     steps = Steps()
     table = plan_model(model, keep, targets, ignore, format)
     modules = dict(model.named_modules(remove_duplicate=False))
     work = {row.name: row for row in table if row.changes}
     for name in work:
         check_finite(name, modules[name].weight)  # pyright: ignore[reportArgumentType]
-    metrics = _metrics(model, work, data, tokenizer, (windows, length, seed), steps, progress)
+    shown = fitting(model, length) if isinstance(data, str | Path) else length
+    metrics = _metrics(model, work, data, tokenizer, (windows, shown, seed), steps, progress)
     layers: dict[str, TensorLayer] = {}
     with steps("fit"):
         for k, (name, row) in enumerate(work.items()):
@@ -172,6 +174,9 @@ def tensorize(
     table = table.with_rows(work)
     if data is not None and work and not metrics:
         note = f"{format} is fitted without the inputs' metric so far; lowrank is fitted in it"
+        table = replace(table, notes=(*table.notes, note))
+    if shown < length:
+        note = f"windows of {shown} tokens were shown: the model has no more positions"
         table = replace(table, notes=(*table.notes, note))
     before = footprint(model)
     result = model if inplace else _copy(model)
@@ -199,8 +204,8 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     }
     if not found:
         raise SelectionError(
-            f"{type(model).__name__} has no tensorized layer; "
-            "give a model that tensorize or load made."
+            f"{type(model).__name__} has no tensorized layer; give one that tensorize made, or "
+            "a folder that compress wrote."
         )
     dense = {layer: _dense_layer(layer) for layer in set(found.values())}
     result = model if inplace else _copy(model)
@@ -303,6 +308,12 @@ def _larger_than_dense(keep: float, name: str) -> str:
     return "keep is 1" if keep == 1 else f"{name} would be larger than dense"
 
 
-def _known(what: str, value: str, values: Sequence[str]) -> None:
-    if value not in values:
-        raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")
+def check_choices(effort: str, prefer: str) -> None:
+    """Refuse an effort or preference that is none.
+
+    Raises:
+        BudgetError: listing those that there are.
+    """
+    for what, value, values in (("effort", effort, EFFORTS), ("prefer", prefer, PREFERENCES)):
+        if value not in values:
+            raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")

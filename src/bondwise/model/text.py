@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from bondwise.errors import DataError
 
@@ -29,7 +29,8 @@ def read_text(source: str | Path) -> str:
     if path is not None and path.is_file():
         text = _read_file(path)
     elif isinstance(source, Path) or (path is not None and _is_a_name(str(source))):
-        raise DataError(f"there is no text file {source}; give a file (UTF-8) or the text itself")
+        also = "" if isinstance(source, Path) else " or the text itself"
+        raise DataError(f"there is no text file {source}; give a file (UTF-8){also}")
     else:
         text = str(source)
     if not text.strip():
@@ -46,6 +47,8 @@ def _read_file(path: Path) -> str:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it first") from error
+    if "\0" in text:
+        raise DataError(f"{path} holds zero bytes, which no text does; give a text file (UTF-8)")
     if not text.strip():
         raise DataError(f"{path} is empty; give a text of some thousand words")
     return text
@@ -64,6 +67,7 @@ def windows(
     Raises:
         DataError: the texts are empty or hold fewer tokens than the windows need.
     """
+    check_draw(count, length)
     bos = _bos(tokenizer)
     step = length - len(bos)
     ids = _token_ids(tokenizer, [texts] if isinstance(texts, str) else texts)
@@ -77,6 +81,27 @@ def windows(
     rows = ids[: there * step].view(there, step)
     drawn = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:wanted]
     return torch.cat([torch.tensor(bos, dtype=torch.long).expand(wanted, -1), rows[drawn]], dim=1)
+
+
+def fitting(model: nn.Module, length: int) -> int:
+    """The length of a window, or as many tokens as the model has positions for."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(positions, int) and positions >= 2:  # some models say -1 for no limit
+        return min(length, positions)
+    return length
+
+
+def check_draw(count: int | None, length: int) -> None:
+    """Refuse windows that show nothing.
+
+    Raises:
+        DataError: no window, or windows of fewer than two tokens.
+    """
+    if (count is not None and count < 1) or length < 2:
+        number = "all" if count is None else count
+        raise DataError(
+            f"{number} windows of {length} tokens came; write at least one window of two tokens"
+        )
 
 
 def _bos(tokenizer: Any) -> list[int]:

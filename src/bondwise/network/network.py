@@ -179,6 +179,8 @@ def parse(text: str, **sizes: int) -> Network:
         )
     rows, cols = match[2].split(), match[3].split()
     used = {name for group in (*cores, rows, cols) for name in group}
+    for name in sorted(name for name in used if not name.isidentifier()):
+        raise NetworkError(f"{name!r} in {text!r} is no index; write a name such as o1.")
     for name in sorted(used - set(sizes)):
         raise NetworkError(f"Index {name} of {text!r} has no size; add {name}=.. to the call.")
     for name in sorted(set(sizes) - used):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 Report = Mapping[str, Any]
@@ -14,6 +15,20 @@ LONG = 18
 """Characters of a label at most."""
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def title(report: Report) -> str:
+    """The model's name: what the report calls it, else the last part of a path.
+
+    >>> title({"source": "/data/models/smollm2.gguf"}), title({"source": "org/name"})
+    ('smollm2.gguf', 'org/name')
+    >>> title({"source": "/cache/models--org--name/snapshots/6b1"})
+    'org/name'
+    """
+    source = PurePath(str(report["source"]))
+    cached = next((part for part in source.parts if part.startswith("models--")), "")
+    plain = source.name if source.is_absolute() else str(report["source"])
+    return str(report.get("name") or cached.removeprefix("models--").replace("--", "/") or plain)
 
 
 def template(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bondwise.report import sections
-from bondwise.report.groups import Report
+from bondwise.report.groups import Report, title
 from bondwise.report.markup import Markup, el
 from bondwise.report.strip import curves, strip
 from bondwise.report.weights import weights
@@ -68,19 +68,24 @@ def data(report: Report) -> Markup:
     >>> data({"name": "</script>"})
     '{"name": "\\u003c/script\\u003e"}'
     """
-    text = json.dumps(_finite(report), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(report), ensure_ascii=False, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same plain data with None for numbers that are not finite, which JSON lacks.
+
+    >>> finite({"perplexity": float("inf"), "windows": [1, 2]})
+    {'perplexity': None, 'windows': [1, 2]}
+    """
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value
 
 
@@ -95,7 +100,7 @@ def _head(report: Report) -> Markup:
         el("meta", http_equiv="Content-Security-Policy", content=POLICY),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{sections.title(report)} in tensor networks"),
+        el("title", f"{title(report)} in tensor networks"),
         el("link", rel="icon", href="data:,"),
         el("style", _asset("page.css")),
     )
@@ -106,7 +111,7 @@ def _masthead(report: Report) -> Markup:
     return el(
         "header",
         el("p", "bondwise", toggle, class_="mark"),
-        el("h1", sections.title(report)),
+        el("h1", title(report)),
         el("p", sections.opening(report), class_="lead"),
         class_="masthead",
     )

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -227,13 +226,3 @@ def opening(report: Report) -> str:
     """The page in one sentence."""
     done, all_of_them = len(changed(report["weights"])), len(report["weights"])
     return f"{done} of {all_of_them} weights stored as tensor networks."
-
-
-def title(report: Report) -> str:
-    """The model's name: the last part of a path, all of anything else.
-
-    >>> title({"source": "/data/models/smollm2.gguf"}), title({"source": "org/name"})
-    ('smollm2.gguf', 'org/name')
-    """
-    source = str(report["source"])
-    return PurePath(source).name if PurePath(source).is_absolute() else source

@@ -9,7 +9,17 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bondwise.report.groups import Report, Weight, becomes, changed, cut, left, shape, template
+from bondwise.report.groups import (
+    Report,
+    Weight,
+    becomes,
+    changed,
+    cut,
+    left,
+    shape,
+    template,
+    title,
+)
 from bondwise.report.units import count, decimal, duration, percent, size, span
 
 WIDTH = 80
@@ -36,14 +46,21 @@ def summary(report: Report) -> Table:
 
 
 def evaluation(report: Report) -> Table:
-    """The quality alone, of one model or of one beside its dense original."""
-    title = Text(clip(str(report["source"]), WIDTH))
-    return _table(title, "", (_evaluation(report), _similarity(report)))
+    """The quality alone, of one model or of one beside another, each column under its name."""
+    one, other = title(report), title({"source": report["vs"]}) if report.get("vs") else ""
+    heading = Text(clip(f"{one} beside {other}" if other else one, WIDTH))
+    heads = (clip(other, 16), clip(one, 16), "ratio" if other else "")
+    return _table(heading, "", (_evaluation(report),), heads)
 
 
-def _table(title: Text, caption: str, groups: Sequence[list[Row]]) -> Table:
+def _table(
+    title: Text,
+    caption: str,
+    groups: Sequence[list[Row]],
+    heads: tuple[str, str, str] = ("before", "after", "ratio"),
+) -> Table:
     table = Table(
-        "", "before", "after", "ratio", box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False,
+        "", *heads, box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False,
         title=title, title_style="bold", title_justify="left",
         caption=caption or None, caption_justify="left", caption_style="",
     )  # fmt: skip
@@ -75,7 +92,7 @@ def _row(label: str, before: str = "", after: str = "", ratio: str = "", style: 
 
 def _title(report: Report) -> Text:
     tensorized, weights = len(changed(report["weights"])), len(report["weights"])
-    name = Text(clip(str(report["source"]), WIDTH))
+    name = Text(clip(title(report), WIDTH))
     return name + Text(f"\n{tensorized} of {weights} weights as tensor networks", "not bold")
 
 
@@ -113,13 +130,14 @@ def _evaluation(report: Report) -> list[Row]:
 
 def _quality(entry: Mapping[str, Any]) -> list[Row]:
     before, after = entry["before"], entry["after"]
+    alone = "perplexity" not in before
     rows = [
         _row(clip(str(entry["text"]), 46), style="bold"),
         _row(
             f"  perplexity ({windows(entry)})",
-            decimal(before.get("perplexity"), 2),
+            "" if alone else decimal(before["perplexity"], 2),
             decimal(after.get("perplexity"), 2),
-            decimal(entry.get("ratio")),
+            "" if alone else decimal(entry.get("ratio")),
         ),
     ]
     if entry.get("ratio_low") is not None:
@@ -218,7 +236,7 @@ def _changes(lines: list[list[Weight]]) -> Table:
 
 
 def _left_alone(lines: list[list[Weight]]) -> Table:
-    reasons = [cut(str(line[0]["reason"]), 29) for line in lines]
+    reasons = [cut(str(line[0]["reason"]), 34) for line in lines]
     shapes = [shape(line[0]) for line in lines]
     columns = {"kind": _kinds(lines), "shape": shapes, "because": reasons}
     return _named("left alone", lines, columns)

@@ -256,10 +256,12 @@ def _rounding(weight: Tensor, net: Network) -> float:
 def has_closed_form(net: Network) -> bool:
     """Whether a metric can be used: two cores, all rows on one and all columns on the other.
 
+    None of them may be on both (block diagonal).
+
     >>> from bondwise import lowrank, mpo
     >>> has_closed_form(lowrank(6, 4, 2)), has_closed_form(mpo((2, 3), (2, 2), 2))
     (True, False)
     """
     sides = [{index.name for index in side} for side in (net.rows, net.cols)]
     own = [set(names) & net.open for names in net.names]
-    return own in (sides, sides[::-1])
+    return own in (sides, sides[::-1]) and not sides[0] & sides[1]

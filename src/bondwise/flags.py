@@ -1,0 +1,169 @@
+"""The flags of the command line: what each verb takes, and what its help says.
+
+A flag whose type ends in ``OrNone`` changes a recipe only where it is given.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fraction(text: str | float) -> float:
+    """A number; its range is checked where it is used."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} came; write a number such as 0.6") from error
+
+
+def whole(text: str | int) -> int:
+    """A whole number."""
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} came; write a whole number such as 64") from error
+    if abs(number) >= 2**63:
+        raise typer.BadParameter(f"{text} came; write a number that fits 64 bits, such as 64")
+    return number
+
+
+MODEL_HELP = "A Hugging Face folder (safetensors) or a GGUF file."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        parser=fraction,
+        metavar="FRACTION",
+        help="Fraction of the targeted numbers that stays. [default: 0.8]",
+    ),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="What to change: linear, embedding, a class, a path, a glob or re:REGEX; "
+        "may be repeated. [default: linear]",
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="What to leave alone, besides the head, tied weights and routers; may be repeated.",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="auto (lowrank so far), lowrank, mpo, ring, tucker, cp, btt, tree, kron or an einsum "
+        "such as 'o a, a i -> (o) (i)'. [default: auto]",
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output, the rest on stderr.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a folder that bondwise wrote.")]
+SEED_HELP = "Seed of every random choice."
+DEVICE_HELP = "Where to compute: cpu, cuda, cuda:1, .."
+DTYPE_HELP = "auto (as stored), float32, bfloat16 or float16."
+Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help=SEED_HELP)]
+Device = Annotated[str, typer.Option(metavar="NAME", help=DEVICE_HELP)]
+Dtype = Annotated[str, typer.Option(metavar="NAME", help=DTYPE_HELP)]
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="The encoder all-MiniLM-L6-v2 instead: a minute.")
+]
+DemoOut = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder to write. [default: bondwise-demo, or bondwise-demo-tiny]",
+    ),
+]
+DemoDtype = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What is stored and evaluated: auto (bfloat16, float32 with --tiny), float32, "
+        "bfloat16 or float16.",
+    ),
+]
+Full = Annotated[bool, typer.Option("--full", help="Every weight on a line of its own.")]
+ModelOrRecipe = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} Not needed with --recipe."),
+]
+OutOrNone = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write.  [required]")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="UTF-8 text to calibrate on; without it the fit knows only the weights, "
+        "which costs far more quality.",
+    ),
+]
+Unit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNIT", help="What keep counts: params (bytes, macs and seconds come later)."
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="speed, size or quality (the same so far). [default: speed]"),
+]
+Effort = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", help="fast or best (the same so far). [default: fast]"),
+]
+WindowsOrNone = Annotated[
+    int | None,
+    typer.Option(parser=whole, metavar="N", help="Windows of the text, at most. [default: 64]"),
+]
+LengthOrNone = Annotated[
+    int | None,
+    typer.Option(parser=whole, metavar="N", help="Tokens of a window. [default: 256]"),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A recipe.yaml to repeat; other flags change it."),
+]
+SeedOrNone = Annotated[
+    int | None, typer.Option(parser=whole, metavar="N", help=f"{SEED_HELP} [default: 0]")
+]
+DeviceOrNone = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"{DEVICE_HELP} [default: cpu]")
+]
+DtypeOrNone = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help=f"What is stored: {DTYPE_HELP} [default: auto]"),
+]
+Tensorized = Annotated[
+    str,
+    typer.Argument(metavar="DIR", help="A folder that compress wrote.", show_default=False),
+]
+Evaluated = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder that compress wrote, another Hugging Face folder, or a GGUF file.",
+    ),
+]
+HeldOut = Annotated[
+    str, typer.Option(metavar="FILE", help="UTF-8 text, held out from calibration.")
+]
+Versus = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="The dense model to compare with.")
+]
+Windows = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows of the text.")]
+Length = Annotated[
+    int,
+    typer.Option(
+        parser=whole,
+        metavar="N",
+        help="Tokens of a window, at most as many as the model can take.",
+    ),
+]
