@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-tiny test check docs-links clean
+.PHONY: demo demo-tiny test check clean
 
 demo: $(READY)
-	$(BIN)/bondwise demo
+	$(BIN)/bondwise demo --force
 
 demo-tiny: $(READY)
-	$(BIN)/bondwise demo --tiny
+	$(BIN)/bondwise demo --tiny --force
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
