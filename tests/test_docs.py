@@ -38,7 +38,7 @@ def runs(page: Path) -> Iterator[tuple[Block, str | None]]:
     A block ``text output`` right after a block of Python is what that prints.
     """
     found = blocks(page.read_text(encoding="utf-8"))
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip(found, [*found, None][1:], strict=True):
         if block.info == "python":
             stated = after is not None and after.info == "text output"
             yield block, after.code if stated and after is not None else None
@@ -121,7 +121,7 @@ def test_the_command_line_page_has_every_verb_and_flag_and_no_other() -> None:
     there = {name for verb in verbs.values() for p in verb.params for name in p.opts}
     flags = {name for name in there if name.startswith("--")} | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) == flags
-    assert set(re.findall(r"bondwise ([a-z]+) ", text)) == set(verbs)
+    assert set(re.findall(r"^bondwise ([a-z]+)", text, re.M)) == set(verbs)
     for name, verb in verbs.items():
         _, _, section = text.partition(f"## {name}\n")
         section = section.partition("\n## ")[0]
