@@ -1,7 +1,6 @@
 """The documentation tells the truth: its code runs, prints what it says, and its links lead."""
 
 import re
-import sys
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import typer
 
 from bondwise.cli import app
+from bondwise.topology import registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,9 +46,12 @@ def runs(page: Path) -> Iterator[tuple[Block, str | None]]:
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    state = torch.random.get_rng_state()
+    """A page may seed torch and enter a topology of its own; other tests see neither."""
+    known, state = dict(registry._known), torch.random.get_rng_state()
     yield
     torch.random.set_rng_state(state)
+    registry._known.clear()
+    registry._known.update(known)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -56,7 +59,6 @@ def test_code_runs_and_prints_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", None)
     names: dict[str, object] = {"__name__": page.stem}
     for block, stated in runs(page):
         lines = "\n" * block.line + block.code  # a traceback then names the page and its line
