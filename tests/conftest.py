@@ -1,5 +1,22 @@
 """Shared by all tests: one thread, so that runs repeat to the bit and no two fight for cores."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
+import tiny
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory) -> Path:
+    """Tiny models as folders, and a text: to be read only."""
+    folder = tmp_path_factory.mktemp("shelf")
+    tiny.on_disk(tiny.llama(), folder / "llama")
+    tiny.on_disk(tiny.gpt2(), folder / "gpt2")
+    tiny.on_disk(tiny.bert(), folder / "bert")
+    tiny.on_disk(tiny.llama(tied=True), folder / "tied", torch.bfloat16)
+    (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
+    return folder

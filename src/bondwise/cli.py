@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -41,6 +41,8 @@ app = typer.Typer(
 
 # newer versions of typer carry a click of their own, so its base error is found through typer
 _Usage: Any = next(e for e in typer.BadParameter.__mro__ if e.__name__ == "ClickException")
+INTERRUPTED = 130  # what newer versions of typer return of Ctrl-C
+STOPPED = "Stopped by Ctrl-C; nothing was left half-written."
 WRONG_USAGE = (BudgetError, DataError, NetworkError, SelectionError, ShapeError)
 
 
@@ -171,7 +173,7 @@ def compress(
     _show(report, json_, "summary")
     _say(f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html.", json_)
     for command in report["commands"][1:]:
-        _say(f"What it cost: {command}", json_)
+        _say(f"Measure what it cost: {command}", json_)
 
 
 @app.command(short_help="Back to dense weights, which load without bondwise.")
@@ -233,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = command.main(args=given, prog_name="bondwise", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Stopped by Ctrl-C; nothing was left half-written.", 1)
+        _fail(STOPPED, 1)
     except _Usage as error:
         where = error.ctx.command_path if getattr(error, "ctx", None) else "bondwise"
         _fail(f"{error.format_message().rstrip('.')}; see {where} --help", 2)
@@ -244,8 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _fail(_disk(error), 1)
-    else:
-        sys.exit(code or 0)
+    if code == INTERRUPTED:
+        _fail(STOPPED, 1)
+    sys.exit(code or 0)
 
 
 def _load(model: str, dtype: str, device: str, quiet: bool) -> "Loaded":
@@ -262,7 +265,7 @@ def _load(model: str, dtype: str, device: str, quiet: bool) -> "Loaded":
     return loaded
 
 
-def _fail(sentence: str, code: int) -> None:
+def _fail(sentence: str, code: int) -> NoReturn:
     if re.match(r"[a-z]+ ", sentence):
         sentence = sentence[0].upper() + sentence[1:]
     whole = f"{sentence.rstrip('.')}."

@@ -54,6 +54,7 @@ def test_the_head_can_be_named():
         ("a.b", "a.b", True),
         ("a", "a.b", True),
         ("b", "a.b", True),
+        ("b", "a.b.c", True),
         ("a.*", "a.b", True),
         ("re:b$", "a.b", True),
         ("b", "a.bb", False),

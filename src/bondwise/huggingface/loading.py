@@ -207,6 +207,8 @@ def _model_class(folder: Path, task: Task) -> Any:
         raise CheckpointError(
             f"{folder}/config.json does not read as JSON; copy or download it again"
         ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}/config.json holds no table; copy or download it again")
     name = (config.get("architectures") or [None])[0]
     foreign = config.get("model_type") not in transformers.CONFIG_MAPPING
     known = not foreign and (name is None or hasattr(transformers, name))

@@ -73,6 +73,8 @@ def _value(value: Any, default: Any) -> Any:
     """A value as a recipe holds it: lists as tuples, one pattern as a tuple of one."""
     if isinstance(default, tuple) and isinstance(value, str):
         return (value,)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
     return tuple(cast(list[Any], value)) if isinstance(value, list) else value
 
 
@@ -84,11 +86,9 @@ def _example(default: Any) -> str:
 
 def _like(value: Any, default: Any) -> bool:
     """Whether a value is of the kind of a field's default; a field without one is text."""
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(isinstance(v, str) for v in cast(Any, value))
-    if isinstance(default, str | int):
+    if isinstance(default, str | int | float):
         return type(value) is type(default)
     return isinstance(value, str) or value is default
 

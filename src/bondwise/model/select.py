@@ -54,9 +54,9 @@ def select(
 ) -> tuple[list[Weight], list[str]]:
     """Every parameter of a model, chosen or with the reason why not; and notes for the user.
 
-    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"embedding"``, a class name, a path,
-    the start or the last part of one (``model.layers.0``, ``q_proj``), a glob, or ``re:`` and a
-    regular expression that is searched for in the path. By default the head, tied embeddings and
+    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"embedding"``, a class name, a path
+    or some parts of one in a row (``model.layers.0``, ``mlp``, ``q_proj``), a glob, or ``re:`` and
+    a regular expression that is searched for in the path. By default the head, tied embeddings and
     routers are ignored; a target that is a full path overrides that.
 
     Raises:
@@ -126,9 +126,7 @@ def matches(pattern: str, path: str, module: nn.Module) -> bool:
     kind = type(module).__name__
     if kind in _GROUPS.get(pattern, (pattern,)):
         return True
-    return bool(path) and (
-        path == pattern or path.startswith(f"{pattern}.") or path.endswith(f".{pattern}")
-    )
+    return bool(path) and f".{pattern}." in f".{path}."
 
 
 def _anywhere(pattern: str, paths: dict[nn.Module, list[str]]) -> bool:

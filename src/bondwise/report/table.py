@@ -132,7 +132,7 @@ def _quality(entry: Mapping[str, Any]) -> list[Row]:
     before, after = entry["before"], entry["after"]
     alone = "perplexity" not in before
     rows = [
-        _row(clip(str(entry["text"]), 46), style="bold"),
+        _row(clip(str(entry["text"]), 42), style="bold"),
         _row(
             f"  perplexity ({windows(entry)})",
             "" if alone else decimal(before["perplexity"], 2),

@@ -1,0 +1,463 @@
+"""What a user can get wrong ends in one sentence and an exit code, and leaves nothing behind."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import tiny
+from bondwise.model.select import SelectionError
+from verbs import bondwise, files
+
+FEW = ("--windows", 4, "--length", 16, "-q")
+
+
+@pytest.fixture(scope="session")
+def ours(shelf, tmp_path_factory):
+    """A folder that compress wrote."""
+    from bondwise.cli import main
+
+    folder = tmp_path_factory.mktemp("ours") / "ours"
+    with pytest.raises(SystemExit, match="0"):
+        main(["compress", str(shelf / "llama"), "--out", str(folder), "-q"])
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Where the user stands; nothing may appear or change here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, *arguments, code, says):
+    """One sentence on standard error, the right exit code, and every file as it was."""
+    before = files(Path.cwd())
+    said = bondwise(capsys, *arguments)
+    assert said.code == code, said
+    assert said.out == ""
+    assert said.err.startswith("bondwise: ")
+    assert said.err.endswith(".\n")
+    assert said.err.count("\n") == 1  # one line: no traceback, no bar, no warning
+    assert says in said.err
+    assert files(Path.cwd()) == before
+
+
+def llama(shelf, desk, **changes):
+    """A copy of the model to spoil."""
+    folder = Path(shutil.copytree(shelf / "llama", desk / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def spoil_weight(value):
+    def spoil(shelf, desk, ours):
+        folder = llama(shelf, desk)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def spoil_file(name, change):
+    def spoil(shelf, desk, ours):
+        path = llama(shelf, desk) / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def of_the_future(shelf, desk, ours):
+    folder = Path(shutil.copytree(ours, desk / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["schema"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def foreign_code(shelf, desk, ours):
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}, "architectures": ["X"]}
+    (llama(shelf, desk, model_type="x", **code) / "modeling_x.py").write_text("raise SystemExit(9)")
+
+
+def only_pickles(shelf, desk, ours):
+    folder = llama(shelf, desk)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def without_tokenizer(shelf, desk, ours):
+    for file in llama(shelf, desk).glob("tokenizer*"):
+        file.unlink()
+
+
+def gguf(content):
+    def spoil(shelf, desk, ours):
+        (desk / "model").mkdir()
+        (desk / "model" / "x.gguf").write_bytes(content)
+
+    return spoil
+
+
+def gpt2(vocabulary):
+    special = {"bos_token_id": 1, "eos_token_id": 1}
+    config = GPT2Config(
+        n_embd=8, n_layer=1, n_head=2, vocab_size=vocabulary, n_positions=32, **special
+    )
+    return GPT2LMHeadModel(config)
+
+
+def unknown_class(shelf, desk, ours):
+    llama(shelf, desk, model_type="x", architectures=["X"])
+
+
+def empty_folder(shelf, desk, ours):
+    (desk / "model").mkdir()
+
+
+def plain_file(shelf, desk, ours):
+    (desk / "model").write_text("x")
+
+
+def nothing(shelf, desk, ours):
+    pass
+
+
+def already(shelf, desk, ours):
+    shutil.copytree(ours, desk / "model")
+
+
+def big_tokenizer(shelf, desk, ours):
+    tiny.on_disk(gpt2(vocabulary=4), desk / "model")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "says"),
+    [
+        (spoil_weight(float("nan")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
+        (spoil_weight(float("-inf")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
+        (spoil_file("config.json", lambda b: b[:20]), 1, "config.json does not read as JSON"),
+        (spoil_file("config.json", lambda _: b"\xff\xfe"), 1, "config.json does not read as JSON"),
+        (spoil_file("config.json", lambda _: b"[]"), 1, "config.json"),
+        (spoil_file("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
+        (spoil_file("model.safetensors", lambda _: b""), 1, "copy or download it again"),
+        (spoil_file("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
+        (of_the_future, 1, "schema version 99, this bondwise reads up to 1"),
+        (foreign_code, 1, "needs code of its own (X, auto_map in config.json)"),
+        (unknown_class, 1, "names model type 'x' and class 'X', which transformers"),
+        (only_pickles, 1, "only pickled weights, which can run code when read"),
+        (without_tokenizer, 1, "has no tokenizer, which text needs"),
+        (gguf(b"GGUF" + b"\x07" * 500), 1, "does not load"),
+        (gguf(b"nonsense"), 1, "is not a GGUF file"),
+        (big_tokenizer, 2, "tokens or positions that the model lacks"),
+        (empty_folder, 1, "has no config.json"),
+        (plain_file, 1, "is a plain file"),
+        (nothing, 1, "There is no folder or file"),
+        (already, 2, "it holds tensor networks already"),
+    ],
+)
+def test_models(capsys, shelf, ours, desk, spoil, code, says):
+    spoil(shelf, desk, ours)
+    model = desk / "model"
+    data = ("--data", shelf / "text.txt")
+    refused(capsys, "compress", model, *data, "--out", "o", *FEW, code=code, says=says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty; give a text"),
+        (b" \n\t\n", "is empty; give a text"),
+        (b"bond core", "has 2 tokens, but 1 windows of 16 need 16"),
+        (bytes(range(256)), "is not UTF-8 at byte 128"),
+        (b"bond\0core " * 99, "holds zero bytes"),
+        (None, "there is no text file"),
+        ("folder", "is a folder; give one text file"),
+    ],
+)
+def test_texts(capsys, shelf, desk, content, says):
+    if content == "folder":
+        (desk / "text").mkdir()
+    elif content is not None:
+        (desk / "text").write_bytes(content)
+    says = says.replace("there", "There")
+    for verb in ("compress", "eval"):
+        out = ("--out", "o") if verb == "compress" else ()
+        said = says if verb == "compress" else says.replace("1 windows of 16 need 16", "4 windows")
+        model = shelf / "llama"
+        refused(capsys, verb, model, "--data", "text", *out, *FEW, code=2, says=said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--keep", 0], "keep=0 came; it is the fraction of numbers that stays"),
+        (["--keep", 1.5], "keep=1.5 came"),
+        (["--keep", -1], "keep=-1 came"),
+        (["--keep", "nan"], "keep=nan came"),
+        (["--keep", "inf"], "keep=inf came"),
+        (["--keep", "abc"], "'--keep': 'abc' came; write a number such as 0.6"),
+        (["--keep", 0.001], "is below what these formats can reach; write at least 0.0"),
+        (["--targets", "nosuch"], "Target 'nosuch' matches nothing in LlamaForCausalLM"),
+        (["--targets", "q_proj", "--targets", "nosuch"], "Target 'nosuch' matches nothing"),
+        (["--targets", "re:("], "'re:(' is no regular expression"),
+        (["--targets", "LlamaRMSNorm"], "left to change (not a matrix)"),
+        (["--ignore", "linear"], "left to change (ignored by 'linear')"),
+        (["--format", "nosuch"], "write one of btt, cp, kron, lowrank, mpo, ring, tree, tucker"),
+        (["--format", ""], "write one of btt"),
+        (["--format", "lowrank 3"], "Topology 'lowrank 3' is not known"),
+        (["--format", "o1 i1 a, a o2 -> (o1 o2) (i1 i1)"], "i1 stands 2 times in columns"),
+        (["--format", "o1 i1 a, a o2 -> (o1 o2) (i1 i2)"], "i2"),
+        (["--format", "o a, a -> (o) ()"], "has no mode for 48 of the weight"),
+        (["--format", "o a, a i -> o i"], "write cores -> (rows) (columns)"),
+        (["--format", "o a,, a i -> (o) (i)"], "has an empty core"),
+        (["--format", "o! a, a i -> (o!) (i)"], "'o!' in 'o! a, a i -> (o!) (i)' is no index"),
+        (["--format", "o i -> (o) (i)"], "stores less in this format than dense"),
+        (["--unit", "bytes"], "unit='bytes' came; budgets are counted in numbers so far"),
+        (["--unit", "nosuch"], "unit='nosuch' came"),
+        (["--effort", "nosuch"], "write one of fast, best"),
+        (["--prefer", "nosuch"], "write one of speed, size, quality"),
+        (["--dtype", "int8"], "write one of auto, float32, bfloat16, float16"),
+        (["--dtype", "bf16"], "dtype='bf16' came"),
+        (["--device", "nosuch"], "device='nosuch' came, which cannot be used here; write cpu"),
+        (["--device", "meta"], "device='meta' came, which cannot be used here"),
+        (["--seed", "x"], "'--seed': 'x' came; write a whole number"),
+        (["--seed", -1], "seed=-1 came; write a whole number of 0 or more"),
+        (["--seed", 2**80], "fits 64 bits"),
+        (["--windows", 0], "0 windows of 16 tokens came"),
+        (["--windows", 1.5], "'--windows': '1.5' came"),
+        (["--length", 1], "4 windows of 1 tokens came"),
+        (["--length", -8], "4 windows of -8 tokens came"),
+        (["--nosuch"], "No such option: --nosuch"),
+        (["another"], "unexpected extra argument"),
+    ],
+)
+def test_flags(capsys, shelf, desk, flags, says):
+    usual = ("compress", shelf / "llama", "--data", shelf / "text.txt", "--out", "o", *FEW)
+    refused(capsys, *usual, *flags, code=2, says=says)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(capsys, shelf, desk):
+    for verb in ("plan", "compress", "merge", "eval"):
+        more = {"eval": ("--data", shelf / "text.txt"), "plan": ()}.get(verb, ("--out", "o"))
+        model = shelf / "llama"
+        refused(capsys, verb, model, *more, "--device", "cuda", code=2, says="device='cuda' came")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nosuch"], "No such command 'nosuch'"),
+        (["compress"], "No output folder came; add --out DIR"),
+        (["compress", "m"], "No output folder came; add --out DIR"),
+        (["compress", "--out", "o"], "No model came; write its folder, or --recipe FILE.yaml"),
+        (["compress", "", "--out", "o"], "No model came"),
+        (["merge", "m"], "Missing option '--out'; see bondwise merge --help"),
+        (["eval", "m"], "Missing option '--data'"),
+        (["plan"], "Missing argument 'MODEL'"),
+        (["demo", "--keep", "7", "--out", "o"], "keep=7 came"),
+        (["demo", "--tiny", "--keep", "0", "--out", "o"], "keep=0 came"),
+        (["demo", "--dtype", "int4", "--out", "o"], "dtype='int4' came"),
+        (["demo", "--device", "nosuch", "--out", "o"], "device='nosuch' came"),
+    ],
+)
+def test_usage(capsys, desk, arguments, says):
+    refused(capsys, *arguments, code=2, says=says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: m\ncolour: red\n", "has a line 'colour'; it may have model, data, keep"),
+        ("model: m\nkeep: lots\n", "has keep: 'lots'; write a value such as 0.8"),
+        ("model: m\nkeep: null\n", "has keep: None"),
+        ("model: m\nkeep: true\n", "has keep: True"),
+        ("model: m\nkeep: 3\n", "keep=3 came"),
+        ("model: m\nwindows: 1.5\n", "has windows: 1.5; write a value such as 64"),
+        ("model: m\nwindows: -3\n", "-3 windows of 256 tokens came"),
+        ("model: m\nthreads: -1\n", "threads=-1 came"),
+        ("model: m\nformat: 3\n", "has format: 3"),
+        ("model: m\ntargets: [1, 2]\n", "has targets: [1, 2]; write a list of patterns"),
+        ("model: m\ndata: 3\n", "has data: 3; write a path"),
+        ("model: 3\n", "has model: 3"),
+        ("keep: 0.6\n", "names no model; it needs a line such as 'model: DIR'"),
+        ("- model\n- keep\n", "names no model"),
+        ("", "names no model"),
+        ("model: [m\n", "cannot be read"),
+        ("\tmodel: m", "cannot be read"),
+        ("!!python/object/apply:os.system ['touch pwned']", "cannot be read"),
+        (bytes(range(256)), "cannot be read"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_recipes(capsys, desk, text, says):
+    if text is not None:
+        content = text if isinstance(text, bytes) else text.encode()
+        (desk / "r.yaml").write_bytes(content)
+    refused(capsys, "compress", "--recipe", "r.yaml", "--out", "o", code=2, says=says)
+
+
+def test_one_pattern_in_a_recipe_needs_no_list(capsys, shelf, desk):
+    (desk / "r.yaml").write_text(f"model: {shelf / 'llama'}\ntargets: q_proj\n")
+    said = bondwise(capsys, "compress", "--recipe", "r.yaml", "--out", "o", "--json", "-q")
+    assert sum(w["action"] == "tensorize" for w in said.json["weights"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["compress", "merge", "demo", "demo --tiny"])
+def test_places_to_write(capsys, shelf, ours, desk, verb, monkeypatch):
+    def never(*_):
+        raise AssertionError("looked at the model, or fetched it, before the folder")
+
+    monkeypatch.setattr("bondwise.huggingface.loading._read_model", never)
+    monkeypatch.setattr("bondwise.demo.assets.fetch", never)
+    (desk / "theirs").mkdir()
+    (desk / "theirs" / "thesis.txt").write_text("years of work")
+    (desk / "file").write_text("a file")
+    shutil.copytree(ours, desk / "done")
+    model = {"compress": [shelf / "llama"], "merge": [ours]}.get(verb, [])
+    for out, says in {
+        "theirs": "exists and is no checkpoint of ours; name another folder",
+        "file": "exists and is no checkpoint of ours",
+        "file/o": "is no folder that you may write to",
+        "file/o/o": "is no folder that you may write to",
+        "done": "holds a checkpoint already; name another folder, or replace it with",
+    }.items():
+        where = (*verb.split(), *model, "--out", out)
+        refused(capsys, *where, code=1, says=says)
+        if out != "done":
+            refused(capsys, *where, "--force", code=1, says=says)
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_full_disk(capsys, shelf, ours, desk, monkeypatch, replacing):
+    if replacing:
+        shutil.copytree(ours, desk / "o")
+    write = Path.write_text
+
+    def full(path, text, *args, **kwargs):
+        if path.name == "report.html":
+            write(path, text[:100], encoding="utf-8")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, text, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    usual = ("compress", shelf / "llama", "--out", "o", "--force", "-q")
+    refused(capsys, *usual, code=1, says="(No space left on device), and nothing was left there")
+
+
+def test_what_the_rust_writers_say_of_a_full_disk(capsys, shelf, desk, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise Exception("No space left on device (os error 28)")
+
+    kind = type(tiny.tokenizer())
+    monkeypatch.setattr(kind, "save_pretrained", full)
+    usual = ("compress", shelf / "llama", "--out", "o", "-q")
+    refused(capsys, *usual, code=1, says="cannot be written (No space left on device (os error 28)")
+
+
+def test_eval_takes_what_predicts_the_next_token(capsys, shelf, ours, desk):
+    usual = ("eval", "--data", shelf / "text.txt", *FEW)
+    encoder = "bert holds a BertModel, which does not predict the next token"
+    refused(capsys, *usual, shelf / "bert", code=1, says=encoder)
+    refused(capsys, *usual, ours, "--vs", shelf / "bert", code=1, says=encoder)
+    refused(
+        capsys, *usual, ours, "--vs", "nosuch/at/all", code=1, says="There is no folder or file"
+    )
+    tiny.on_disk(gpt2(vocabulary=130), desk / "wider")
+    refused(
+        capsys, *usual, ours, "--vs", "wider", code=2,
+        says="The model has a vocabulary of 128, its teacher of 130",
+    )  # fmt: skip
+    without_tokenizer(shelf, desk, ours)
+    refused(capsys, *usual, "model", code=1, says="has no tokenizer")
+    refused(capsys, *usual, ours, "--windows", 0, code=2, says="0 windows of 16 tokens came")
+    refused(capsys, *usual, ours, "--seed", 2**70, code=2, says="fits 64 bits")
+    refused(capsys, *usual, ours, "--dtype", "x", code=2, says="dtype='x' came")
+
+
+def test_a_model_that_lost_its_head_is_not_measured(capsys, shelf, desk):
+    folder = llama(shelf, desk)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for verb in (["eval", "--data", shelf / "text.txt", *FEW], ["plan", "-q"]):
+        refused(capsys, *verb, "model", code=1, says="(lm_head.weight, ..), which would be random")
+
+
+def test_merge_takes_what_compress_wrote(capsys, shelf, desk):
+    says = "has no tensorized layer; give one that tensorize made, or a folder that compress wrote"
+    refused(capsys, "merge", shelf / "llama", "--out", "o", "-q", code=2, says=says)
+    refused(capsys, "merge", "nosuch", "--out", "o", "-q", code=1, says="nosuch")
+
+
+def test_plan_refuses_before_it_loads(capsys, desk):
+    refused(capsys, "plan", "nosuch/at/all", "--keep", 2, code=2, says="keep=2 came")
+    refused(capsys, "plan", "nosuch/at/all", "--format", "x", code=2, says="'x' is not known")
+
+
+def test_a_bug_of_ours_shows_its_traceback(capsys, shelf, desk, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("bondwise.model.tensorize.fit", broken)
+    from bondwise.cli import main
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["compress", str(shelf / "llama"), "--out", "o", "-q"])
+    assert files(desk) == {}
+
+
+def process(*arguments, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "bondwise.cli", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=env, **pipes, **options)
+
+
+def test_ctrl_c_ends_in_one_sentence(shelf, desk):
+    (desk / "long.txt").write_text(tiny.text(200_000))
+    before = files(desk)
+    running = process(
+        "compress", shelf / "llama", "--data", "long.txt", "--out", "o",
+        "--windows", 100_000, "--length", 64,
+    )  # fmt: skip
+    assert running.stderr.readline().startswith("load: ")
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=100)
+    assert (running.returncode, out) == (1, "")
+    assert err == "bondwise: Stopped by Ctrl-C; nothing was left half-written.\n"
+    assert files(desk) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are a thing of Unix")
+def test_a_disk_that_really_refuses(shelf, desk):
+    import resource
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    running = process("compress", shelf / "llama", "--out", "o", "-q", preexec_fn=limited)
+    out, err = running.communicate(timeout=100)
+    assert (running.returncode, out) == (1, "")
+    assert err.startswith("bondwise: ")
+    assert "cannot be written" in err
+    assert err.count("\n") == 1
+    assert files(desk) == {}
+
+
+def test_what_is_left_to_change_is_said_in_python_too():
+    import bondwise as bw
+
+    small = bw.tensorize(tiny.llama(), keep=0.8).model
+    with pytest.raises(SelectionError, match="it holds tensor networks already"):
+        bw.tensorize(small, keep=0.5)

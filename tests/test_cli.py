@@ -1,0 +1,356 @@
+"""The verbs on tiny models, end to end; a few as processes of their own, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from bondwise.huggingface.loading import load_model
+from bondwise.model.layers import TensorLayer
+from bondwise.report.page import data as embedded
+from verbs import bondwise, files, weights
+
+FEW = ("--windows", 8, "--length", 32)
+WRITTEN = {"bondwise.json", "config.json", "model.safetensors", "recipe.yaml", "report.json"}
+WRITTEN |= {"report.html", "tokenizer.json", "tokenizer_config.json"}
+VERBS = {
+    "demo": ["--tiny", "--out", "--keep", "--force"],
+    "plan": ["--keep", "--targets", "--ignore", "--format", "--full"],
+    "compress": [
+        *("--keep", "--data", "--out", "--targets", "--ignore", "--format", "--unit", "--prefer"),
+        *("--effort", "--recipe", "--force", "--windows", "--length"),
+    ],
+    "merge": ["--out", "--force"],
+    "eval": ["--data", "--vs", "--windows", "--length"],
+}
+LOADS_PLAIN = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForCausalLM
+ids = torch.arange(24).view(2, 12)
+for folder, kind in {folders!r}:
+    model = getattr(sys.modules[__name__], kind).from_pretrained(folder, dtype="auto").eval()
+    with torch.no_grad():
+        out = model(ids)[0]
+    save_file({{"out": out.float().contiguous()}}, folder + "/out.safetensors")
+assert not any(name.partition(".")[0].startswith("bondwise") for name in sys.modules)
+print("loaded")
+"""
+
+
+@pytest.fixture(scope="session")
+def small(shelf, tmp_path_factory):
+    """A tensorized llama."""
+    folder = tmp_path_factory.mktemp("small") / "llama"
+    with pytest.raises(SystemExit, match="0"):
+        compress(shelf / "llama", shelf, folder)
+    return folder
+
+
+def compress(model, shelf, out, *more):
+    from bondwise.cli import main
+
+    main([str(a) for a in ("compress", model, "--data", shelf / "text.txt", "--out", out)]
+         + [str(a) for a in ("--keep", 0.6, *FEW, "-q", *more)])  # fmt: skip
+
+
+def run(*arguments, **env):
+    """A process of its own; what it said."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def networks(model):
+    return sum(isinstance(module, TensorLayer) for module in model.modules())
+
+
+def output(model):
+    with torch.no_grad():
+        return model(torch.arange(24).view(2, 12))[0].float()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_80_columns_and_names_every_flag(capsys, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = bondwise(capsys, verb, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert max(map(len, said.out.splitlines())) <= 80
+    for flag in (*VERBS[verb], "--json", "--seed", "--device", "--dtype", "--quiet"):
+        assert f"{flag} " in said.out or f"{flag}\n" in said.out
+    assert "list[" not in said.out
+
+
+def test_help_lists_the_verbs_whole_and_is_what_no_verb_gets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = bondwise(capsys, "--help")
+    assert bondwise(capsys) == said
+    assert all(f"  {verb} " in said.out for verb in VERBS)
+    assert all(
+        line.endswith(".") for line in said.out.splitlines() if line[2:].startswith((*VERBS,))
+    )
+
+
+def test_compress_writes_a_folder_that_holds_everything(capsys, shelf, tmp_path):
+    out = tmp_path / "new" / "out"
+    said = bondwise(
+        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", out,
+        "--keep", 0.6, *FEW,
+    )  # fmt: skip
+    assert said.code == 0
+    assert set(files(out)) - {"generation_config.json"} == WRITTEN
+    assert list(files(tmp_path / "new")) == ["out", *(f"out/{name}" for name in files(out))]
+    lines = said.out.splitlines()
+    assert lines[:2] == ["llama", "14 of 21 weights as tensor networks"]
+    assert max(map(len, lines[:-2])) <= 80  # but for the lines that name folders
+    for part in ("targeted numbers (asked to keep 0.6)", "on disk", "calibrate", "all steps"):
+        assert part in said.out
+    assert "perplexity" not in said.out
+    assert f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html." in lines
+    assert lines[-1].startswith(f"Measure what it cost: bondwise eval {out} --vs ")
+    stages = [line.partition(":")[0] for line in said.err.splitlines()]
+    assert stages == ["load", "calibrate", "fit"]
+
+
+def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tmp_path):
+    out = tmp_path / "out"
+    said = bondwise(
+        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", out,
+        "--keep", 0.6, *FEW, "--json", "-q",
+    )  # fmt: skip
+    written = json.loads((out / "report.json").read_text())
+    assert said.code == 0
+    assert [step["name"] for step in said.json["steps"]] == ["load", "calibrate", "fit", "save"]
+    assert {**said.json, "steps": []} == {**written, "steps": []}
+    assert said.err.splitlines()[0].startswith("Wrote ")
+    assert 0.588 <= said.json["kept"] <= 0.6
+    assert said.json["source"] == str(shelf / "llama")
+    assert said.json["bytes"]["after"] == (out / "model.safetensors").stat().st_size
+    assert embedded(written) in (out / "report.html").read_text()
+    stored = load_file(out / "model.safetensors")
+    numbers = sum(t.numel() for name, t in stored.items() if not name.endswith("proj.weight"))
+    pivots = sum(t.numel() for name, t in stored.items() if "pivots" in name)
+    assert numbers - pivots == said.json["parameters"]["after"]
+
+
+def test_quiet_leaves_only_the_result(capsys, shelf, tmp_path):
+    said = bondwise(
+        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt",
+        "--out", tmp_path / "out", *FEW, "-q",
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("llama\n")
+
+
+def test_without_text_the_summary_says_so(capsys, shelf, tmp_path):
+    said = bondwise(capsys, "compress", shelf / "llama", "--out", tmp_path / "out", "-q")
+    assert said.code == 0
+    assert "Note: no text came (--data), so the fit knows the weights alone" in said.out
+    assert "calibrate" not in said.out
+
+
+def test_a_recipe_repeats_the_weights_bit_for_bit_from_anywhere(
+    capsys, shelf, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(shelf)  # relative paths: the recipe must not depend on where it is read
+    for name in ("one", "other"):
+        flags = ("--seed", 3 if name == "one" else 4, "--out", tmp_path / name, "--keep", 0.55)
+        said = bondwise(
+            capsys, "compress", "llama", "--data", "text.txt", *FEW, *flags, "-q",
+            "--ignore", "o_proj", "--ignore", "*.0.*", "--targets", "re:attn", "--targets", "mlp",
+        )  # fmt: skip
+        assert said.code == 0
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load((tmp_path / "one" / "recipe.yaml").read_text())
+    assert recipe["model"] == str(shelf / "llama")
+    assert recipe["ignore"] == ["o_proj", "*.0.*"]
+    assert recipe["targets"] == ["re:attn", "mlp"]
+    again = bondwise(capsys, "compress", "--recipe", "one/recipe.yaml", "--out", "again", "--json")
+    assert [w["name"] for w in again.json["weights"] if w["action"] == "tensorize"] == [
+        *(f"model.layers.1.self_attn.{name}_proj" for name in "qkv"),
+        *(f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")),
+    ]
+    assert weights(tmp_path / "again") == weights(tmp_path / "one")
+    assert weights(tmp_path / "other") != weights(tmp_path / "one")
+    assert (tmp_path / "again/recipe.yaml").read_text() == (
+        tmp_path / "one/recipe.yaml"
+    ).read_text()
+
+
+def test_flags_change_a_recipe(capsys, small, tmp_path):
+    said = bondwise(
+        capsys, "compress", "--recipe", small / "recipe.yaml", "--out", tmp_path / "o",
+        "--keep", 0.9, "--dtype", "float16", "--json", "-q",
+    )  # fmt: skip
+    assert said.json["keep"] == 0.9
+    assert said.json["recipe"]["dtype"] == "float16"
+    assert {t.dtype for n, t in load_file(tmp_path / "o/model.safetensors").items() if "core" in n}
+    assert load_model(tmp_path / "o").model.dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["lowrank", "mpo", "kron", "o b a, a i -> (o) (b i)"])
+def test_formats(capsys, shelf, tmp_path, name):
+    said = bondwise(
+        capsys, "compress", shelf / "gpt2", "--data", shelf / "text.txt", *FEW, "-q", "--json",
+        "--out", tmp_path / "o", "--format", name, "--effort", "best", "--prefer", "size",
+        "--unit", "params",
+    )  # fmt: skip
+    assert said.code == 0
+    assert {w["format"] for w in said.json["weights"]} == {name, None}
+    assert networks(load_model(tmp_path / "o").model) == 8
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "tied"])
+def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path, kind):
+    compressed, merged = tmp_path / "out", tmp_path / "merged"
+    said = bondwise(
+        capsys, "compress", shelf / kind, "--data", shelf / "text.txt", "--out", compressed,
+        "--keep", 0.7, *FEW, "--json", "-q",
+    )  # fmt: skip
+    assert 0.686 <= said.json["kept"] <= 0.7
+    assert "eval" not in said.err if kind == "bert" else "bondwise eval" in said.err
+    model, auto = (
+        load_model(compressed).model,
+        AutoModel if kind == "bert" else AutoModelForCausalLM,
+    )
+    assert networks(model) == {"gpt2": 8, "bert": 13}.get(kind, 14)
+    assert torch.equal(output(model), output(auto.from_pretrained(compressed, dtype="auto").eval()))
+    assert model.dtype == (torch.bfloat16 if kind == "tied" else torch.float32)
+    if kind == "tied":
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert [w["reason"] for w in said.json["weights"] if "embed" in w["name"]] == [
+            "tied with lm_head"
+        ]
+
+    said = bondwise(capsys, "merge", compressed, "--out", merged, "--json", "-q")
+    assert said.json["parameters"] == sum(
+        p.numel() for p in load_model(shelf / kind).model.parameters()
+    )
+    assert not networks(load_model(merged).model)
+    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+    if kind == "bert":
+        return
+    args = ("--data", shelf / "text.txt", "--windows", 8, "--length", 48, "--json", "-q")
+    (entry,) = bondwise(capsys, "eval", compressed, "--vs", merged, *args).json["evaluation"]
+    assert entry["after"]["kl"] == pytest.approx(0, abs=1e-3)
+    assert entry["after"]["top1"] > 0.95
+    (entry,) = bondwise(capsys, "eval", compressed, "--vs", shelf / kind, *args).json["evaluation"]
+    (alone,) = bondwise(capsys, "eval", compressed, *args).json["evaluation"]
+    (dense,) = bondwise(capsys, "eval", shelf / kind, *args).json["evaluation"]
+    assert alone["after"]["perplexity"] == pytest.approx(entry["after"]["perplexity"])
+    assert dense["after"]["perplexity"] == pytest.approx(entry["before"]["perplexity"])
+    assert (alone["windows"], alone["length"], alone["before"]) == (8, 48, {})
+
+
+def test_plain_transformers_loads_merged_models_and_gives_the_same(capsys, shelf, tmp_path):
+    kinds = {"llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModel"}
+    folders = []
+    for kind, auto in kinds.items():
+        small = tmp_path / kind
+        bondwise(
+            capsys, "compress", shelf / kind, "--data", shelf / "text.txt", "--out", small, *FEW
+        )
+        assert bondwise(capsys, "merge", small, "--out", tmp_path / f"{kind}-dense").code == 0
+        folders.append((str(tmp_path / f"{kind}-dense"), auto))
+    script = LOADS_PLAIN.format(folders=folders)
+    done = run("-c", script, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert done.stdout == "loaded\n", done.stderr
+    for kind, (folder, _) in zip(kinds, folders, strict=True):
+        plain = load_file(f"{folder}/out.safetensors")["out"]
+        torch.testing.assert_close(
+            plain, output(load_model(tmp_path / kind).model), atol=2e-5, rtol=1e-4
+        )
+        dense = output(load_model(shelf / kind).model)
+        assert not torch.allclose(plain, dense, atol=1e-3)  # it is the compressed one
+
+
+def test_force_replaces_ours(capsys, small, shelf, tmp_path):
+    out = tmp_path / "out"
+    repeat = ("compress", "--recipe", small / "recipe.yaml", "--out", out, "-q")
+    assert bondwise(capsys, *repeat).code == 0
+    assert bondwise(capsys, *repeat).code == 1
+    (out / "stale.txt").write_text("of the last run")
+    assert bondwise(capsys, *repeat, "--keep", 0.9, "--force").code == 0
+    assert not (out / "stale.txt").exists()
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["keep"] == 0.9
+    assert bondwise(capsys, "merge", small, "--out", out, "-q", "--force").code == 0
+    assert not networks(load_model(out).model)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf):
+    before = files(shelf)
+    said = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--ignore", "nosuch")
+    assert said.code == 0
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert "model.layers.*.self_attn.q_proj x2" in said.out
+    assert "the head is ignored by default" in said.out
+    assert said.out.endswith("Note: ignore pattern 'nosuch' matches nothing\n")
+    full = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--full", "-q").out
+    assert full.count("lowrank") == 14
+    plan = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--json").json
+    assert len(plan["weights"]) == 21
+    assert plan["targeted"]["after"] / plan["targeted"]["before"] == pytest.approx(plan["kept"])
+    assert files(shelf) == before
+
+
+def test_a_plan_is_what_compress_does(capsys, shelf, small):
+    plan = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--json").json
+    report = json.loads((small / "report.json").read_text())
+    assert [{**w, "error": None} for w in report["weights"]] == plan["weights"]
+
+
+def test_eval_names_both_models(capsys, shelf, small):
+    args = ("--data", shelf / "text.txt", "--windows", 8)
+    said = bondwise(capsys, "eval", small, "--vs", shelf / "gpt2", *args)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == "llama beside gpt2"
+    assert lines[2].split() == ["gpt2", "llama", "ratio"]
+    assert "perplexity (8 windows of 64 tokens)" in said.out  # as many as the model has positions
+    for part in ("95 % interval", "KL divergence", "top-1 agreement"):
+        assert part in said.out
+    alone = bondwise(capsys, "eval", small, *args, "-q")
+    assert (alone.code, alone.err) == (0, "")
+    assert "ratio" not in alone.out
+    assert max(map(len, alone.out.splitlines())) <= 80
+
+
+def test_windows_are_cut_to_the_positions_that_a_model_has(capsys, shelf, tmp_path):
+    said = bondwise(
+        capsys, "compress", shelf / "gpt2", "--data", shelf / "text.txt",
+        "--out", tmp_path / "o", "-q",
+    )  # fmt: skip
+    assert said.code == 0
+    assert "Note: windows of 64 tokens were shown: the model has no more positions" in said.out
+
+
+def test_embeddings_are_a_target(capsys, shelf, tmp_path):
+    said = bondwise(
+        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", tmp_path / "o",
+        "--targets", "linear", "--targets", "embedding", *FEW, "-q", "--json",
+    )  # fmt: skip
+    kinds = [w["kind"] for w in said.json["weights"] if w["action"] == "tensorize"]
+    assert (kinds.count("Linear"), kinds.count("Embedding")) == (14, 1)
+
+
+def test_as_a_process_it_gives_the_same_bytes_and_clean_output(shelf, small, tmp_path):
+    command = ("-m", "bondwise.cli", "compress", "--recipe", small / "recipe.yaml")
+    done = run(*command, "--out", tmp_path / "again", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kept"] <= 0.6
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.startswith("Wrote ")
+    assert done.stderr.count("\n") == 2
+    assert weights(tmp_path / "again") == weights(small)

@@ -1,0 +1,46 @@
+"""The command line, called in this process."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from bondwise.cli import main
+
+
+class Said(NamedTuple):
+    """Exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Standard output, which must be one JSON object on one line and nothing else."""
+        assert self.out.count("\n") == 1
+        return json.loads(self.out)
+
+
+def bondwise(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
+    """Run a verb; whatever it is given counts as text."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything under a folder, hidden ones too: path to content, folders to nothing."""
+    return {
+        str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The bytes of the weights."""
+    found = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert found
+    return found
