@@ -295,7 +295,8 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
         "evaluation": lambda: table.evaluation(report),
     }
     for view in views:
-        sys.stdout.write(table.render(shown[view]()))
+        if view != "samples" or report.get("samples"):
+            sys.stdout.write(table.render(shown[view]()))
     for note in report.get("notes", ()):
         _say(f"Note: {note}", as_json)
 

@@ -80,7 +80,7 @@ class Bars:
         self._bars.stop()
 
 
-def _clock(seconds: float | None) -> str:
+def _clock(seconds: float | int | None) -> str:
     """Minutes and seconds.
 
     >>> _clock(7.2), _clock(191.0), _clock(4000.0)

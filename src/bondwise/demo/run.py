@@ -73,6 +73,7 @@ def language_demo(
         stage = f"evaluate {name.partition(':')[0]}"
         with steps(stage):
             shown = windows(loaded.tokenizer, documents, WINDOWS, LENGTH, seed)
+            progress(stage, 0, len(shown))
             found = compare(student, teacher, shown, seed=seed, progress=partial(progress, stage))
             evaluation.append(found.entry(name) | {"length": LENGTH})
     with steps("write a sentence"):
@@ -137,6 +138,7 @@ def similarity_demo(
     }
     with steps("evaluate"):
         rated: list[dict[str, Any]] = []
+        progress("evaluate", 0, len(rate))
         for done, (name, job) in enumerate(rate.items(), start=1):
             rated.append({"name": name, "before": job(loaded.model), "after": job(student)})
             progress("evaluate", done, len(rate))

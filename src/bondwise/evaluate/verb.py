@@ -37,6 +37,7 @@ def evaluate(
     length = fitting(loaded.model, length)
     shown = windows(reader(loaded, model), text, count, length, seed)
     step = partial(progress, "evaluate")
+    step(0, count)
     entry: dict[str, Any] = {"text": data, "windows": count, "length": length}
     if teacher is None:
         score = perplexity(loaded.model, shown, progress=step)

@@ -133,9 +133,10 @@ def check_keep(keep: float) -> None:
     Raises:
         BudgetError: saying what keep means.
     """
-    if not 0 < keep <= 1:
+    if not isinstance(keep, int | float) or not 0 < keep <= 1:
+        shown = f"{keep:g}" if isinstance(keep, int | float) else repr(keep)
         raise BudgetError(
-            f"keep={keep:g} came; it is the fraction of numbers that stays, "
+            f"keep={shown} came; it is the fraction of numbers that stays, "
             "above 0 and at most 1, as in 0.6."
         )
 

@@ -50,6 +50,7 @@ class Inputs:
         training, core = model.training, _without_head(model, self.layers.values())
         model.eval()
         total, seen = length_hint(batches), 0
+        progress("calibrate", 0, max(total, 1))
         try:
             with torch.no_grad():
                 for batch in batches:

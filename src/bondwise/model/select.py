@@ -63,6 +63,8 @@ def select(
         SelectionError: a target matches no module of the model, or nothing is left to change.
     """
     targets, ignore = _listed(targets), _listed(ignore)
+    if not targets:
+        raise SelectionError("No target came; write at least one, such as 'linear'.")
     paths = _paths(model)
     modules = {names[0]: module for module, names in paths.items()}
     for pattern in targets:

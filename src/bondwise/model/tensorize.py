@@ -168,6 +168,7 @@ def tensorize(
     metrics = _metrics(model, work, data, tokenizer, (windows, shown, seed), steps, progress)
     layers: dict[str, TensorLayer] = {}
     with steps("fit"):
+        progress("fit", 0, len(work))
         for k, (name, row) in enumerate(work.items()):
             layers[name], work[name] = _fitted(row, modules[name], metrics.get(name), seed)
             progress("fit", k + 1, len(work))

@@ -30,7 +30,7 @@ def bonds(rank: Sizes, names: Sequence[str]) -> list[Index]:
     Raises:
         ShapeError: the tuple has another length, or a rank is not a whole number of at least 1.
     """
-    one = isinstance(rank, int)
+    one = not isinstance(rank, Sequence)
     ranks = (rank,) * len(names) if one else tuple(rank)
     if len(ranks) != len(names):
         raise ShapeError(
@@ -38,8 +38,7 @@ def bonds(rank: Sizes, names: Sequence[str]) -> list[Index]:
             "write an int, or one per bond."
         )
     if any(
-        isinstance(r, bool) or not isinstance(r, int) or r < 1
-        for r in (*ranks, rank if isinstance(rank, int) else 1)
+        isinstance(r, bool) or not isinstance(r, int) or r < 1 for r in (*ranks, rank if one else 1)
     ):
         raise ShapeError(f"Rank {rank} came; a rank is a whole number of at least 1.")
     return [Index(name, r) for name, r in zip(names, ranks, strict=True)]

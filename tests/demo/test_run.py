@@ -1,0 +1,149 @@
+"""The demo: on tiny models with its files faked, and once for real with the small model."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from transformers import AutoModel, AutoModelForCausalLM
+
+import tiny
+from bondwise.demo import assets, run
+from bondwise.demo.assets import DocumentRatings, PairRatings
+from bondwise.demo.wikitext import Article
+from verbs import bondwise, files, weights
+
+
+@pytest.fixture
+def faked(shelf, monkeypatch):
+    """Tiny models and texts in the place of those that are fetched."""
+
+    def articles(first, count):
+        return [Article(f"a{k}", tiny.text(2000, seed=k)) for k in range(first, first + count)]
+
+    texts = [tiny.text(20, seed=k) for k in range(6)]
+    pairs = [(a, b) for a in tiny.WORDS[:4] for b in tiny.WORDS[4:]]
+    alike = np.random.default_rng(0)
+    words = PairRatings(pairs, alike.random(len(pairs)))
+    faces = {
+        "smollm2": shelf / "llama",
+        "minilm": shelf / "bert",
+        "calibration_articles": articles(0, 3),
+        "held_out_articles": articles(10, 1),
+        "lee_news": [tiny.text(60, seed=k) for k in range(20, 40)],
+        "lee_ratings": DocumentRatings(texts, alike.random((6, 6))),
+        "wordsim353": words,
+        "simlex": words,
+    }
+    for name, value in faces.items():
+        monkeypatch.setattr(assets, name, lambda value=value: value)
+    monkeypatch.setattr(run, "WINDOWS", 8)
+    monkeypatch.setattr(run, "LENGTH", 32)
+    monkeypatch.setattr(run, "PROMPT", "bond core rank")
+
+
+def check_folder(capsys, out, tmp_path):
+    """Everything is there, and the recipe repeats the weights bit for bit."""
+    assert {"recipe.yaml", "report.json", "report.html", "calibration.txt"} < set(files(out))
+    again = bondwise(
+        capsys, "compress", "--recipe", out / "recipe.yaml", "--out", tmp_path / "again", "-q"
+    )
+    assert again.code == 0
+    assert weights(tmp_path / "again") == weights(out)
+
+
+def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = bondwise(capsys, "demo")
+    assert said.code == 0
+    assert max(map(len, said.out.splitlines())) <= 80
+    lines = said.out.splitlines()
+    assert lines[:2] == ["SmolLM2-135M-Instruct", "14 of 21 weights as tensor networks"]
+    assert lines[-1] == (
+        "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
+    )
+    shown = ["targeted numbers (asked to keep 0.8)", "in domain: Wikipedia", "out of domain: news"]
+    shown += ["KL divergence", "top-1", "perplexity (8 windows of 32 tokens)", "peak memory"]
+    for part in (*shown, "calibrate", "fit", "save", "prompt", "before", "after", "bond core rank"):
+        assert part in said.out
+    stages = [line.partition(":")[0] for line in said.err.splitlines()]
+    assert stages == [
+        "fetch model and text", "load", "calibrate", "fit", "evaluate in domain",
+        "evaluate out of domain", "write a sentence",
+    ]  # fmt: skip
+
+    out = tmp_path / "bondwise-demo"
+    report = json.loads((out / "report.json").read_text())
+    assert 0.784 <= report["kept"] <= 0.8
+    assert [entry["text"].partition(":")[0] for entry in report["evaluation"]] == [
+        "in domain", "out of domain",
+    ]  # fmt: skip
+    for entry in report["evaluation"]:
+        assert entry["ratio"] == pytest.approx(
+            entry["after"]["perplexity"] / entry["before"]["perplexity"]
+        )
+        assert entry["after"]["kl"] > 0
+    held_out = assets.held_out_articles()[0].text
+    assert held_out not in (out / "calibration.txt").read_text()
+    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert str(model.dtype) == "torch.bfloat16"
+    assert report["commands"][0] == (
+        "bondwise compress --recipe bondwise-demo/recipe.yaml --out DIR"
+    )
+    check_folder(capsys, out, tmp_path)
+
+
+def test_the_similarity_demo(capsys, faked, tmp_path):
+    out = tmp_path / "demo"
+    said = bondwise(capsys, "demo", "--tiny", "--out", out, "--keep", 0.7, "--seed", 5, "-q")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("all-MiniLM-L6-v2\n13 of ")
+    assert "agreement with human ratings" in said.out
+    assert "perplexity" not in said.out
+    report = json.loads((out / "report.json").read_text())
+    assert (report["keep"], report["seed"]) == (0.7, 5)
+    names = [entry["name"].partition(",")[0] for entry in report["similarity"]]
+    assert names == ["Lee 2005", "WordSim-353", "SimLex-999"]
+    assert all(-1 <= entry["after"] <= 1 for entry in report["similarity"])
+    assert any(entry["after"] != entry["before"] for entry in report["similarity"])
+    assert AutoModel.from_pretrained(out, dtype="auto").dtype.itemsize == 4
+    check_folder(capsys, out, tmp_path)
+
+
+def test_json_of_the_demo(capsys, faked, tmp_path):
+    out = tmp_path / "demo"
+    said = bondwise(capsys, "demo", "--tiny", "--out", out, "--json", "--dtype", "float16", "-q")
+    assert [step["name"] for step in said.json["steps"]] == [
+        "fetch", "load", "calibrate", "fit", "evaluate", "save",
+    ]  # fmt: skip
+    assert said.json["recipe"]["dtype"] == "float16"
+    written = json.loads((out / "report.json").read_text())
+    assert {**said.json, "steps": []} == {**written, "steps": []}
+    assert bondwise(capsys, "demo", "--tiny", "--out", out, "-q").code == 1
+    assert bondwise(capsys, "demo", "--tiny", "--out", out, "-q", "--force").code == 0
+
+
+@pytest.mark.slow
+def test_the_small_demo_for_real(tmp_path):
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert seconds < 90
+    lines = done.stdout.splitlines()
+    assert lines[0] == "all-MiniLM-L6-v2"
+    assert max(map(len, lines)) <= 80 + len(str(tmp_path))
+    ratings = re.findall(r"(?:Pearson|Spearman)\) +(0\.\d+) +(0\.\d+)", done.stdout)
+    before, after = (tuple(float(pair[k]) for pair in ratings) for k in (0, 1))
+    assert before[:2] == pytest.approx((0.656, 0.729), abs=0.001)  # as published
+    assert len(after) == 3
+    assert min(np.array(after) / before) > 0.93  # a fit blind to its inputs loses far more

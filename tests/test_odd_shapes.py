@@ -1,0 +1,135 @@
+"""Shapes and numbers that trip up other libraries: they work here, or one sentence says why not."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bondwise as bw
+from bondwise.errors import BondwiseError, BudgetError, SelectionError, ShapeError
+from bondwise.topology import registry
+
+SHAPES = [(1, 127), (127, 1), (13, 17), (1, 1), (2, 1)]
+MODES = {
+    "mpo": (2,) * 9,
+    "ring": (2,) * 9,
+    "cp": (2,) * 9,
+    "tree": (2,) * 9,
+    "kron": (2,) * 9,
+    "tucker": (2, 2, 2, 2, 2, 1, 1, 1, 1),
+    "lowrank": (2,) * 9,
+}
+
+
+def contracted(net, cores):
+    """The weight by numpy, two cores at a time: more indices than an einsum has letters."""
+    names, value = [], np.ones(())
+    left = [set(core) for core in net.names]
+    for own, core in zip(net.names, cores, strict=True):
+        left.pop(0)
+        both = [n for n in names if n in own]
+        every = [*names, *(n for n in own if n not in names)]
+        one = value.reshape(*value.shape, *[1] * (len(every) - value.ndim))
+        order = [own.index(n) for n in every if n in own]
+        other = np.transpose(core.double().numpy(), order)
+        other = other.reshape([net.sizes[n] if n in own else 1 for n in every])
+        later = set().union(*left) | net.open
+        gone = tuple(k for k, n in enumerate(every) if n in both and n not in later)
+        value, names = (one * other).sum(axis=gone), [
+            n for k, n in enumerate(every) if k not in gone
+        ]  # fmt: skip
+    ends = [*(i.name for i in net.rows), *(i.name for i in net.cols)]
+    return value.transpose([names.index(n) for n in ends]).reshape(net.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", registry.names())
+def test_ones_and_primes_in_a_layer_of_any_dtype(name, dtype):
+    for out, inp in SHAPES:
+        torch.manual_seed(out)
+        linear = nn.Linear(inp, out, dtype=dtype)
+        layer = bw.TensorLinear.from_linear(linear, registry.find(name).sized(out, inp, 2))
+        x = torch.randn(5, inp, dtype=dtype)
+        y = layer(x)
+        assert (y.dtype, y.shape) == (dtype, (5, out))
+        want = F.linear(x.double(), layer.dense().double(), linear.bias.double())
+        assert torch.allclose(y.double(), want, atol=1e-5 if dtype == torch.float32 else 0.1)
+        assert layer(x[:0]).shape == (0, out)
+        assert layer(x[None, :0]).shape == (1, 0, out)
+        twin = copy.deepcopy(layer)  # after a forward
+        assert torch.equal(twin(x), y)
+        assert set(twin.state_dict()) == set(layer.state_dict())
+        assert any(key.startswith("core_") for key in twin.state_dict())
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_nine_modes_a_side(name):
+    torch.manual_seed(0)
+    net = getattr(bw, name)(MODES[name], MODES[name], 2)
+    cores = [torch.randn(shape) for shape in net.core_shapes]
+    want = torch.from_numpy(contracted(net, cores))
+    scale = want.norm() / want.numel() ** 0.5
+    assert torch.allclose(bw.dense(net, cores).double() / scale, want / scale, atol=1e-3)
+    x = torch.randn(3, net.shape[1])
+    y, right = bw.apply(bw.plan(net, batch=3), cores, x).double(), x.double() @ want.T
+    assert torch.allclose(y / right.norm(), right / right.norm(), atol=1e-5)
+    assert bw.parse(str(net), **net.sizes) == net
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_modes_and_ranks_that_cannot_be(name):
+    build = getattr(bw, name)
+    for rank in (0, -1, (1,) * 50):
+        with pytest.raises(ShapeError, match="came"):
+            build((3, 4), (2, 5), rank)
+    with pytest.raises(ShapeError, match=r"Modes \(3, 0\) came"):
+        build((3, 0), (2, 5), 1)
+    net = build((3, 4), (2, 5), 1)
+    for call in (bw.fit, lambda w, n: bw.TensorLinear.from_linear(linear_of(w), n)):
+        with pytest.raises(ShapeError, match=r"\(12, 11\)"):
+            call(torch.zeros(12, 11), net)
+
+
+def linear_of(weight):
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight.data = weight
+    return linear
+
+
+def test_a_rank_above_the_useful_is_capped_and_reported():
+    weight = torch.randn(6, 40)
+    done = bw.fit(weight, bw.lowrank(6, 40, 100))
+    assert done.capped == {"a": (100, 6)}
+    assert done.network.bonds == {"a": 6}
+    assert done.error < 1e-5
+
+
+def test_a_model_of_odd_layers_goes_through():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(31, 1), nn.Linear(1, 53), nn.ReLU(), nn.Linear(53, 127, bias=False)
+    ).bfloat16()
+    data = torch.randn(300, 31, dtype=torch.bfloat16)
+    result = bw.tensorize(model, keep=0.7, data=data)
+    assert result.table.kept <= 0.7
+    assert [row.name for row in result.table if row.changes] == ["3"]
+    assert result.model(data).dtype == torch.bfloat16
+    assert result.model[3].bias is None
+    assert bw.merge(result.model)(data[:0]).shape == (0, 127)
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, float("nan"), float("inf")])
+def test_keep_is_a_fraction(keep):
+    with pytest.raises(BudgetError, match=r"keep=.* came; it is the fraction"):
+        bw.plan_model(nn.Sequential(nn.Linear(64, 64)), keep)
+
+
+def test_every_error_of_a_user_is_a_value_error():
+    assert issubclass(BondwiseError, ValueError)
+    with pytest.raises(SelectionError, match="No target came"):
+        bw.plan_model(nn.Sequential(nn.Linear(64, 64)), 0.5, targets=[])
+    with pytest.raises(SelectionError, match="no Linear, Conv1D or Embedding"):
+        bw.tensorize(nn.ReLU(), 0.5)
