@@ -1,4 +1,4 @@
-"""How far to shrink the inputs' second moment: perplexity over dense for a few strengths.
+"""How far to shrink the inputs' second moment, and what the gauge is worth: perplexity over dense.
 
     python benchmarks/shrinkage.py TEXT_FOLDER [--windows 64] [--length 256] [--keep 0.8]
 
@@ -10,11 +10,13 @@ documentation (Debian's python3.11-doc, ``html/_sources``).
 import argparse
 import random
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from bondwise import lowrank
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare
 from bondwise.huggingface.loading import load_model
@@ -50,21 +52,41 @@ def main() -> None:
     count, length = arguments.windows, arguments.length
     inputs.watch(teacher, batches(text, loaded.tokenizer, count=count, length=length))
     shown = windows(loaded.tokenizer, held_out, arguments.shown, length)
-    strengths = {f"{s:g}": lambda _, s=s: s for s in FIXED}
-    strengths |= {f"in/(in + tokens/{k})": partial(counted, k) for k in DEPENDENCE}
-    for name, strength in strengths.items():
+    moments = {path: inputs.of(path) for path in work}
+
+    def row(name: str, metric, plain: bool = False) -> None:
         for path, net in work.items():
-            seen = inputs.of(path)
-            metric = Metric(seen.second_moment, seen.tokens, strength(seen))
-            cores = fit(teacher.get_submodule(path).weight, net, metric).cores
+            weight = teacher.get_submodule(path).weight
+            if plain:  # r (m + n) numbers, the gauge stored with the rest
+                out, inp = weight.shape
+                net = lowrank(out, inp, int(arguments.keep * out * inp / (out + inp)))
+            cores = fit(weight, net, metric(moments[path])).cores
             model.get_submodule(path).weight.data.copy_(cores[0] @ cores[1])
         found = compare(model, teacher, shown, dtype=torch.bfloat16)
-        print(f"{name:20} {found.model.perplexity:8.2f} {found.ratio:7.3f}", flush=True)
+        print(f"{name:40} {found.model.perplexity:8.2f} {found.ratio:7.3f}", flush=True)
+
+    for strength in FIXED:
+        row(f"to the diagonal, {strength:g}", partial(shrunk, strength=strength))
+    for part in DEPENDENCE:
+        row(f"to the diagonal, in/(in + tokens/{part})", partial(counted, part=part))
+    for strength in FIXED:
+        row(f"to the identity, {strength:g}", partial(to_identity, strength=strength))
+    row("plain storage, in/(in + tokens)", partial(counted, part=1), plain=True)
 
 
-def counted(dependence: int, seen: Metric) -> float:
+def shrunk(seen: Metric, strength: float) -> Metric:
+    return replace(seen, shrinkage=strength)
+
+
+def counted(seen: Metric, part: int) -> Metric:
     size = len(seen.second_moment)
-    return size / (size + seen.tokens / dependence)
+    return replace(seen, shrinkage=size / (size + seen.tokens / part))
+
+
+def to_identity(seen: Metric, strength: float) -> torch.Tensor:
+    moment = seen.second_moment.double() / seen.tokens
+    mean = moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+    return (1 - strength) * moment + strength * mean
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_models(capsys, shelf, ours, desk, spoil, code, says):
         (b"bond core", "has 2 tokens, but 1 windows of 16 need 16"),
         (bytes(range(256)), "is not UTF-8 at byte 128"),
         (b"bond\0core " * 99, "holds zero bytes"),
-        (None, "there is no text file"),
+        (None, "There is no text file"),
         ("folder", "is a folder; give one text file"),
     ],
 )

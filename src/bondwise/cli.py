@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -266,9 +265,7 @@ def _load(model: str, dtype: str, device: str, quiet: bool) -> "Loaded":
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    if re.match(r"[a-z]+ ", sentence):
-        sentence = sentence[0].upper() + sentence[1:]
-    whole = f"{sentence.rstrip('.')}."
+    whole = f"{sentence.rstrip('.')}."  # its first word may be a path: its case stays
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"[red]bondwise:[/] {escape(whole)}"
     )

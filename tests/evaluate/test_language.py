@@ -141,7 +141,7 @@ def test_what_cannot_be_measured_ends_in_one_sentence(ids) -> None:
         compare(llama(), broken, ids)
     with pytest.raises(DataError, match="vocabulary of 97, its teacher of 98"):
         compare(llama(), llama(vocabulary=98), ids)
-    with pytest.raises(DataError, match="token 500 is outside"):
+    with pytest.raises(DataError, match="Token 500 is outside"):
         perplexity(llama(), torch.full((1, 8), 500))
     with pytest.raises(DataError, match="predict nothing"):
         perplexity(llama(), ids[:, :1])

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -108,19 +107,11 @@ def test_the_guard_has_the_name_of_the_dense_weight(folder):
     assert saved["model.embed_tokens.weight"].shape == (1,)
 
 
-def test_it_costs_less_than_a_millisecond(monkeypatch):
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-
-    def cost() -> float:
-        sys.modules.pop("bondwise_autoload")
-        start = time.perf_counter()
-        importlib.import_module("bondwise_autoload").register()
-        return time.perf_counter() - start
-
-    try:
-        assert min(cost() for _ in range(20)) < 1e-3  # the least: the machine may be busy
-    finally:
-        sys.modules["bondwise_autoload"] = autoload
+def test_it_imports_nothing():
+    # so it costs next to nothing at `import torch`: benchmarks/registration.py has the time
+    bare = "import sys, typing; before = set(sys.modules); import bondwise_autoload as ours; "
+    call = "ours.register(); print(sorted(set(sys.modules) - before - {'bondwise_autoload'}))"
+    assert run(bare + call) == "[]"
 
 
 def test_it_never_raises(monkeypatch, capsys):

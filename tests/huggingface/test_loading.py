@@ -153,7 +153,7 @@ def test_what_does_not_load_ends_in_one_sentence(folder, tmp_path) -> None:
         two / "a.gguf": "does not load",
         two / "b.gguf": "is not a GGUF file",
         weights: r"is a .safetensors file; give the model's folder",
-        tmp_path / "nosuch": "there is no folder or file",
+        tmp_path / "nosuch": "There is no folder or file",
     }
     for path, said in cases.items():
         with pytest.raises(CheckpointError, match=said) as caught:

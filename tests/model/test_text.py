@@ -69,8 +69,8 @@ def test_text_that_cannot_be_read_ends_in_one_sentence(tmp_path) -> None:
     latin.write_bytes("Grüße".encode("latin-1"))
     (tmp_path / "empty.txt").write_text(" \n")
     cases = {
-        str(tmp_path / "nosuch.txt"): "there is no text file",
-        "nosuch.txt": "there is no text file",
+        str(tmp_path / "nosuch.txt"): "There is no text file",
+        "nosuch.txt": "There is no text file",
         str(tmp_path): "is a folder",
         str(latin): "not UTF-8 at byte 2",
         str(tmp_path / "empty.txt"): "is empty",

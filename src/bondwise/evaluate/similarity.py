@@ -29,7 +29,7 @@ def embed(
         DataError: there are no sentences, or a feature is not finite.
     """
     if not sentences:
-        raise DataError("there are no sentences to embed; give at least one")
+        raise DataError("There are no sentences to embed; give at least one")
     device = next(model.parameters()).device
     # Sentences of like length together: less padding to compute.
     order = sorted(range(len(sentences)), key=lambda k: len(sentences[k]))
@@ -50,7 +50,7 @@ def embed(
     features = F.normalize(torch.cat(parts), dim=-1)
     if not bool(torch.isfinite(features).all()):
         raise DataError(
-            f"the features of {type(model).__name__} are not finite; check its weights for NaN"
+            f"The features of {type(model).__name__} are not finite; check its weights for NaN"
         )
     return features[torch.tensor(order).argsort()].cpu()
 
@@ -95,7 +95,7 @@ def pearson(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
     """
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         raise DataError(
-            f"a correlation of {len(a)} values that do not vary is not defined; give at least two "
+            f"A correlation of {len(a)} values that do not vary is not defined; give at least two "
             "different ones on both sides"
         )
     a, b = (side.astype(np.float64) - side.mean(dtype=np.float64) for side in (a, b))

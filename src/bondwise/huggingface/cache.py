@@ -38,7 +38,7 @@ def filling(target: Path) -> Generator[Path]:
     except (OSError, SafetensorError) as error:
         if not target.exists():
             raise CheckpointError(
-                f"the cache {target.parent} cannot be written ({error}); make "
+                f"The cache {target.parent} cannot be written ({error}); make "
                 "room there or set XDG_CACHE_HOME to another folder"
             ) from error
     finally:

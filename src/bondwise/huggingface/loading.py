@@ -91,7 +91,7 @@ def reader(loaded: Loaded, path: str | Path) -> Any:
 def _require(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(
-            f"this needs the package {package}, which is not installed; write "
+            f"This needs the package {package}, which is not installed; write "
             f"`pip install 'bondwise[{extra}]'`"
         )
 
@@ -157,7 +157,7 @@ def _in_folder(folder: Path) -> Path:
 def _from_hub(name: str) -> Path:
     """Downloads what stands at the top of a hub repository, unless it is cached already."""
     if not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"there is no folder or file {name}; give the path of a model")
+        raise CheckpointError(f"There is no folder or file {name}; give the path of a model")
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -165,7 +165,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub client has a dozen classes for "not there"
         raise CheckpointError(
-            f"there is no folder {name}, and the Hugging Face hub gave no model of that name "
+            f"There is no folder {name}, and the Hugging Face hub gave no model of that name "
             f"({type(error).__name__}); give the path of a model"
         ) from error
 
@@ -256,7 +256,7 @@ def _read_tokenizer(folder: Path, **where: str) -> Any:
         )
     except Exception as error:
         raise CheckpointError(
-            f"the tokenizer in {folder} does not load ({_sentence(error)}); "
+            f"The tokenizer in {folder} does not load ({_sentence(error)}); "
             "copy or download it again"
         ) from error
 

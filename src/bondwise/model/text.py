@@ -30,11 +30,11 @@ def read_text(source: str | Path) -> str:
         text = _read_file(path)
     elif isinstance(source, Path) or (path is not None and _is_a_name(str(source))):
         also = "" if isinstance(source, Path) else " or the text itself"
-        raise DataError(f"there is no text file {source}; give a file (UTF-8){also}")
+        raise DataError(f"There is no text file {source}; give a file (UTF-8){also}")
     else:
         text = str(source)
     if not text.strip():
-        raise DataError("the text is empty; give a text of some thousand words")
+        raise DataError("The text is empty; give a text of some thousand words")
     return text
 
 
@@ -75,7 +75,7 @@ def windows(
     wanted = max(there, 1) if count is None else count
     if there < wanted:
         raise DataError(
-            f"the text has {ids.numel()} tokens, but {wanted} windows of {length} need "
+            f"The text has {ids.numel()} tokens, but {wanted} windows of {length} need "
             f"{wanted * step}; give more text, or fewer or shorter windows"
         )
     rows = ids[: there * step].view(there, step)
@@ -113,7 +113,7 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """All tokens in a row; `verbose` off: a text longer than the model's context is meant."""
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise DataError("the text is empty; give a text of some thousand words")
+        raise DataError("The text is empty; give a text of some thousand words")
     blank, *documents = tokenizer(["\n\n", *texts], add_special_tokens=False, verbose=False)[
         "input_ids"
     ]
