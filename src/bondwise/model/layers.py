@@ -18,7 +18,7 @@ from bondwise.network.ranks import layouts
 from bondwise.weight.fit import fit
 from bondwise.weight.gauge import Compact, GaugeForm, fill, free_shapes, positions
 from bondwise.weight.metric import Metric
-from bondwise.weight.slots import Slot, slots
+from bondwise.weight.slots import Plain, Slot, slots
 
 Spec = dict[str, Any]
 
@@ -357,10 +357,8 @@ def _as_matrices(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     shapes = [tuple(core.shape) for core in cores]
     if shapes != list(net.core_shapes):
         raise ShapeError(f"Cores of shapes {shapes} came; '{net}' takes {list(net.core_shapes)}.")
-    return [
-        core.permute(layout.order).reshape(layout.shape(tuple(core.shape)))
-        for core, layout in zip(cores, layouts(net), strict=True)
-    ]
+    parts = zip(layouts(net), net.core_shapes, cores, strict=True)
+    return [Plain(layout, shape).reduce(core) for layout, shape, core in parts]
 
 
 def _check_free(net: Network, filled: Sequence[Slot], free: Sequence[Tensor]) -> None:

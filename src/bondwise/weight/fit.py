@@ -25,7 +25,6 @@ from bondwise.weight.als import fit_alternating, smaller_networks
 from bondwise.weight.metric import Metric, second_moment
 from bondwise.weight.named import Named, balance
 from bondwise.weight.sweep import (
-    Tree,
     edge_name,
     fit_tree,
     shared,
@@ -190,21 +189,12 @@ def _job(
     moment = None
     if metric is not None:
         moment = second_moment(metric, net.shape[1]).to(work.device)
-        if not _is_low_rank(net, tree_of(net, goal)):
+        if not has_closed_form(net):
             raise FitError(
                 f"A metric came with '{net}', but only low rank has its closed form in one so far; "
                 "fit without metric=, or use lowrank(rows, cols, rank)."
             )
     return _Job(work, scale, weight.dtype, goal, moment, seed)
-
-
-def _is_low_rank(net: Network, tree: Tree | None) -> bool:
-    """Two cores, all rows on one and all columns on the other."""
-    sides = [{index.name for index in side} for side in (net.rows, net.cols)]
-    if tree is None or len(tree.edges) != 1 or len(tree.names) != 2:
-        return False
-    own = [set(tree.own(core)) for core in (0, 1)]
-    return own in (sides, sides[::-1]) and bool(sides[0] and sides[1])
 
 
 def _smallest(job: _Job, net: Network, tol: float, lowered: dict[str, tuple[int, int]]) -> Fit:
@@ -264,4 +254,6 @@ def has_closed_form(net: Network) -> bool:
     """
     sides = [{index.name for index in side} for side in (net.rows, net.cols)]
     own = [set(names) & net.open for names in net.names]
-    return own in (sides, sides[::-1]) and not sides[0] & sides[1]
+    apart = own in (sides, sides[::-1]) and all(sides) and not sides[0] & sides[1]
+    # an index summed on one core alone is no bond between the two
+    return apart and all(len(net.places[b]) == 2 or size == 1 for b, size in net.bonds.items())
