@@ -80,6 +80,23 @@ def test_layers_with_one_input_share_its_moments():
     assert seen.tokens == 64
 
 
+def test_a_weight_that_no_token_reaches_is_fitted_alone_and_named():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = Experts()
+    result = bw.tensorize(model, keep=0.6, data=torch.randn(50, 64))
+    assert result.table.notes == ("no token reached spare: fitted to the weight alone",)
+    alone = bw.fit(model.spare.weight, result.table["spare"].network)
+    expected = bw.dense(alone.network, alone.cores)
+    torch.testing.assert_close(result.model.spare.dense(), expected)
+
+
 def test_padding_is_not_calibrated_on():
     model = bert()
     layer = {"encoder.layer.0.attention.self.query": model.encoder.layer[0].attention.self.query}

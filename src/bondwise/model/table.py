@@ -20,7 +20,6 @@ class Row:
         network: what it becomes.
         after: numbers stored then.
         error: relative error of the fit, in the inputs' metric if there is one; None before it.
-        note: anything a user should know (a rank that was capped, no tokens seen).
     """
 
     weight: Weight
@@ -29,7 +28,6 @@ class Row:
     format: str | None = None
     network: Network | None = None
     error: float | None = None
-    note: str = ""
 
     @property
     def name(self) -> str:
@@ -54,7 +52,7 @@ class Row:
             "kind": self.weight.kind,
             "shape": list(self.weight.shape),
             "action": "tensorize" if self.changes else "leave",
-            "reason": self.reason or self.note,
+            "reason": self.reason,
             "format": self.format,
             "network": None if net is None else str(net),
             "sizes": {} if net is None else dict(net.sizes),

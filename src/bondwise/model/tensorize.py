@@ -172,13 +172,14 @@ def tensorize(
         for k, (name, row) in enumerate(work.items()):
             layers[name], work[name] = _fitted(row, modules[name], metrics.get(name), seed)
             progress("fit", k + 1, len(work))
-    table = table.with_rows(work)
+    notes = [f"no token reached {n}: fitted to the weight alone" for n in metrics if not metrics[n]]
     if data is not None and work and not metrics:
-        note = f"{format} is fitted without the inputs' metric so far; lowrank is fitted in it"
-        table = replace(table, notes=(*table.notes, note))
+        notes.append(
+            f"{format} is fitted without the inputs' metric so far; lowrank is fitted in it"
+        )
     if shown < length:
-        note = f"windows of {shown} tokens were shown: the model has no more positions"
-        table = replace(table, notes=(*table.notes, note))
+        notes.append(f"windows of {shown} tokens were shown: the model has no more positions")
+    table = replace(table.with_rows(work), notes=(*table.notes, *notes))
     before = footprint(model)
     result = model if inplace else _copy(model)
     swap(result, {p: layers[r.name] for r in work.values() for p in (r.name, *r.weight.aliases)})
@@ -260,9 +261,10 @@ def _fitted(
     weight = dense_weight(module)
     done = fit(weight, row.network, metric, seed=seed)
     stored = compact(done.network, done.cores)
+    fitted = replace(row, error=done.error)
     if isinstance(module, nn.Embedding):
-        return TensorEmbedding.from_compact(stored, module), replace(row, error=done.error)
-    return TensorLinear.from_compact(stored, module), replace(row, error=done.error)
+        return TensorEmbedding.from_compact(stored, module), fitted
+    return TensorLinear.from_compact(stored, module), fitted
 
 
 def _dense_layer(layer: TensorLayer) -> nn.Module:
