@@ -13,9 +13,9 @@ from torch import nn
 
 from bondwise.errors import BudgetError
 from bondwise.huggingface.loading import Loaded, load_model, reader
-from bondwise.model.budget import builder, check_keep
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.checkpoint import check_folder, save
+from bondwise.model.ladder import builder, check_keep
 from bondwise.model.recipe import Recipe
 from bondwise.model.steps import Steps
 from bondwise.model.tensorize import Result, check_choices, footprint, tensorize

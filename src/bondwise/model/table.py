@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bondwise.model.budget import cost
+from bondwise.model.ladder import cost
 from bondwise.model.select import Weight
 from bondwise.network.network import Network
 

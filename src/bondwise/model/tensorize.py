@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import BudgetError, SelectionError
-from bondwise.model.budget import Ladder, allocate, builder, check_keep
 from bondwise.model.calibrate import Inputs, Progress, silent
 from bondwise.model.data import batches
 from bondwise.model.hub import attach, detach
+from bondwise.model.ladder import Ladder, builder, check_keep, uniform
 from bondwise.model.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
 from bondwise.model.select import Patterns, check_finite, select
 from bondwise.model.steps import Steps
@@ -89,7 +89,7 @@ def plan_model(
     modules = dict(model.named_modules(remove_duplicate=False))
     bits = {w.name: _bits(modules[w.name]) for w in weights if w.chosen}
     ladders = [Ladder(w, build, bits[w.name]) for w in weights if w.chosen]
-    networks = allocate(ladders, keep)
+    networks = uniform(ladders, keep)
     name = "lowrank" if format == "auto" else format
     rows = [
         changed(w, name, networks[w.name], bits[w.name])

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bondwise.errors import BudgetError, NetworkError
-from bondwise.model.budget import Ladder, allocate, builder, cost
+from bondwise.model.ladder import Ladder, builder, cost, uniform
 from bondwise.model.select import Weight
 from bondwise.topology import registry
 
@@ -21,7 +21,7 @@ SMOLLM2 = [
 
 def kept(weights, form, keep):
     ladders = [Ladder(w, builder(form), 32) for w in weights]
-    networks = allocate(ladders, keep)
+    networks = uniform(ladders, keep)
     after = sum(cost(networks[w.name], 32) if w.name in networks else w.numbers for w in weights)
     return after / sum(w.numbers for w in weights), networks
 

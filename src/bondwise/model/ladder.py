@@ -1,4 +1,4 @@
-"""One budget over all weights: a format for each, so that `keep` is met and never exceeded."""
+"""One cut for all weights, without data: a network of one format for each, at the same fraction."""
 
 import re
 from bisect import bisect_right
@@ -91,7 +91,7 @@ def builder(form: str) -> Build:
     return build
 
 
-def allocate(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
+def uniform(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
     """A network for each weight, all cut by the same factor, so that together they store ``keep``.
 
     The same factor for all comes first, ranks in multiples of 8; what is left of the budget goes, 8
