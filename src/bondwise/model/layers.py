@@ -11,105 +11,21 @@ from torch import Tensor, nn
 
 from bondwise.compute.lookup import lookup
 from bondwise.compute.plan import Plan, plan
-from bondwise.compute.run import apply, dense
+from bondwise.compute.run import apply
 from bondwise.errors import ShapeError
-from bondwise.network.network import Network, parse
-from bondwise.network.ranks import layouts
+from bondwise.model.remainder import KINDS, Remainder
+from bondwise.model.storage import Spec, TensorLayer, empty
+from bondwise.network.network import Network
 from bondwise.weight.fit import fit
-from bondwise.weight.gauge import Compact, GaugeForm, fill, free_shapes, positions
+from bondwise.weight.gauge import Compact, GaugeForm, positions
 from bondwise.weight.metric import Metric
-from bondwise.weight.slots import Plain, Slot, slots
-
-Spec = dict[str, Any]
-
-
-class TensorLayer(nn.Module):
-    """A dense weight (out x in) stored as the cores of a network.
-
-    Parameters are ``core_0, core_1, ..``: 2-D, in the layout that the network fixes (see
-    `bondwise.network.ranks.layouts`), or with a gauge form only the free entries, whose pivots are
-    the buffers ``pivots_0, ..``. The one-element buffer ``weight`` is a guard: it has the name of
-    the dense weight, so a reader that does not know this layer meets a size that cannot be right.
-
-    Args:
-        net: the network; its rows are the outputs.
-        cores: one tensor per core, in core-axis order; without them the cores are drawn so that
-            the dense weight has the variance that ``nn.Linear`` starts with.
-        form: which cores carry identity blocks; ``cores`` then holds the free entries.
-        pivots: positions of the identity blocks, one tensor or None per core; with a form only.
-
-    Raises:
-        ShapeError: cores of another number or shape than the network's.
-    """
-
-    kind = "layer"
-    core_0: Tensor
-    core_1: Tensor
-    pivots_1: Tensor
-    weight: Tensor
-
-    def __init__(
-        self,
-        net: Network,
-        cores: Sequence[Tensor] | None = None,
-        *,
-        form: GaugeForm | None = None,
-        pivots: Sequence[Tensor | None] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.network, self.form = net, form
-        self._slots = slots(net, (None,) * len(net.cores) if form is None else form.pinned)
-        if cores is None:
-            cores = _draw(net, form, device, dtype)
-        elif form is None:
-            cores = _as_matrices(net, cores)
-        else:
-            _check_free(net, self._slots, cores)
-        for k, core in enumerate(cores):
-            value = core.detach().to(device=device, dtype=dtype).contiguous().clone()
-            self.register_parameter(f"core_{k}", nn.Parameter(value))
-        for k, pivot in enumerate(pivots):
-            if pivot is not None:
-                self.register_buffer(f"pivots_{k}", pivot.detach().to(device=device).clone())
-        guard = torch.zeros(1, device=self.core_0.device, dtype=self.core_0.dtype)
-        self.register_buffer("weight", guard)
-
-    def matrices(self) -> tuple[Tensor, ...]:
-        """The stored parameters, one 2-D tensor per core."""
-        return tuple(getattr(self, f"core_{k}") for k in range(len(self.network.cores)))
-
-    def pivots(self) -> tuple[Tensor | None, ...]:
-        """Positions of the identity blocks, one tensor or None per core."""
-        return tuple(getattr(self, f"pivots_{k}", None) for k in range(len(self.network.cores)))
-
-    def cores(self) -> tuple[Tensor, ...]:
-        """The cores, in core-axis order: views of the parameters, or filled from the gauge form."""
-        return fill(self._slots, self.matrices(), self.pivots())
-
-    def dense(self) -> Tensor:
-        """The dense weight, out x in."""
-        return dense(self.network, self.cores())
-
-    def spec(self) -> Spec:
-        """All that an empty layer of this kind is built from, as plain JSON."""
-        return {
-            "kind": self.kind,
-            "network": str(self.network),
-            "sizes": dict(self.network.sizes),
-            "pinned": None if self.form is None else list(self.form.pinned),
-        }
-
-    def extra_repr(self) -> str:
-        """The network, its bonds and the stored numbers, as printed in a model."""
-        stored = sum(matrix.numel() for matrix in self.matrices())
-        form = "" if self.form is None else ", gauge-free"
-        return f"'{self.network}', ranks={self.network.bonds}, stored={stored}{form}"
 
 
 class TensorLinear(TensorLayer):
     """A linear layer whose weight is a network: ``(*batch, in) -> (*batch, out)``.
+
+    ``y = (W + R) x + b``, with the network ``W`` and, where there is one, a remainder ``R``: the
+    parameter ``remainder`` holds its values, the buffer ``remainder_at`` (int32) their positions.
 
     >>> from bondwise import lowrank
     >>> layer = TensorLinear(lowrank(6, 4, 2), bias=True)
@@ -119,6 +35,8 @@ class TensorLinear(TensorLayer):
 
     kind = "linear"
     bias: nn.Parameter | None
+    remainder: nn.Parameter | None
+    remainder_at: Tensor
 
     def __init__(
         self,
@@ -127,6 +45,7 @@ class TensorLinear(TensorLayer):
         bias: Tensor | bool | None = None,
         *,
         origin: str = "Linear",
+        remainder: Remainder | None = None,
         form: GaugeForm | None = None,
         pivots: Sequence[Tensor | None] = (),
         device: torch.device | str | None = None,
@@ -135,6 +54,8 @@ class TensorLinear(TensorLayer):
         super().__init__(net, cores, form=form, pivots=pivots, device=device, dtype=dtype)
         self.out_features, self.in_features = net.shape
         self.origin = origin
+        self._remainder = None if remainder is None else type(remainder)
+        self._keep(remainder)
         self.register_parameter("bias", self._bias(bias))
         self.plans = _plans(net)
         # [I | F] P on the input side of a low-rank weight runs as it is stored
@@ -144,15 +65,36 @@ class TensorLinear(TensorLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
-        if self._runs_compact:
-            return self._forward_compact(x)
-        y = apply(self.plan_for(x), self.cores(), x)
-        return y if self.bias is None else y + self.bias
+        y = self._forward_compact(x) if self._runs_compact else self._forward_planned(x)
+        rest = self.rest()
+        return y if rest is None else y + rest.apply(x, self.out_features)
+
+    def rest(self) -> Remainder | None:
+        """The remainder, if there is one."""
+        if self._remainder is None or self.remainder is None:
+            return None
+        return self._remainder(self.remainder_at, self.remainder)
+
+    def dense(self) -> Tensor:
+        """The dense weight, out x in, with its remainder."""
+        W, rest = super().dense(), self.rest()
+        return W if rest is None else rest.add_to(W)
+
+    def stored(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What stands for the weight: tensors of numbers, and tensors of their positions."""
+        numbers, places = super().stored()
+        if self.remainder is None:
+            return numbers, places
+        return [*numbers, self.remainder], [*places, self.remainder_at]
 
     def plan_for(self, x: Tensor) -> Plan:
         """The plan for a batch of this size."""
         rows = prod(x.shape[:-1])
         return next((p for p in self.plans if rows <= p.batch), self.plans[-1])
+
+    def _forward_planned(self, x: Tensor) -> Tensor:
+        y = apply(self.plan_for(x), self.cores(), x)
+        return y if self.bias is None else y + self.bias
 
     def _forward_compact(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -178,6 +120,11 @@ class TensorLinear(TensorLayer):
         if self._runs_compact and not self.pivots_1.is_meta and bool(self.pivots_1.any()):
             self._pivots_first(self.pivots_1.device)
 
+    def take_core(self, core: int, source: TensorLayer) -> None:
+        """Put the very tensors of another layer's core in the place of one's own."""
+        super().take_core(core, source)
+        self.settle()
+
     def _apply(self, *args: Any, **kwargs: Any) -> "TensorLinear":
         super()._apply(*args, **kwargs)
         if self._order is not None:
@@ -188,6 +135,17 @@ class TensorLinear(TensorLayer):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.settle()
+
+    def _keep(self, remainder: Remainder | None) -> None:
+        if remainder is None:
+            self.register_parameter("remainder", None)
+            return
+        remainder.check(self.network.shape)
+        like, own = self.core_0, remainder.values.detach()
+        values = own.to(device=like.device, dtype=like.dtype).contiguous().clone()
+        self.register_parameter("remainder", nn.Parameter(values))
+        at = remainder.positions.to(device=like.device, dtype=torch.int32, copy=True)
+        self.register_buffer("remainder_at", at.contiguous())
 
     def _bias(self, bias: Tensor | bool | None) -> nn.Parameter | None:
         if bias is None or bias is False:
@@ -208,14 +166,21 @@ class TensorLinear(TensorLayer):
 
     def spec(self) -> Spec:
         """All that an empty layer of this kind is built from, as plain JSON."""
-        return super().spec() | {"bias": self.bias is not None, "origin": self.origin}
+        rest = self.rest()
+        kept = {"remainder": {"kind": rest.kind, "count": len(rest.positions)}} if rest else {}
+        return super().spec() | {"bias": self.bias is not None, "origin": self.origin} | kept
 
     @classmethod
     def from_spec(
         cls, spec: Spec, device: Any = None, dtype: torch.dtype | None = None
     ) -> "TensorLinear":
         """An empty layer, to be filled from a checkpoint."""
-        return cls(**_empty(spec, device, dtype), bias=spec["bias"], origin=spec["origin"])
+        made = empty(spec, device, dtype)
+        remainder = None
+        if "remainder" in spec:
+            kind, count = KINDS[spec["remainder"]["kind"]], spec["remainder"]["count"]
+            remainder = kind.empty(count, made["net"].shape, device, dtype)
+        return cls(**made, bias=spec["bias"], origin=spec["origin"], remainder=remainder)
 
     @classmethod
     def from_linear(
@@ -238,13 +203,25 @@ class TensorLinear(TensorLayer):
         )
 
     @classmethod
-    def from_compact(cls, stored: Compact, linear: nn.Module) -> "TensorLinear":
-        """The layer that stores a linear layer's fitted weight without its gauge; bias copied."""
+    def from_compact(
+        cls, stored: Compact, linear: nn.Module, remainder: Remainder | None = None
+    ) -> "TensorLinear":
+        """The layer that stores a linear layer's fitted weight without its gauge; bias copied.
+
+        Args:
+            stored: the network, without its gauge.
+            linear: where the bias comes from.
+            remainder: what is kept beside the network, to be added to it.
+
+        Raises:
+            ShapeError: a remainder that does not fit the weight.
+        """
         return cls(
             stored.network,
             stored.free,
             linear.bias,  # pyright: ignore[reportArgumentType]
             origin=type(linear).__name__,
+            remainder=remainder,
             form=stored.form,
             pivots=stored.pivots,
         )
@@ -297,7 +274,7 @@ class TensorEmbedding(TensorLayer):
     ) -> "TensorEmbedding":
         """An empty layer, to be filled from a checkpoint."""
         padding = {key: spec[key] for key in ("padding_idx", "zero_padding")}
-        return cls(**_empty(spec, device, dtype), **padding)
+        return cls(**empty(spec, device, dtype), **padding)
 
     @classmethod
     def from_compact(cls, stored: Compact, embedding: nn.Embedding) -> "TensorEmbedding":
@@ -332,53 +309,6 @@ def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a dense layer as out x in (GPT-2's ``Conv1D`` keeps it as in x out)."""
     weight = cast(Tensor, module.weight).detach()
     return weight.T if type(module).__name__ == "Conv1D" else weight
-
-
-def _empty(spec: Spec, device: Any, dtype: torch.dtype | None) -> dict[str, Any]:
-    net = parse(spec["network"], **spec["sizes"])
-    where: dict[str, Any] = {"device": device, "dtype": dtype}
-    if spec["pinned"] is None:
-        cores = [torch.empty(shape, **where) for shape in net.core_shapes]
-        return {"net": net, "cores": cores, **where}
-    form = GaugeForm(tuple(spec["pinned"]))
-    free, pivots = free_shapes(net, form)
-    return {
-        "net": net,
-        "cores": [torch.empty(shape, **where) for shape in free],
-        "form": form,
-        "pivots": [
-            None if p is None else torch.zeros(p[0], dtype=p[1], device=device) for p in pivots
-        ],
-        **where,
-    }
-
-
-def _as_matrices(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
-    shapes = [tuple(core.shape) for core in cores]
-    if shapes != list(net.core_shapes):
-        raise ShapeError(f"Cores of shapes {shapes} came; '{net}' takes {list(net.core_shapes)}.")
-    parts = zip(layouts(net), net.core_shapes, cores, strict=True)
-    return [Plain(layout, shape).reduce(core) for layout, shape, core in parts]
-
-
-def _check_free(net: Network, filled: Sequence[Slot], free: Sequence[Tensor]) -> None:
-    shapes, takes = [tuple(part.shape) for part in free], [slot.free for slot in filled]
-    if shapes != takes:
-        raise ShapeError(
-            f"Free entries of shapes {shapes} came; the gauge form of '{net}' takes {takes}."
-        )
-
-
-def _draw(net: Network, form: GaugeForm | None, device: Any, dtype: Any) -> list[Tensor]:
-    """Cores whose product has entries of variance 1 / (3 in), as ``nn.Linear`` starts with."""
-    if form is not None:
-        raise ShapeError(
-            "A gauge form came without its free entries; give cores and pivots with it."
-        )
-    variance = 1 / (3 * net.shape[1] * prod(net.bonds.values()))
-    std = variance ** (1 / (2 * len(net.cores)))
-    cores = [torch.randn(shape, device=device, dtype=dtype) * std for shape in net.core_shapes]
-    return _as_matrices(net, cores)
 
 
 @cache
