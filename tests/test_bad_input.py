@@ -151,7 +151,7 @@ def big_tokenizer(shelf, desk, ours):
         (spoil_file("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
         (spoil_file("model.safetensors", lambda _: b""), 1, "copy or download it again"),
         (spoil_file("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
-        (of_the_future, 1, "schema version 99, this bondwise reads up to 1"),
+        (of_the_future, 1, "schema version 99, this bondwise reads up to 2"),
         (foreign_code, 1, "needs code of its own (X, auto_map in config.json)"),
         (unknown_class, 1, "names model type 'x' and class 'X', which transformers"),
         (only_pickles, 1, "only pickled weights, which can run code when read"),

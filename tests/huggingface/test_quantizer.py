@@ -233,7 +233,7 @@ def test_a_truncated_file(folder):
 
 
 def of_later_version(config):
-    config["quantization_config"]["schema"] = 2
+    config["quantization_config"]["schema"] = 3
 
 
 def of_other_layout(config):
@@ -264,7 +264,7 @@ def without_modules(config):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (of_later_version, "schema version 2, this bondwise reads up to 1"),
+        (of_later_version, "schema version 3, this bondwise reads up to 2"),
         (of_other_layout, "lays its cores out as 'blocks'"),
         (of_unknown_kind, "hologram"),
         (of_unknown_module, "'model.layers.7.self_attn.q_proj', which LlamaForCausalLM lacks"),

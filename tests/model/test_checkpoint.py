@@ -144,7 +144,7 @@ def test_a_manifest_that_is_none(folder, text):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=3), "schema version 3, this bondwise reads up to 1"),
+        (lambda m: m.update(schema=3), "schema version 3, this bondwise reads up to 2"),
         (lambda m: m["modules"]["body.1"].update(kind="hologram"), "hologram"),
         (lambda m: m["modules"]["body.1"].update(network="o a"), "'body.1' cannot be read"),
         (lambda m: m["modules"]["body.1"].update(sizes=[1]), "'body.1' cannot be read"),

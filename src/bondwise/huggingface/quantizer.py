@@ -10,9 +10,11 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from bondwise.errors import CheckpointError
 from bondwise.model.hub import METHOD, NOTICE_KEY, attach
 from bondwise.model.layers import TensorLinear
-from bondwise.model.manifest import LAYOUT, check_tensors, read_specs, swap_in
+from bondwise.model.manifest import LAYOUT, check_tensors, loosen, read_specs, swap_in
+from bondwise.model.storage import TensorLayer, share
 
 
 class BondwiseConfig(QuantizationConfigMixin):
@@ -57,7 +59,9 @@ class BondwiseQuantizer(HfQuantizer):
         specs = read_specs(vars(self.quantization_config))
         whole = type(model).__name__ in (model.config.architectures or [])
         layers = swap_in(model, specs, model.base_model_prefix, whole)
-        check_tensors(kwargs.get("checkpoint_files") or [], layers)
+        files = kwargs.get("checkpoint_files") or []
+        check_tensors(files, layers)
+        self.loose = loosen(layers, files)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -65,11 +69,30 @@ class BondwiseQuantizer(HfQuantizer):
         model.is_quantized = False
         for name in ("hf_quantizer", "quantization_method"):
             vars(model).pop(name, None)
+        for group, core in self.loose:
+            share(group, core)
+            _point_offloaded(group, core)
         for module in model.modules():
             if isinstance(module, TensorLinear):
                 module.settle()
         attach(model)
         return model
+
+
+def _point_offloaded(group: list[TensorLayer], core: int) -> None:
+    """Where accelerate has put layers on the disk, let all read the shared core by one name."""
+    name = f"core_{core}"
+    away = {layer.core_0.is_meta for layer in group}
+    if len(away) > 1 or group[0].matrices()[core].is_meta not in away:
+        raise CheckpointError(
+            "The device_map parts layers that share a core, some of them on the disk; "
+            "keep each block whole."
+        )
+    if away == {True}:
+        maps: list[Any] = [vars(layer)["_hf_hook"].weights_map for layer in group]
+        entry = maps[0].dataset.index[maps[0].prefix + name]
+        for other in maps[1:]:
+            other.dataset.index[other.prefix + name] = entry
 
 
 _configs: dict[str, Any] = AUTO_QUANTIZATION_CONFIG_MAPPING

@@ -29,8 +29,8 @@ from bondwise.model.hub import (
     need_transformers,
     without_bars,
 )
-from bondwise.model.layers import TensorLayer
 from bondwise.model.manifest import check_tensors, describe, read_specs, swap_in
+from bondwise.model.storage import TensorLayer
 
 MANIFEST = "bondwise.json"
 CONFIG = "config.json"

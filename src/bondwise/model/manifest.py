@@ -3,7 +3,9 @@
 A manifest is plain JSON: ``{"schema": 1, "layout": "matrices", "modules": {path: spec}}``.
 ``schema`` counts the versions of this form, ``layout`` names how a core is stored (2-D, rows and
 columns as `bondwise.network.ranks.layouts` fixes them), and each ``spec`` holds the network, its
-sizes and the gauge form (which cores carry identity blocks).
+sizes and the gauge form (which cores carry identity blocks). Schema 2 adds ``"shared": {core:
+path}``, a core that another layer has too, and ``"remainder": {"kind": .., "count": ..}``; a model
+with neither is still written as schema 1.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from bondwise.errors import CheckpointError
-from bondwise.model.layers import Spec, TensorLayer, dense_weight, from_spec
+from bondwise.errors import CheckpointError, ShapeError
+from bondwise.model.layers import dense_weight, from_spec
+from bondwise.model.storage import Spec, TensorLayer, share
 
-SCHEMA = 1
+SCHEMA = 2
 LAYOUT = "matrices"
 
 Layers = dict[str, TensorLayer]
@@ -24,12 +27,18 @@ Layers = dict[str, TensorLayer]
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The manifest of a model: every layer that is a network, under each of its paths."""
-    modules = {
-        path: module.spec()
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorLayer)
-    }
-    return {"schema": SCHEMA, "layout": LAYOUT, "modules": modules}
+    modules: dict[str, Spec] = {}
+    owners: dict[int, tuple[str, TensorLayer]] = {}  # by core: the first layer that has it
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, TensorLayer):
+            shared: dict[str, str] = {}
+            for k, core in enumerate(module.matrices()):
+                owner, layer = owners.setdefault(id(core), (path, module))
+                if layer is not module:
+                    shared[str(k)] = owner
+            modules[path] = module.spec() | ({"shared": shared} if shared else {})
+    new = any({"shared", "remainder"} & spec.keys() for spec in modules.values())
+    return {"schema": SCHEMA if new else 1, "layout": LAYOUT, "modules": modules}
 
 
 def read_specs(manifest: Any) -> dict[str, Spec]:
@@ -93,10 +102,54 @@ def swap_in(
         if id(dense) not in built:
             built[id(dense)] = _build(path, specs[path], dense)
         layers[path] = built[id(dense)]
+    _share(specs, layers)
     for path, place in places.items():
         parent, _, name = place.rpartition(".")
         setattr(model.get_submodule(parent), name, layers[path])
     return layers
+
+
+def _share(specs: Mapping[str, Spec], layers: Layers) -> None:
+    groups: dict[tuple[str, int], dict[int, TensorLayer]] = {}
+    for path, layer in layers.items():
+        for core, owner in specs[path].get("shared", {}).items():
+            if owner not in layers:
+                raise CheckpointError(
+                    f"Layer {path!r} shares a core with {owner!r}, which is not loaded; "
+                    "load the checkpoint into the class that was saved."
+                )
+            group = groups.setdefault((owner, int(core)), {id(layers[owner]): layers[owner]})
+            group[id(layer)] = layer
+    for (owner, core), group in groups.items():
+        try:
+            share(list(group.values()), core)
+        except ShapeError as error:
+            raise CheckpointError(
+                f"What shares a core with {owner!r} does not fit: {error}"
+            ) from error
+
+
+def loosen(layers: Layers, files: Iterable[str | Path]) -> list[tuple[list[TensorLayer], int]]:
+    """Leave every shared core with one layer, that under whose name the files have it.
+
+    transformers would fill the others at random, since a shared tensor is saved under one name.
+
+    Returns:
+        For every shared core its layers, the one that has it first, and its position: all that
+        `bondwise.model.storage.share` needs to undo this.
+    """
+    saved, done = _shapes(files), set[int]()
+    loose: list[tuple[list[TensorLayer], int]] = []
+    for layer in layers.values():
+        for core, group in layer.sharing.items():
+            if id(group) not in done:
+                done.add(id(group))
+                held = {id(own) for path, own in layers.items() if f"{path}.core_{core}" in saved}
+                order = sorted(group, key=lambda own, held=held: id(own) not in held)
+                for other in order[1:]:
+                    other.drop_core(core)
+                loose.append((order, core))
+    return loose
 
 
 def _place(model: nn.Module, path: str, prefix: str) -> str | None:
@@ -142,19 +195,19 @@ def check_tensors(files: Iterable[str | Path], layers: Layers) -> None:
     shapes = _shapes(files)
     renamed = {key.rpartition(".")[0] for key in shapes if key.endswith(".core_0")} - set(layers)
     unseen: list[str] = []
-    for path, layer in layers.items():
-        state = {f"{path}.{name}": tuple(value.shape) for name, value in layer.state_dict().items()}
+    states = {path: _state(path, layer) for path, layer in layers.items()}
+    names: dict[
+        int, list[str]
+    ] = {}  # a shared tensor has one in every layer, and is saved under one
+    for state in states.values():
+        for name, tensor in state.items():
+            names.setdefault(id(tensor), []).append(name)
+    for path, state in states.items():
         if not state.keys() & shapes.keys():
             unseen.append(path)
             continue
-        for name, shape in state.items():
-            if name not in shapes:
-                raise CheckpointError(f"The checkpoint lacks {name!r}; copy or save it again.")
-            if shapes[name] != shape:
-                raise CheckpointError(
-                    f"The checkpoint has {name!r} of shape {shapes[name]}, its manifest says "
-                    f"{shape}; copy or save it again."
-                )
+        for name, tensor in state.items():
+            _check_tensor(name, tensor, {n: shapes[n] for n in names[id(tensor)] if n in shapes})
     # what was shared is saved once; a few classes save under other names than their modules have,
     # and then as many strangers are there
     seen = {id(layer) for path, layer in layers.items() if path not in unseen}
@@ -162,6 +215,21 @@ def check_tensors(files: Iterable[str | Path], layers: Layers) -> None:
     if len(lost) > len(renamed):
         path = next(iter(lost.values()))
         raise CheckpointError(f"The checkpoint lacks '{path}.core_0'; copy or save it again.")
+
+
+def _state(path: str, layer: TensorLayer) -> dict[str, Tensor]:
+    return {f"{path}.{name}": t for name, t in layer.state_dict(keep_vars=True).items()}
+
+
+def _check_tensor(name: str, tensor: Tensor, saved: Mapping[str, tuple[int, ...]]) -> None:
+    if not saved:
+        raise CheckpointError(f"The checkpoint lacks {name!r}; copy or save it again.")
+    for under, shape in saved.items():
+        if shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"The checkpoint has {under!r} of shape {shape}, its manifest says "
+                f"{tuple(tensor.shape)}; copy or save it again."
+            )
 
 
 def _shapes(files: Iterable[str | Path]) -> dict[str, tuple[int, ...]]:

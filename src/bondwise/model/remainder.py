@@ -115,9 +115,8 @@ class Entries:
         rows = torch.arange(out, device=x.device, dtype=torch.int64) * width
         starts = torch.searchsorted(self.positions.long(), rows)
         columns = self.positions.long() % width
-        y = F.embedding_bag(
-            columns, x.reshape(-1, width).T, starts, mode="sum", per_sample_weights=self.values
-        )
+        inputs = x.reshape(-1, width).T.contiguous()  # as it lies it would run ten times slower
+        y = F.embedding_bag(columns, inputs, starts, mode="sum", per_sample_weights=self.values)
         return y.T.reshape(*x.shape[:-1], out)
 
     def add_to(self, weight: Tensor) -> Tensor:
