@@ -342,6 +342,7 @@ COMPILED = """
 import torch
 import bondwise as bw
 from bondwise.model.layers import TensorEmbedding, TensorLinear, from_spec
+from bondwise.model.remainder import Columns, Entries
 from bondwise.weight.gauge import compact
 
 
@@ -378,6 +379,11 @@ for net in (lowrank, mpo, bw.cp((4, 3), (3, 6), 3)):
     loaded.load_state_dict(layer.state_dict(), assign=True)
     check(loaded, x)
     check(make(TensorEmbedding, net), torch.tensor([3, 0, 3]))
+for remainder in (
+    Columns(torch.tensor([1, 4]), torch.randn(12, 2)),
+    Entries(torch.tensor([0, 40, 41]), torch.randn(3)),
+):
+    check(TensorLinear(lowrank, remainder=remainder, dtype=torch.float64), x)
 """
 
 

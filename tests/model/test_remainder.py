@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -200,33 +198,3 @@ def test_what_does_not_fit_is_named(remainder, says):
 def test_a_weight_too_large_for_the_positions_is_named():
     with pytest.raises(ShapeError, match="keep whole columns"):
         entries([1, 2]).check((2**16, 2**16))
-
-
-COMPILED = """
-import torch
-import bondwise as bw
-from bondwise.model.layers import TensorLinear
-from bondwise.model.remainder import Columns, Entries
-
-for remainder in (
-    Columns(torch.tensor([1, 4]), torch.randn(12, 2)),
-    Entries(torch.tensor([0, 40, 41]), torch.randn(3)),
-):
-    torch._dynamo.reset()
-    layer = TensorLinear(bw.lowrank(12, 18, 3), remainder=remainder)
-    x = torch.randn(5, 18)
-    y = torch.compile(layer, fullgraph=True, backend="eager")(x)
-    torch.testing.assert_close(y, x @ layer.dense().T)
-    (ours,) = torch.autograd.grad(y.sum(), [layer.remainder])
-    (theirs,) = torch.autograd.grad((x @ layer.dense().T).sum(), [layer.remainder])
-    torch.testing.assert_close(ours, theirs)
-"""
-
-
-@pytest.mark.compile
-def test_it_compiles_to_one_graph():
-    # in a process of its own: the import hook that checks shapes cannot be compiled
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
