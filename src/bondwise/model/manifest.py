@@ -112,14 +112,16 @@ def swap_in(
 def _share(specs: Mapping[str, Spec], layers: Layers) -> None:
     groups: dict[tuple[str, int], dict[int, TensorLayer]] = {}
     for path, layer in layers.items():
-        for core, owner in specs[path].get("shared", {}).items():
-            if owner not in layers:
-                raise CheckpointError(
-                    f"Layer {path!r} shares a core with {owner!r}, which is not loaded; "
-                    "load the checkpoint into the class that was saved."
-                )
-            group = groups.setdefault((owner, int(core)), {id(layers[owner]): layers[owner]})
-            group[id(layer)] = layer
+        shared = specs[path].get("shared", {})
+        try:
+            owners = [((owner, int(core)), layers[owner]) for core, owner in shared.items()]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"Layer {path!r} shares {shared}, which names no core of a layer that is loaded; "
+                "load the checkpoint into the class that was saved."
+            ) from error
+        for key, owner in owners:
+            groups.setdefault(key, {id(owner): owner})[id(layer)] = layer
     for (owner, core), group in groups.items():
         try:
             share(list(group.values()), core)
