@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-tiny test check clean
+.PHONY: demo demo-tiny test check bench-quality bench-formats clean
 
 demo: $(READY)
 	$(BIN)/bondwise demo --force
@@ -20,6 +20,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Hours; resumes where it stopped. ARGS="--models minilm --keeps 0.6" runs a part of it.
+bench-quality: $(READY)
+	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+bench-formats: $(READY)
+	$(BIN)/python benchmarks/formats.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (torch and friends, about 1 GB; once, a few minutes) .."

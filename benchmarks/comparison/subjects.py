@@ -1,0 +1,169 @@
+"""The models and texts: what is compressed, on what it is calibrated, and how it is judged."""
+
+import os
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.compress import cast
+from bondwise.demo import assets
+from bondwise.evaluate.language import compare
+from bondwise.evaluate.similarity import rate_documents, rate_pairs
+from bondwise.huggingface.cache import cache_directory
+from bondwise.huggingface.loading import load_model
+from bondwise.model.text import windows
+from comparison.methods import Calibration
+
+Judge = Callable[[nn.Module], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dense model, its calibration text, and what tells how good a compressed one is.
+
+    ``judge`` works on a copy cast to bfloat16: that is how the numbers are stored.
+    """
+
+    model: nn.Module
+    calibration: Calibration
+    judge: Judge
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many windows of how many tokens a language model is judged on, in each text."""
+
+    windows: int = 64
+    length: int = 512
+    seed: int = 0
+
+
+class Remembered(nn.Module):
+    """A teacher whose last hidden states are read from a file: only its head runs again.
+
+    The logits are those of the teacher to the bit, at the cost of the head: exact, and small enough
+    to keep (logits of 64 windows of 512 tokens take gigabytes, the states 38 MB).
+    """
+
+    def __init__(self, teacher: nn.Module, shown: Tensor, file: Path) -> None:
+        super().__init__()
+        self.config = teacher.config
+        self.head = teacher.get_output_embeddings()
+        if not file.exists():
+            _write(file, [_hidden(teacher, ids) for ids in shown.split(1)])
+        states = torch.load(file, weights_only=True)
+        keys = map(_key, shown.split(1))
+        self.states = dict(zip(keys, states, strict=True))
+
+    def forward(self, ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.states[_key(ids)]))
+
+
+def _key(ids: Tensor) -> bytes:
+    return ids.numpy().tobytes()
+
+
+@torch.no_grad()
+def _hidden(teacher: nn.Module, ids: Tensor) -> Tensor:
+    return teacher.base_model(ids).last_hidden_state
+
+
+def _write(file: Path, states: list[Tensor]) -> None:
+    fresh = file.with_suffix(f".{os.getpid()}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(states, fresh)
+    fresh.replace(file)
+
+
+def language_judge(
+    dense: nn.Module, tokenizer: Any, texts: dict[str, Sequence[str]], draw: Draw, folder: Path
+) -> Judge:
+    """Perplexity over dense with its interval, divergence and agreement, on every text.
+
+    ``folder`` keeps the hidden states of this dense model between runs.
+    """
+    drawn = {
+        name: windows(tokenizer, list(documents), draw.windows, draw.length, draw.seed)
+        for name, documents in texts.items()
+    }
+
+    def judge(model: nn.Module) -> dict[str, Any]:
+        model, teacher = deepcopy((model, dense))
+        cast(model, "bfloat16")
+        cast(teacher, "bfloat16")
+        found = {}
+        for name, shown in drawn.items():
+            file = folder / f"{name}, {draw.windows}x{draw.length}, seed {draw.seed}.pt"
+            remembered = Remembered(teacher, shown, file).eval()
+            entry = compare(model, remembered, shown, seed=draw.seed).entry(name)
+            found[name] = {
+                "ratio": entry["ratio"],
+                "interval": [entry["ratio_low"], entry["ratio_high"]],
+                "dense": entry["before"]["perplexity"],
+                "kl": entry["after"]["kl"],
+                "top1": entry["after"]["top1"],
+            }
+        return {"texts": found}
+
+    return judge
+
+
+def similarity_judge(dense: nn.Module, tokenizer: Any) -> Judge:
+    """Correlation with human similarity ratings, of the model and of the dense one.
+
+    The numbers are rounded to bfloat16, the model then computes in float32.
+    """
+    documents = assets.lee_ratings()
+    pairs = {"WordSim": assets.wordsim353(), "SimLex": assets.simlex()}
+
+    def rate(model: nn.Module) -> dict[str, float]:
+        model = deepcopy(model)
+        cast(model, "bfloat16")
+        cast(model, "float32")
+        lee = rate_documents(model, tokenizer, documents.texts, documents.ratings)
+        return {"Lee": lee} | {
+            name: rate_pairs(model, tokenizer, found.pairs, found.ratings)
+            for name, found in pairs.items()
+        }
+
+    def judge(model: nn.Module) -> dict[str, Any]:
+        before, after = rate(dense), rate(model)
+        return {
+            "similarity": {
+                name: {"dense": before[name], "correlation": after[name]} for name in after
+            }
+        }
+
+    return judge
+
+
+def smollm2(draw: Draw) -> Subject:
+    """SmolLM2-135M-Instruct, calibrated on Wikipedia; judged on other articles and on news."""
+    loaded = load_model(assets.smollm2(), torch.float32, task="causal")
+    texts = {
+        "in domain": [article.text for article in assets.held_out_articles()],
+        "out of domain": assets.lee_news(),
+    }
+    folder = cache_directory() / "benchmarks" / "smollm2"
+    judge = language_judge(loaded.model, loaded.tokenizer, texts, draw, folder)
+    return Subject(loaded.model, Calibration(_wikipedia(), loaded.tokenizer), judge)
+
+
+def minilm(_draw: Draw) -> Subject:
+    """all-MiniLM-L6-v2, calibrated on Wikipedia; judged by human similarity ratings."""
+    loaded = load_model(assets.minilm(), torch.float32, task="encoder")
+    judge = similarity_judge(loaded.model, loaded.tokenizer)
+    return Subject(loaded.model, Calibration(_wikipedia(), loaded.tokenizer), judge)
+
+
+def _wikipedia() -> str:
+    return "\n\n".join(article.text for article in assets.calibration_articles())
+
+
+SUBJECTS: dict[str, Callable[[Draw], Subject]] = {"smollm2": smollm2, "minilm": minilm}
