@@ -16,16 +16,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bondwise import btt, kron, lowrank, mpo, ring
 from bondwise.model.checkpoint import save
 from bondwise.model.layers import TensorEmbedding, TensorLinear
+from bondwise.model.remainder import Columns, Entries
+from bondwise.model.storage import share
 from bondwise.weight.gauge import compact
 
 HERE = Path(__file__).parent
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])
 
 
-def gauge_free(net, dense: nn.Module):
+def gauge_free(net, dense: nn.Module, **kept):
     """A random layer of this network, stored without its gauge."""
     kind = TensorEmbedding if isinstance(dense, nn.Embedding) else TensorLinear
-    return kind.from_compact(compact(net, kind(net).cores()), dense)
+    return kind.from_compact(compact(net, kind(net).cores()), dense, **kept)
 
 
 def llama() -> nn.Module:
@@ -39,10 +41,14 @@ def llama() -> nn.Module:
     model = LlamaForCausalLM(config).eval()
     attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
     attention.q_proj = gauge_free(lowrank(32, 32, 8), attention.q_proj)
-    attention.k_proj = TensorLinear(btt((4, 4), (4, 8), 2), bias=True)
+    attention.k_proj = gauge_free(lowrank(16, 32, 8), attention.k_proj)
     attention.v_proj = TensorLinear(lowrank(16, 32, 4), bias=True)
-    mlp.gate_proj = gauge_free(mpo((4, 3, 4), (4, 2, 4), 4), mlp.gate_proj)
-    mlp.up_proj = TensorLinear(kron((6, 8), (4, 8), 2))
+    attention.o_proj = TensorLinear(btt((4, 8), (4, 8), 2), bias=True)
+    share([attention.q_proj, attention.k_proj])
+    columns = Columns(torch.tensor([2, 31]), torch.randn(48, 2))
+    mlp.gate_proj = gauge_free(mpo((4, 3, 4), (4, 2, 4), 4), mlp.gate_proj, remainder=columns)
+    entries = Entries(torch.tensor([0, 33, 1535]), torch.randn(3))
+    mlp.up_proj = TensorLinear(kron((6, 8), (4, 8), 2), remainder=entries)
     mlp.down_proj = gauge_free(ring((4, 8), (6, 8), 3), mlp.down_proj)
     model.model.embed_tokens = gauge_free(lowrank(64, 32, 8), model.model.embed_tokens)
     return model
@@ -51,8 +57,9 @@ def llama() -> nn.Module:
 def module() -> nn.Module:
     """A plain module; its dense skeleton is built in the test."""
     torch.manual_seed(0)
+    columns = Columns(torch.tensor([11]), torch.randn(16, 1))
     return nn.Sequential(
-        gauge_free(lowrank(16, 12, 4), nn.Linear(12, 16)),
+        gauge_free(lowrank(16, 12, 4), nn.Linear(12, 16), remainder=columns),
         nn.ReLU(),
         TensorLinear(mpo((2, 4), (4, 4), 3), bias=True),
     )

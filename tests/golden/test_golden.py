@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 pytestmark = pytest.mark.golden
 
 
-@pytest.mark.parametrize("version", [1])
+@pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
 def test_a_language_model(version):
     from transformers import AutoModelForCausalLM
@@ -29,7 +29,7 @@ def test_a_language_model(version):
         torch.testing.assert_close(model(IDS).logits, want, **CLOSE)
 
 
-@pytest.mark.parametrize("version", [1])
+@pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
 def test_a_plain_module(version):
     skeleton = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8))
