@@ -8,28 +8,20 @@ r x r identity block (arXiv 2501.19090), without loss and with all its other ent
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
 from math import prod
 
 import torch
 from torch import Tensor
 
 from bondwise.compute.run import dense
+from bondwise.errors import ShapeError
 from bondwise.network.network import Network
-from bondwise.weight.joints import (
-    Joint,
-    Push,
-    checked,
-    forest,
-    hyperedges,
-    joints,
-    level,
-    pushes,
-    take_up,
-    unfolding,
-)
+from bondwise.weight.joints import Push, checked, level, take_up, unfolding
+from bondwise.weight.metric import Metric
 from bondwise.weight.pivots import unpack
-from bondwise.weight.slots import Plain, Slot, pinned, slots
+from bondwise.weight.rootings import rootings
+from bondwise.weight.rounding import feedback, gram, moment_of, weighings
+from bondwise.weight.slots import Pinned, Plain, Scaled, Slot, slots
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,17 @@ def gauge_form(net: Network) -> GaugeForm:
     >>> gauge_form(lowrank(6, 4, 2)).pinned, gauge_form(cp((2, 3), 4, 5)).pinned
     ((None, 'a'), (None, 'r', 'r'))
     """
-    pins: list[str | None] = [None] * len(net.cores)
-    for push in _pinned(net):
-        pins[push.core] = " ".join(push.bonds)
-    return GaugeForm(tuple(pins))
+    return gauge_forms(net)[0]
+
+
+def gauge_forms(net: Network) -> list[GaugeForm]:
+    """All forms that store the fewest numbers: one per root that leaves most saved.
+
+    >>> from bondwise import lowrank
+    >>> [form.pinned for form in gauge_forms(lowrank(6, 4, 2))]
+    [(None, 'a'), ('a', None)]
+    """
+    return [GaugeForm(pins) for pins in rootings(net)]
 
 
 def stored_numbers(net: Network, form: GaugeForm | None = None) -> int:
@@ -125,6 +124,12 @@ class Compact:
         """Bits of the pivots."""
         return sum(p.numel() * p.element_size() * 8 for p in self.pivots if p is not None)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the numbers and the pivots."""
+        numbers = sum(free.numel() * free.element_size() for free in self.free)
+        return numbers + self.bits // 8
+
     def cores(self) -> tuple[Tensor, ...]:
         """All cores, in core-axis order."""
         return expand(self.network, self.form, self.free, self.pivots)
@@ -134,43 +139,104 @@ class Compact:
         return dense(self.network, self.cores())
 
 
-def compact(net: Network, cores: Sequence[Tensor], dtype: torch.dtype | None = None) -> Compact:
+def compact(
+    net: Network,
+    cores: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+    scale: Tensor | Metric | None = None,
+    form: GaugeForm | None = None,
+) -> Compact:
     """The same weight without its gauge, exact up to rounding (float64 inside).
 
     From the leaves of the tree to its root: a pinned core with matrix ``U`` (rest x bond) becomes
     ``U U[p]^-1``, the identity at the pivots p, and its parent is multiplied by ``U[p]``. Pivots
     are rows of near maximum volume of an orthonormal basis of ``U`` (QR), so that ill-scaled,
-    rank-deficient and zero cores pass, and no stored entry of a pinned core is above 1.05
-    (`bondwise.weight.pivots.BOUND`). On an index of three or more cores, ``U`` is divided by its
-    largest entry for every value. Sizes stay; where a bond is larger than the rest of both its
-    cores, neither is pinned on it (`bondwise.network.ranks.capped` gives a network without).
+    rank-deficient and zero cores pass. No stored entry of a pinned core is above 1.05
+    (`bondwise.weight.pivots.BOUND`); with a scale, whose rows are multiplied by it (within a
+    factor of two of their median) before pivots are chosen, none above 4.2. On an index of three
+    or more cores, ``U`` is divided by its largest entry for every value. Sizes stay; where a bond
+    is larger than the rest of both its cores, neither is pinned on it
+    (`bondwise.network.ranks.capped` gives a network without).
+
+    In half precision a core's rounding is made up for by its parent, in the metric of the inputs
+    (`bondwise.weight.rounding`): the error is then near that of plain cores rounded to nearest.
 
     Args:
         net: the network.
         cores: one tensor per core, in core-axis order.
         dtype: of the free entries; that of each core by default.
+        scale: root mean square of each input (in,), or their second moment (in x in), or a
+            `Metric`: how errors are weighed. All alike by default.
+        form: which cores to pin: one of `gauge_forms`, or none at all (the cores are then only
+            brought to one norm and rounded); `gauge_form` by default.
 
     Raises:
-        ShapeError: cores of another number or shape than the network's.
-        FitError: a core holds values that are not finite.
+        ShapeError: cores of another number or shape than the network's, or a form that it has not.
+        FitError: a core holds values that are not finite, or the scale is none.
 
     >>> from bondwise import lowrank
     >>> compact(lowrank(6, 4, 2), [torch.rand(6, 2), torch.rand(2, 4)]).parameters
     16
     """
-    form = gauge_form(net)
-    pivots: list[Tensor | None] = [None] * len(net.cores)
+    form = form or gauge_form(net)
+    steps, filled = _steps(net, form), _slots(net, form)
+    kept = [dtype or core.dtype for core in cores]
+    free, pivots = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
-        work = level(net, checked(net, cores))
-        for push in _pinned(net):
-            k, parent = push.core, push.parent
-            work[k], pivots[k], factor = pinned(net, push).reduce(work[k])
-            work[parent] = take_up(net, push, work[parent], factor)
-        for k, slot in enumerate(_slots(net, form)):
+        cut = _Cut(net, level(net, checked(net, cores)), moment_of(scale, net.shape[1]))
+        for push in steps:
+            k, slot = push.core, filled[push.core]
+            assert not isinstance(slot, Plain)
+            free[k], pivots[k] = cut.child(push, slot, kept[k])
+        for k, slot in enumerate(filled):
             if isinstance(slot, Plain):
-                work[k] = slot.reduce(work[k])
-        free = [new.to(dtype or core.dtype) for new, core in zip(work, cores, strict=True)]
-    return Compact(net, form, tuple(f.contiguous() for f in free), tuple(pivots))
+                free[k] = slot.reduce(cut.root(k, kept[k]))
+    count = range(len(cores))
+    return Compact(
+        net, form, tuple(free[k].contiguous() for k in count), tuple(pivots.get(k) for k in count)
+    )
+
+
+class _Cut:
+    """Cores from which the gauge is taken out, child by child."""
+
+    def __init__(self, net: Network, cores: list[Tensor], moment: Tensor | None) -> None:
+        self.net, self.cores = net, cores
+        self.weighings = weighings(net, moment)
+        self.grams = dict[int, tuple[Push, Tensor]]()  # by parent: its last child's
+
+    def child(self, push: Push, slot: Pinned | Scaled, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Free entries and pivots of a core; its parent takes up the rest, and the rounding."""
+        weighing = self.weighings[push.core]
+        exact, pivots, factor = slot.reduce(self.cores[push.core], weighing.scales(slot.ends))
+        self._take_up(push, factor)
+        free = exact.to(dtype)
+        if isinstance(slot, Pinned) and _short(dtype):
+            before, after = (slot.expand(each.double(), pivots) for each in (exact, free))
+            G, X = gram(weighing, slot.ends, before, after)
+            self._take_up(push, X)
+            self.grams[push.parent] = push, G
+            if len(G) == 1:
+                self.weighings[push.parent] = self.weighings[push.parent].with_bond(
+                    push.bonds, G[0]
+                )
+        return free, pivots
+
+    def root(self, at: int, dtype: torch.dtype) -> Tensor:
+        """A core that is not pinned, rounded."""
+        core = self.cores[at]
+        if at in self.grams and _short(dtype):
+            push, G = self.grams[at]
+            ends = unfolding(self.net, push, at)
+            core = ends.core(feedback(ends.matrix(core), G, dtype))
+        return core.to(dtype)
+
+    def _take_up(self, push: Push, factor: Tensor) -> None:
+        self.cores[push.parent] = take_up(self.net, push, self.cores[push.parent], factor)
+
+
+def _short(dtype: torch.dtype) -> bool:
+    return dtype.itemsize < 4
 
 
 def expand(
@@ -213,42 +279,12 @@ def _slots(net: Network, form: GaugeForm) -> tuple[Slot, ...]:
     return slots(net, form.pinned)
 
 
-@cache
-def _pinned(net: Network) -> tuple[Push, ...]:
-    """Pushes of the cores that are pinned, leaves first."""
-    count = len(net.cores)
-    shared = [
-        Joint(pair, (bond,))
-        for bond in hyperedges(net)
-        for pair in combinations(net.places[bond], 2)
-    ]
-
-    def worth(edge: Joint) -> int:
-        one, two = edge.cores
-        return max(
-            _pin(net, Push(one, two, edge.bonds))[1], _pin(net, Push(two, one, edge.bonds))[1]
+def _steps(net: Network, form: GaugeForm) -> tuple[Push, ...]:
+    """The pushes that make a form, leaves first."""
+    known = rootings(net)
+    if form.pinned not in known and any(form.pinned):
+        raise ShapeError(
+            f"The form {form.to_list()} came for '{net}'; write one of "
+            f"{[list(pins) for pins in known]}, or None for each core."
         )
-
-    tree = forest(sorted([*joints(net), *shared], key=worth, reverse=True), count)
-    found: list[Push] = []
-    left = list(range(count))
-    while left:
-        piece = sorted({left[0], *(push.core for push in pushes(tree, left[0]))})
-        rooted = [[_pin(net, push) for push in pushes(tree, root)] for root in piece]
-        best = max(rooted, key=lambda pins: sum(saved for _, saved in pins))
-        found.extend(push for push, saved in best if saved)
-        left = [k for k in left if k not in piece]
-    return tuple(found)
-
-
-def _pin(net: Network, push: Push) -> tuple[Push, int]:
-    """The push on as many of its bonds as save most, and the numbers saved."""
-    if len(net.places[push.bonds[0]]) > 2:
-        return push, net.sizes[push.bonds[0]]
-    choices = [push, *(Push(push.core, push.parent, (bond,)) for bond in push.bonds)]
-    return max(((choice, _saved(net, choice)) for choice in choices), key=lambda pair: pair[1])
-
-
-def _saved(net: Network, push: Push) -> int:
-    blocks, rest, bond = unfolding(net, push, push.core).shape
-    return blocks * bond**2 if rest >= bond else 0
+    return known.get(form.pinned, ())

@@ -43,7 +43,7 @@ def pack(positions: Integer[Tensor, "chosen"], count: int) -> Tensor:
     >>> pack(torch.tensor([0, 6]), 9).tolist()      # 1000 0010 0...
     [130, 0]
     """
-    if not packs(len(positions), count):
+    if packed(len(positions), count)[1] == torch.int32:
         return positions.int()
     bits = torch.zeros(-(-count // 8) * 8, dtype=torch.uint8, device=positions.device)
     bits[positions] = 1
@@ -51,9 +51,9 @@ def pack(positions: Integer[Tensor, "chosen"], count: int) -> Tensor:
     return (bits.view(-1, 8) * weights).sum(1).to(torch.uint8)
 
 
-def packs(chosen: int, count: int) -> bool:
-    """Whether a mask over ``count`` positions is at most as large as the chosen ones in int32."""
-    return count <= 32 * chosen
+def packed(chosen: int, count: int) -> tuple[int, torch.dtype]:
+    """Length and dtype of ``chosen`` positions out of ``count`` as `pack` stores them."""
+    return (-(-count // 8), torch.uint8) if count <= 32 * chosen else (chosen, torch.int32)
 
 
 def unpack(stored: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from bondwise.errors import ShapeError
 from bondwise.network.network import Network
 from bondwise.network.ranks import Layout, layouts
 from bondwise.weight.joints import Push, Unfolding, unfolding
-from bondwise.weight.pivots import dominant_rows, pack, packs, unpack
+from bondwise.weight.pivots import dominant_rows, pack, packed, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,22 @@ class Pinned:
         """Length and dtype of the stored pivots."""
         blocks, rest, bond = self.ends.shape
         count, chosen = blocks * rest, blocks * bond
-        return (-(-count // 8), torch.uint8) if packs(chosen, count) else (chosen, torch.int32)
+        return packed(chosen, count)
 
-    def reduce(self, core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Free entries, pivots, and what the parent takes up: ``U = (U U[p]^-1) U[p]``."""
+    def reduce(self, core: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Free entries, pivots, and what the parent takes up: ``U = (U U[p]^-1) U[p]``.
+
+        Pivots are chosen with the rows multiplied by their scales (blocks x rest).
+        """
         U = self.ends.matrix(core)
         rest = U.shape[1]
-        bases = torch.linalg.qr(U)[0]
+        bases = torch.linalg.qr(U * scales[..., None])[0]
         free, chosen, factors = list[Tensor](), list[Tensor](), list[Tensor]()
-        for block, (Q, matrix) in enumerate(zip(bases, U, strict=True)):
+        for block, (Q, matrix, s) in enumerate(zip(bases, U, scales, strict=True)):
             p = dominant_rows(Q)
             others = torch.ones(rest, dtype=torch.bool, device=p.device).index_fill(0, p, False)
-            free.append(torch.linalg.solve(Q[p], Q[others], left=False))
+            entries = torch.linalg.solve(Q[p], Q[others], left=False)
+            free.append(entries * s[p] / s[others, None])
             chosen.append(p + block * rest)
             factors.append(matrix[p])
         return torch.cat(free).T, pack(torch.cat(chosen), self._count), torch.stack(factors)
@@ -100,10 +104,10 @@ class Scaled:
         """Length and dtype of the stored pivots: one position per value."""
         return self.ends.shape[2], torch.int32
 
-    def reduce(self, core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Free entries, pivots, and what the parent takes up: the largest entries."""
+    def reduce(self, core: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Free entries, pivots, and what the parent takes up: the largest entries, once scaled."""
         (U,) = self.ends.matrix(core)
-        p = U.abs().argmax(0)
+        p = (U.abs() * scales[0, :, None]).argmax(0)
         scale = U.gather(0, p[None])
         rest = torch.arange(U.shape[0], device=U.device)
         others = rest[None] != p[:, None]
