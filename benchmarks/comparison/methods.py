@@ -29,6 +29,7 @@ from bondwise.weight.metric import Metric
 
 BITS = 16  # of one stored number: everything is stored in bfloat16
 TRAIN_MODES = 3  # modes on each side of a data-free tensor train
+DEPENDENCE = 4  # tokens of a text that tell as much as one independent token
 GROUP = 32  # entries that share one scale in round-to-nearest quantisation
 
 
@@ -139,7 +140,8 @@ def gauge_free_svd(weight: Tensor, metric: Metric, keep: float) -> Approximation
     nets = [bw.lowrank(out, inp, rank) for rank in range(1, min(out, inp) + 1)]
     costs = [_stored(net) for net in nets]
     best = nets[bisect_right(costs, keep * weight.numel()) - 1]
-    found = bw.fit(weight, best, metric)
+    shrinkage = inp / (inp + metric.tokens / DEPENDENCE)
+    found = bw.fit(weight, best, Metric(metric.second_moment, metric.tokens, shrinkage))
     cost = _stored(best)
     return Approximation(bw.dense(found.network, found.cores), cost, cost * BITS)
 

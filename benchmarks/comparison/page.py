@@ -6,7 +6,7 @@ from typing import Any
 
 from comparison import plot
 from comparison.cells import read
-from comparison.methods import METHODS
+from comparison.methods import METHODS, REFERENCES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "benchmarks.md"
@@ -55,7 +55,7 @@ def picture(found: Sequence[Entry]) -> str:
     """The plot, or nothing where no cell has numbers."""
     done = [entry for entry in found if entry["status"] == "done"]
     panels = {
-        text: {
+        f"{text}: perplexity over dense": {
             METHODS[name].label: [
                 (entry["keep"], entry["texts"][text]["ratio"])
                 for entry in done
@@ -67,7 +67,10 @@ def picture(found: Sequence[Entry]) -> str:
         for text in TEXTS
     }
     title = "SmolLM2-135M: perplexity over dense against the fraction of numbers kept"
-    return plot.svg(panels, title) if done else ""
+    bold, dashed = (
+        [METHODS[name].label for name in names] for names in (("fast", "best"), REFERENCES)
+    )
+    return plot.svg(panels, title, bold, dashed) if done else ""
 
 
 def _language(own: Sequence[Entry]) -> list[str]:
@@ -116,6 +119,8 @@ def _run(done: Sequence[Entry]) -> str:
     flags = f"--models {model}"
     if (first["windows"], first["length"]) != (64, 512):
         flags += f" --windows {first['windows']} --length {first['length']}"
+    if {entry["threads"] for entry in done} != {2}:
+        flags += f" --threads {first['threads']}"
     commits = ", ".join(sorted({entry["commit"] for entry in done}))
     threads = ", ".join(sorted({str(entry["threads"]) for entry in done}))
     return (

@@ -1,7 +1,7 @@
 """Perplexity over dense against keep, one line per method, as one SVG."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from html import escape
 
 Line = Sequence[tuple[float, float]]  # (keep, perplexity over dense)
@@ -20,10 +20,18 @@ STYLE = (
 )
 
 
-def svg(panels: Mapping[str, Mapping[str, Line]], title: str) -> str:
+def svg(
+    panels: Mapping[str, Mapping[str, Line]],
+    title: str,
+    bold: Container[str] = (),
+    dashed: Container[str] = (),
+) -> str:
     """Panels side by side with common axes and one legend: panel -> method -> points."""
     methods = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(methods)}
+    strokes = {
+        name: _stroke(COLOURS[k % len(COLOURS)], name in bold, name in dashed)
+        for k, name in enumerate(methods)
+    }
     points = [point for panel in panels.values() for line in panel.values() for point in line]
     keeps = sorted({keep for keep, _ in points})
     low = min(1.0, *(ratio for _, ratio in points))
@@ -37,9 +45,14 @@ def svg(panels: Mapping[str, Mapping[str, Line]], title: str) -> str:
     for number, (name, lines) in enumerate(panels.items()):
         left = LEFT + number * (WIDTH + GAP)
         parts += _axes(name, left, keeps, low, numbers=number == 0)
-        parts += [_line(line, left, keeps, low, colours[m], m) for m, line in lines.items()]
-    parts += _legend(colours, LEFT + len(panels) * (WIDTH + GAP))
+        parts += [_line(line, left, keeps, low, strokes[m], m) for m, line in lines.items()]
+    parts += _legend(strokes, LEFT + len(panels) * (WIDTH + GAP))
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _stroke(colour: str, bold: bool, dashed: bool) -> str:
+    dashes = ' stroke-dasharray="5 4"' if dashed else ""
+    return f'stroke="{colour}" stroke-width="{3.5 if bold else 1.5}"{dashes}'
 
 
 def _x(keep: float, left: float, keeps: Sequence[float]) -> float:
@@ -72,24 +85,22 @@ def _axes(name: str, left: float, keeps: Sequence[float], low: float, numbers: b
 
 
 def _line(
-    line: Line, left: float, keeps: Sequence[float], low: float, colour: str, name: str
+    line: Line, left: float, keeps: Sequence[float], low: float, stroke: str, name: str
 ) -> str:
     places = [(_x(k, left, keeps), _y(r, low), r > MOST) for k, r in sorted(line, reverse=True)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
+    colour = stroke.split('"')[1]
     dots = "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" stroke="{colour}" '
-        f'fill="{"var(--panel)" if above else colour}"/>'
+        f'style="fill:{"var(--panel,#fff)" if above else colour}"/>'
         for x, y, above in places
     )
-    return (
-        f'<g><title>{escape(name)}</title><path d="{path}" fill="none" stroke="{colour}" '
-        f'stroke-width="2"/>{dots}</g>'
-    )
+    return f'<g><title>{escape(name)}</title><path d="{path}" fill="none" {stroke}/>{dots}</g>'
 
 
-def _legend(colours: Mapping[str, str], left: float) -> list[str]:
+def _legend(strokes: Mapping[str, str], left: float) -> list[str]:
     return [
-        f'<path d="M{left} {TOP + 18 * k}h18" stroke="{colour}" stroke-width="3"/>'
-        f'<text x="{left + 24}" y="{TOP + 18 * k + 4}">{escape(name)}</text>'
-        for k, (name, colour) in enumerate(colours.items())
+        f'<path d="M{left} {TOP + 18 * k}h22" {stroke}/>'
+        f'<text x="{left + 28}" y="{TOP + 18 * k + 4}">{escape(name)}</text>'
+        for k, (name, stroke) in enumerate(strokes.items())
     ]
