@@ -7,7 +7,6 @@ import torch
 from bondwise.errors import DataError, FitError
 from bondwise.network.network import parse
 from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
 from bondwise.weight.fit import fit
 from bondwise.weight.metric import Metric, Moments
 
@@ -96,21 +95,6 @@ def test_a_metric_checks_its_numbers():
     for tokens, shrinkage in [(0, 0.5), (1, -0.1), (1, 1.1)]:
         with pytest.raises(FitError, match="shrinkage"):
             Metric(torch.eye(2), tokens, shrinkage)
-
-
-@pytest.mark.parametrize(
-    "net",
-    [
-        mpo((2, 3), (2, 3), 2),
-        parse("b o a, b a i -> (b o) (b i)", b=2, o=3, a=1, i=3),
-        parse("b o a, b a i -> (b o) (i)", b=2, o=3, a=1, i=6),
-        parse("o i -> (o) (i)", o=6, i=6),
-    ],
-    ids=str,
-)
-def test_only_low_rank_takes_a_metric_so_far(net):
-    with pytest.raises(FitError, match="only low rank has its closed form"):
-        fit(torch.eye(6), net, metric=torch.eye(6))
 
 
 def white(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> float:

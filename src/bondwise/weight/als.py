@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bondwise.network.network import Network
-from bondwise.weight.named import Named, balance, contract
+from bondwise.weight.named import Named, balance, contract, prime, twin
 from bondwise.weight.sweep import fit_tree, tree_of
 from bondwise.weight.target import BLOCK, Target, core_names
 
@@ -34,6 +34,14 @@ class State:
 
     parts: list[Named]
     error: float
+
+
+def fit_plain(net: Network, goal: Target, seed: int) -> list[Named]:
+    """The parts of any network without a metric: along the tree that it is, or alternating."""
+    tree = tree_of(net, goal)
+    if tree is None:
+        return fit_alternating(net, goal, seed)
+    return fit_tree(tree, goal, net.bonds)
 
 
 @torch.no_grad()
@@ -81,16 +89,16 @@ def _half_step(goal: Target, part: Named, others: list[Named]) -> Named:
     batch = [name for name in part.names if name in goal.open and name in elsewhere]
     own = [name for name in part.names if name in goal.open and name not in elsewhere]
     bonds = [name for name in part.names if name not in goal.open]
-    twins = [_twin(other, goal.open) for other in others]
-    primed = [_prime(name) for name in bonds]
+    twins = [twin(other, goal.open) for other in others]
+    primed = [prime(name) for name in bonds]
     gram = Named(contract([*others, *twins], [*batch, *bonds, *primed]), (*batch, *bonds, *primed))
     right = Named(contract([goal.values, *others], [*batch, *own, *bonds]), (*batch, *own, *bonds))
     old, g = part.matrix(batch, own, bonds), gram.matrix(batch, bonds, primed)
-    new = old + _solve(g, right.matrix(batch, own, bonds) - old @ g)
+    new = old + solve(g, right.matrix(batch, own, bonds) - old @ g)
     return Named(new.reshape(right.tensor.shape), right.names)
 
 
-def _solve(gram: Tensor, right: Tensor) -> Tensor:
+def solve(gram: Tensor, right: Tensor) -> Tensor:
     """``right (G + lambda I)^-1``, with lambda raised until the factorisation holds."""
     size = gram.shape[-1]
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
@@ -198,16 +206,6 @@ def _normal(goal: Target, shape: Sequence[int], random: torch.Generator) -> Tens
 
 def _size(net: Network, goal: Target, name: str) -> int:
     return goal.values.tensor.shape[0] if name == BLOCK else net.sizes[name]
-
-
-def _twin(part: Named, shared: frozenset[str]) -> Named:
-    """The same part with its bonds named apart."""
-    return Named(part.tensor, tuple(n if n in shared else _prime(n) for n in part.names))
-
-
-def _prime(name: str) -> str:
-    """A name that no index can have."""
-    return f"{name}'"
 
 
 @dataclass(frozen=True)

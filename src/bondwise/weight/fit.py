@@ -7,11 +7,16 @@ The structure decides, never a name: a parsed network gets the fit of the topolo
     open on both sides             the diagonal blocks; what is outside counts as error
     no loops                       SVDs from the leaves inwards, sweeps over pairs (HOOI on a star)
     loops, index on many cores     alternating least squares with restarts
+
+In the metric of the inputs (and outputs), low rank has its closed form. Any other network starts
+from the fit above in coordinates that a Kronecker product of the metric whitens, and goes on by
+alternating least squares in the metric itself.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -21,19 +26,16 @@ from bondwise.errors import FitError, ShapeError
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
 from bondwise.network.shapes import balanced
-from bondwise.weight.als import fit_alternating, smaller_networks
-from bondwise.weight.metric import Metric, second_moment
+from bondwise.weight.als import fit_plain, smaller_networks
+from bondwise.weight.metric import Metric, output_moment, second_moment
 from bondwise.weight.named import Named, balance
-from bondwise.weight.sweep import (
-    edge_name,
-    fit_tree,
-    shared,
-    smaller_trees,
-    tree_of,
-    unfold,
-)
+from bondwise.weight.split import Split
+from bondwise.weight.starts import fit_weighted, whitened_target
+from bondwise.weight.sweep import edge_name, shared, smaller_trees, tree_of, unfold
 from bondwise.weight.target import BLOCK, Target, as_cores, target, zeros
-from bondwise.weight.whitened import metric_norm, whitened_split
+from bondwise.weight.verdict import Report, report_on
+from bondwise.weight.weighted import Weighted
+from bondwise.weight.whitened import whitened_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +44,21 @@ class Fit:
 
     ``cores`` are in core-axis order and of the weight's dtype. ``error`` is relative, ``||(W - W~)
     L|| / ||W L||`` with ``C = L L^T`` the metric (the identity where none is given), measured in
-    float64 on the cores as they are returned. ``capped`` says which ranks were above what a bond
-    can use: asked, kept.
+    float64 on the cores as they are returned; ``held_out`` is the same in the held-out metric.
+    ``capped`` says which ranks were above what a bond can use: asked, kept. ``seconds`` is the time
+    that the fit took; ``sweeps`` the relative error at the start and after every sweep in the
+    metric, which never rises, before the cores are rounded to their dtype (one number where there
+    were no such sweeps).
     """
 
     network: Network
     cores: tuple[Tensor, ...]
     error: float
     capped: dict[str, tuple[int, int]]
+    held_out: float | None = None
+    seconds: float = 0.0
+    sweeps: tuple[float, ...] = ()
+    report: Report | None = None
 
     @property
     def parameters(self) -> int:
@@ -64,22 +73,33 @@ def fit(
     metric: Metric | Tensor | None = None,
     tol: float | None = None,
     seed: int = 0,
+    *,
+    held_out: Metric | Tensor | None = None,
+    report: bool = False,
+    sweeps: int = 20,
+    progress: float = 2e-3,
 ) -> Fit:
     """Fit the cores of ``net`` to a weight (out x in): ``min ||(W - W~) L||_F``, ``C = L L^T``.
 
     Exact (the global optimum) for two cores, with block indices too; quasi-optimal and then
     improved without loops; a local optimum, the best of several starts drawn from ``seed``, with
-    loops.
+    loops. In a metric: exact for low rank; a local optimum, not above the error of the fit without
+    the metric, for any other network.
 
     Args:
         weight: out x in, of any float dtype; computed in float64.
         net: the network, whose ranks are limits; those above what a bond can use are lowered and
             reported.
-        metric: second moment of the inputs (in x in), or a `Metric`; for low rank only so far.
+        metric: second moment of the inputs (in x in), or a `Metric`, which may have one of the
+            outputs too: then ``||M (W - W~) L||_F`` with ``G = M^T M`` is made small.
         tol: largest relative error allowed. The fit then has the smallest ranks found that reach
             it, at most those of ``net``; where those do not reach it, it has them, and says its
             real error. Below the rounding of the weight's dtype, that rounding is allowed.
         seed: of the random starts.
+        held_out: a metric of other inputs, in which ``Fit.held_out`` is measured.
+        report: whether ``Fit.report`` compares the fit with low rank of the same stored numbers.
+        sweeps: the most sweeps in a metric, where there is no closed form.
+        progress: a relative gain per sweep, below which (twice in a row) sweeping stops.
 
     >>> from bondwise import lowrank, mpo
     >>> W = torch.diag(torch.tensor([4.0, 3.0, 0.0]))
@@ -89,12 +109,18 @@ def fit(
     {'a': 2}
     >>> fit(torch.eye(64), mpo((8, 8), (8, 8), 16), tol=1e-6).network.bonds
     {'a': 1}
+    >>> quiet = torch.diag(torch.tensor([1e-4, 1.0, 1e-4, 1.0]))   # inputs 0 and 2 hardly occur
+    >>> W = torch.arange(16.0).reshape(4, 4) % 7
+    >>> net = mpo((2, 2), (2, 2), 2)
+    >>> round(fit(W, net, metric=quiet).error, 3), round(fit(W, net).error, 3)
+    (0.005, 0.289)
 
     Raises:
         ShapeError: the weight's shape is not that of the network.
-        FitError: the weight is no finite float matrix, the metric no second moment of its inputs
-            or not usable with this network, or the tolerance outside [0, 1).
+        FitError: the weight is no finite float matrix, the metric no second moment of its inputs,
+            or the tolerance outside [0, 1).
     """
+    began = perf_counter()
     _check(weight, net, tol)
     useful = useful_ranks(net)
     lowered = {
@@ -102,13 +128,23 @@ def fit(
     }
     net = net.resize(**useful)
     scale = float(weight.abs().max())
-    job = _job(weight, scale or 1.0, net, metric, seed)
+    work = weight.detach().to(torch.float64) / (scale or 1.0)
+    job = _Job(work, scale, weight.dtype, net, _weighted(work, metric), seed, sweeps, progress)
+    unseen = _weighted(work, held_out)  # refused here, before anything is computed
     if scale == 0:
-        net = net if tol is None else net.resize(**dict.fromkeys(net.bonds, 1))
-        return Fit(net, tuple(zeros(net, weight)), 0.0, lowered)
-    if tol is None:
-        return job.run(net, lowered)
-    return _smallest(job, net, max(tol, _rounding(weight, net)), lowered)
+        small = net if tol is None else net.resize(**dict.fromkeys(net.bonds, 1))
+        best = Fit(small, tuple(zeros(small, weight)), 0.0, lowered, sweeps=(0.0,))
+    elif tol is None:
+        best = job.run(net, lowered)
+    else:
+        best = _smallest(job, net, max(tol, _rounding(weight, net)), lowered)
+    best = replace(best, seconds=perf_counter() - began)
+    if held_out is not None:
+        best = replace(best, held_out=_relative(work, unseen, best, scale))
+    if report:
+        story = report_on(work, job.goal, best.network, best.error, best.held_out)
+        best = replace(best, report=story)
+    return best
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,39 +154,61 @@ class _Job:
     weight: Tensor  # float64, divided by `scale`
     scale: float
     dtype: torch.dtype
-    goal: Target
-    moment: Tensor | None
+    full: Network
+    goal: Weighted | None
     seed: int
+    sweeps: int
+    progress: float
 
     def run(self, net: Network, lowered: dict[str, tuple[int, int]]) -> Fit:
         """The fit with the ranks of ``net``."""
-        parts = balance(self._parts(net), self.goal.open)
-        share = self.scale ** (1 / len(parts))
-        parts = [Named(part.tensor * share, part.names) for part in parts]
-        cores = [core.to(self.dtype) for core in as_cores(net, self.goal, parts)]
-        return Fit(net, tuple(cores), self._error(net, cores), lowered)
+        if self.goal is None or has_closed_form(net):
+            parts = balance(self._parts(net), self.free.open)
+            wide, errors = as_cores(net, self.free, parts), None
+        else:
+            wide, errors = fit_weighted(net, self.goal, self.seed, self.sweeps, self.progress)
+        share = self.scale ** (1 / len(wide))
+        cores = tuple((core * share).to(self.dtype) for core in wide)
+        result = Fit(net, cores, 0.0, lowered)
+        error = _relative(self.weight, self.goal, result, self.scale)
+        steps = (error,) if errors is None else tuple(e / self._norm for e in errors)
+        return replace(result, error=error, sweeps=steps)
 
     def smaller(self, net: Network, tol: float) -> Iterable[Network]:
         """Networks from small to ``net``, to be tried against a relative error."""
-        tree = tree_of(net, self.goal)
+        tree = tree_of(net, self.free)
         if tree is None:
             return smaller_networks(net)
-        allowed = tol * self._norm
-        if self.moment is None:
-            return smaller_trees(tree, self.goal, net, allowed)
+        if self.goal is None:
+            return smaller_trees(tree, self.free, net, tol * self._norm)
+        if not has_closed_form(net):
+            near, _ = whitened_target(net, self.goal)
+            # the factors are not the metric: what they allow is taken wider
+            return smaller_trees(tree, near, net, 2 * tol * float(near.values.tensor.norm()))
         ((edge, bonds),) = tree.edges.items()
         most = tree.rank(edge, net.bonds)
-        first = whitened_split(self.weight, self.moment, most, allowed).rank
+        first = self._cut(most, tol * self._norm).rank
         return (net.resize(**shared(rank, bonds, net)) for rank in range(first, most + 1))
 
+    @cached_property
+    def free(self) -> Target:
+        """The target without a metric."""
+        return target(self.weight, self.full)
+
+    @cached_property
+    def _norm(self) -> float:
+        return _distance(self.goal, self.weight)
+
+    def _cut(self, rank: int, tol: float | None = None) -> Split:
+        assert self.goal is not None
+        return whitened_split(self.weight, self.goal.moment, rank, tol, self.goal.outputs)
+
     def _parts(self, net: Network) -> list[Named]:
-        tree = tree_of(net, self.goal)
-        if tree is None:
-            return fit_alternating(net, self.goal, self.seed)
-        if self.moment is None:
-            return fit_tree(tree, self.goal, net.bonds)
+        tree = tree_of(net, self.free)
+        if self.goal is None or tree is None:
+            return fit_plain(net, self.free, self.seed)
         ((edge, _),) = tree.edges.items()
-        cut = whitened_split(self.weight, self.moment, tree.rank(edge, net.bonds))
+        cut = self._cut(tree.rank(edge, net.bonds))
         sides = [(net.rows, cut.left), (net.cols, cut.right.mT)]
         if net.rows[0].name not in tree.own(0):
             sides.reverse()
@@ -167,34 +225,34 @@ class _Job:
             for core, (side, matrix) in enumerate(sides)
         ]
 
-    def _error(self, net: Network, cores: list[Tensor]) -> float:
-        wide = [core.to(torch.float64) for core in cores]
-        off = self.weight - dense(net, wide) / self.scale
-        return self._distance(off) / self._norm if self._norm else 0.0
 
-    @cached_property
-    def _norm(self) -> float:
-        return self._distance(self.weight)
+def _weighted(weight: Tensor, metric: Metric | Tensor | None) -> Weighted | None:
+    """The goal in a metric; None where there is none, or only the identity at some scale."""
+    if metric is None:
+        return None
+    out, inp = weight.shape
+    moment = second_moment(metric, inp).to(weight.device)
+    outputs = output_moment(metric, out)
+    outputs = None if outputs is None or _is_identity(outputs) else outputs.to(weight.device)
+    if outputs is None and _is_identity(moment):
+        return None
+    return Weighted(weight, moment, outputs)
 
-    def _distance(self, matrix: Tensor) -> float:
-        return float(matrix.norm()) if self.moment is None else metric_norm(matrix, self.moment)
+
+def _is_identity(moment: Tensor) -> bool:
+    return bool((moment == torch.eye(len(moment), dtype=moment.dtype, device=moment.device)).all())
 
 
-def _job(
-    weight: Tensor, scale: float, net: Network, metric: Metric | Tensor | None, seed: int
-) -> _Job:
-    """Look at everything before anything is computed."""
-    work = weight.detach().to(torch.float64) / scale
-    goal = target(work, net)
-    moment = None
-    if metric is not None:
-        moment = second_moment(metric, net.shape[1]).to(work.device)
-        if not has_closed_form(net):
-            raise FitError(
-                f"A metric came with '{net}', but only low rank has its closed form in one so far; "
-                "fit without metric=, or use lowrank(rows, cols, rank)."
-            )
-    return _Job(work, scale, weight.dtype, goal, moment, seed)
+def _relative(weight: Tensor, goal: Weighted | None, result: Fit, scale: float) -> float:
+    """The error of cores as they are stored, in float64."""
+    wide = [core.to(torch.float64) for core in result.cores]
+    off = weight - dense(result.network, wide) / (scale or 1.0)
+    norm = _distance(goal, weight)
+    return _distance(goal, off) / norm if norm else 0.0
+
+
+def _distance(goal: Weighted | None, matrix: Tensor) -> float:
+    return float(matrix.norm()) if goal is None else goal.distance(matrix)
 
 
 def _smallest(job: _Job, net: Network, tol: float, lowered: dict[str, tuple[int, int]]) -> Fit:
@@ -244,7 +302,7 @@ def _rounding(weight: Tensor, net: Network) -> float:
 
 
 def has_closed_form(net: Network) -> bool:
-    """Whether a metric can be used: two cores, all rows on one and all columns on the other.
+    """Whether a metric has a closed form: two cores, all rows on one and all columns on the other.
 
     None of them may be on both (block diagonal).
 

@@ -25,22 +25,29 @@ class Metric:
 
         C_s = (1 - s) C + s diag(C),    C = X^T X / tokens
 
+    ``outputs`` (out x out, or None) is a second moment of the output gradients, ``E[g g^T]`` at any
+    scale: how much each direction of the outputs matters (the Fisher information, with the
+    Kronecker product of Martens and Grosse 2015). It is shrunk by the same ``s``, and the error
+    becomes ``||G^(1/2) (W - W~) C^(1/2)||``. None is the identity.
+
     >>> Metric(torch.tensor([[4.0, 2.0], [2.0, 4.0]]), tokens=2, shrinkage=0.5).shrunk()
     tensor([[2.0000, 0.5000],
             [0.5000, 2.0000]], dtype=torch.float64)
 
     Raises:
         FitError: the moment is not square, symmetric and finite, is all zero, has a negative
-        variance,
-            or the shrinkage is outside [0, 1] or the tokens below 1.
+            variance, or the shrinkage is outside [0, 1] or the tokens below 1.
     """
 
     second_moment: Tensor
     tokens: int
     shrinkage: float
+    outputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_moment(self.second_moment)
+        if self.outputs is not None:
+            check_moment(self.outputs)
         if self.tokens < 1 or not 0 <= self.shrinkage <= 1:
             raise FitError(
                 f"A metric of {self.tokens} tokens with shrinkage {self.shrinkage} came; "
@@ -49,11 +56,13 @@ class Metric:
 
     def shrunk(self) -> Float[Tensor, "inp inp"]:
         """``C_s`` in float64."""
-        moment = self.second_moment.to(torch.float64) / self.tokens
-        variances = moment.diagonal().clone()
-        moment *= 1 - self.shrinkage
-        moment.diagonal().copy_(variances)
-        return moment
+        return _shrink(self.second_moment.to(torch.float64) / self.tokens, self.shrinkage)
+
+    def shrunk_outputs(self) -> Float[Tensor, "out out"] | None:
+        """``G_s`` in float64, or None where no output metric was given."""
+        if self.outputs is None:
+            return None
+        return _shrink(self.outputs.to(torch.float64, copy=True), self.shrinkage)
 
 
 DEPENDENCE = 4  # tokens of a text that tell as much as one independent token
@@ -105,6 +114,11 @@ class Moments:
         self._sum.addmm_(rows.T, rows)
         self.tokens += len(rows)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no metric to be had: nothing was counted, or nothing but zeros."""
+        return self._sum is None or not self._sum.any()
+
     def metric(self, shrinkage: float | None = None) -> Metric:
         """The metric of what was counted; by default shrunk by ``size / (size + tokens)``.
 
@@ -126,10 +140,7 @@ class Moments:
 
 
 def second_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "inp inp"]:
-    """``C`` in float64: a `Metric` shrunk, a plain tensor as given.
-
-    A `Metric` is a Gram matrix, so only a plain tensor has to show that it is positive
-    semidefinite.
+    """``C`` in float64, its largest variance made 1: a `Metric` shrunk, a plain tensor as given.
 
     Raises:
         FitError: not a metric over ``size`` inputs.
@@ -140,13 +151,40 @@ def second_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "inp inp"
             f"A metric over {moment.shape[0]} inputs came for a weight with {size} columns; "
             f"give X^T X of shape ({size}, {size})."
         )
-    if isinstance(metric, Metric):
-        return metric.shrunk()
-    check_moment(moment)
-    moment = moment.detach().to(torch.float64)
-    moment = moment / moment.diagonal().max()  # the scale cancels; no product of it can overflow
-    _check_semidefinite(moment)
+    if not isinstance(metric, Metric):
+        check_moment(moment)
+    shrunk = metric.shrunk() if isinstance(metric, Metric) else moment.detach().to(torch.float64)
+    return _semidefinite(_unit(shrunk))
+
+
+def output_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "out out"] | None:
+    """``G`` in float64, its largest variance made 1; None where the metric has none.
+
+    Raises:
+        FitError: not a metric over ``size`` outputs.
+    """
+    moment = metric.shrunk_outputs() if isinstance(metric, Metric) else None
+    if moment is None:
+        return None
+    if len(moment) != size:
+        raise FitError(
+            f"An output metric over {len(moment)} outputs came for a weight with {size} rows; "
+            f"give second moments of shape ({size}, {size})."
+        )
+    return _semidefinite(_unit(moment))
+
+
+def _unit(moment: Tensor) -> Tensor:
+    """Symmetric, of largest variance 1: the scale cancels, and no product of it can overflow."""
+    moment = moment / moment.diagonal().max()
     return (moment + moment.T) / 2
+
+
+def _shrink(moment: Tensor, shrinkage: float) -> Tensor:
+    variances = moment.diagonal().clone()
+    moment *= 1 - shrinkage
+    moment.diagonal().copy_(variances)
+    return moment
 
 
 def check_moment(moment: Tensor) -> None:
@@ -171,7 +209,7 @@ def check_moment(moment: Tensor) -> None:
         raise FitError("A metric with a negative variance came; give X^T X of the inputs.")
 
 
-def _check_semidefinite(moment: Tensor) -> None:
+def _semidefinite(moment: Tensor) -> Tensor:
     # the jitter, relative to the largest variance, covers sums that were rounded in float32
     jitter = 1e-5 * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     if torch.linalg.cholesky_ex(moment + jitter).info:
@@ -179,6 +217,7 @@ def _check_semidefinite(moment: Tensor) -> None:
             "A metric with a negative eigenvalue came; give X^T X of the inputs, "
             "which is positive semidefinite."
         )
+    return moment
 
 
 def _rounding(moment: Tensor) -> float:

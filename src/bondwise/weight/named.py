@@ -38,6 +38,16 @@ def contract(parts: Sequence[Named], names: Iterable[str]) -> Tensor:
     return call(*(part.tensor for part in parts))
 
 
+def prime(name: str) -> str:
+    """A second name for an axis; no index can have it."""
+    return f"{name}'"
+
+
+def twin(part: Named, shared: frozenset[str]) -> Named:
+    """The same part with its axes named apart, but for those that are shared."""
+    return Named(part.tensor, tuple(n if n in shared else prime(n) for n in part.names))
+
+
 def balance(parts: Sequence[Named], shared: frozenset[str]) -> list[Named]:
     """Equal norms: every component of a bond, then every core, is as large here as there.
 

@@ -32,18 +32,33 @@ class Target:
 
 def target(weight: Tensor, net: Network) -> Target:
     """The target of a fit; ``weight`` is float64, out x in."""
-    tensor = weight.reshape([index.size for index in (*net.rows, *net.cols)])
-    names = [index.name for index in (*net.rows, *net.cols)]
-    for name in [index.name for index in net.rows if index in net.cols]:
+    return slices(reach(weight, net), net)
+
+
+def reach(weight: Tensor, net: Network) -> Named:
+    """The entries of a matrix that the network can reach, one axis per open index."""
+    names = tuple(index.name for index in (*net.rows, *net.cols))
+    return diagonal(Named(weight.reshape([net.sizes[name] for name in names]), names))
+
+
+def diagonal(tensor: Named) -> Named:
+    """Axes of equal name made one, their diagonal."""
+    values, names = tensor
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         one, two = (axis for axis, other in enumerate(names) if other == name)
-        tensor = tensor.diagonal(dim1=one, dim2=two)
-        names = [other for other in names if other != name] + [name]
+        values = values.diagonal(dim1=one, dim2=two)
+        names = (*(other for other in names if other != name), name)
+    return Named(values, names)
+
+
+def slices(entries: Named, net: Network) -> Target:
+    """The reachable entries with all block indices as one axis."""
     every = len(net.cores)
-    blocks = tuple(name for name in names if len(net.places[name]) == every > 1)
-    rest = tuple(name for name in names if name not in blocks)
-    slices = Named(tensor, tuple(names)).to(*blocks, *rest)
+    blocks = tuple(name for name in entries.names if len(net.places[name]) == every > 1)
+    rest = tuple(name for name in entries.names if name not in blocks)
     sizes = [net.sizes[name] for name in rest]
-    values = slices.reshape(prod(net.sizes[name] for name in blocks), *sizes)
+    values = entries.to(*blocks, *rest)
+    values = values.reshape(prod(net.sizes[name] for name in blocks), *sizes)
     return Target(Named(values, (BLOCK, *rest)), blocks)
 
 
