@@ -139,6 +139,22 @@ def test_it_runs_and_trains_in_other_dtypes(kind, dtype):
     assert layer.remainder.grad.dtype == dtype
 
 
+@every_kind
+@both_forms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_gives_one_dtype(kind, gauge, dtype):
+    layer, W = make(kind, gauge)
+    layer.float()
+    x = torch.randn(5, WIDTH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x.to(dtype))
+    assert y.dtype == torch.bfloat16
+    atol = 60 * torch.finfo(torch.bfloat16).eps
+    assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=0, atol=atol)
+    y.sum().backward()
+    assert layer.remainder.grad.dtype == torch.float32
+
+
 def test_without_one_nothing_is_stored_for_it():
     layer = TensorLinear(bw.lowrank(6, 4, 2))
     assert layer.remainder is None

@@ -67,7 +67,7 @@ class TensorLinear(TensorLayer):
         """``x W^T + b``."""
         y = self._forward_compact(x) if self._runs_compact else self._forward_planned(x)
         rest = self.rest()
-        return y if rest is None else y + rest.apply(x, self.out_features)
+        return y if rest is None else y + rest.apply(x, self.out_features).to(y.dtype)
 
     def rest(self) -> Remainder | None:
         """The remainder, if there is one."""
@@ -94,7 +94,7 @@ class TensorLinear(TensorLayer):
 
     def _forward_planned(self, x: Tensor) -> Tensor:
         y = apply(self.plan_for(x), self.cores(), x)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _forward_compact(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:

@@ -116,7 +116,8 @@ class Entries:
         starts = torch.searchsorted(self.positions.long(), rows)
         columns = self.positions.long() % width
         inputs = x.reshape(-1, width).T.contiguous()  # as it lies it would run ten times slower
-        y = F.embedding_bag(columns, inputs, starts, mode="sum", per_sample_weights=self.values)
+        values = self.values.to(x.dtype)  # autocast casts F.linear, not this
+        y = F.embedding_bag(columns, inputs, starts, mode="sum", per_sample_weights=values)
         return y.T.reshape(*x.shape[:-1], out)
 
     def add_to(self, weight: Tensor) -> Tensor:
