@@ -1,12 +1,17 @@
 """The table of what will change or has changed: every parameter, from what to what, or why not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
+from bondwise.model.candidates import Candidate
 from bondwise.model.ladder import cost
+from bondwise.model.rivals import runner_up
 from bondwise.model.select import Weight
 from bondwise.network.network import Network
+
+WIDTH = 100  # columns of a printed row
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,12 @@ class Row:
         network: what it becomes.
         after: numbers stored then.
         error: relative error of the fit, in the inputs' metric if there is one; None before it.
+        held_out: the same on tokens that the fit did not see.
+        runner_up: the next best format, and its squared error over this one's at equal numbers.
+        macs: multiplications for one token.
+        seconds: modelled, for a batch of 1 and of 256 tokens.
+        remainder: dense columns kept beside the network.
+        shared: names of the weights that it shares a core with.
     """
 
     weight: Weight
@@ -28,6 +39,12 @@ class Row:
     format: str | None = None
     network: Network | None = None
     error: float | None = None
+    held_out: float | None = None
+    runner_up: tuple[str, float] | None = None
+    macs: int | None = None
+    seconds: tuple[float, float] | None = None
+    remainder: int = 0
+    shared: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,6 +77,12 @@ class Row:
             "before": self.before,
             "after": self.after,
             "error": self.error,
+            "held_out": self.held_out,
+            "runner_up": None if self.runner_up is None else list(self.runner_up),
+            "macs": self.macs,
+            "seconds": None if self.seconds is None else list(self.seconds),
+            "remainder": self.remainder,
+            "shared": list(self.shared),
             "block": block(self.name),
         }
 
@@ -117,6 +140,33 @@ def changed(weight: Weight, form: str, net: Network, bits: int) -> Row:
     return Row(weight, "", cost(net, bits), form, net)
 
 
+def decided(weight: Weight, chosen: Candidate, site: Sequence[Candidate]) -> Row:
+    """The row of a weight for which a candidate of its site was chosen.
+
+    What weights that share a core take is split in proportion to what each stored before.
+    """
+    if not chosen.networks:
+        return Row(weight, "dense at this budget", weight.numbers)
+    at = chosen.weights.index(weight.name)
+    sizes = [prod(net.shape) for net in chosen.networks]
+    part = sizes[at] / sum(sizes)
+    # each share ends where the next begins, so that together they are all
+    ends = [chosen.numbers * sum(sizes[:k]) // sum(sizes) for k in (at, at + 1)]
+    return Row(
+        weight,
+        "",
+        ends[1] - ends[0],
+        chosen.format,
+        chosen.networks[at],
+        held_out=chosen.errors[at] ** 0.5,
+        runner_up=runner_up(chosen, weight.name, site),
+        macs=round(chosen.macs * part),
+        seconds=(chosen.seconds[0] * part, chosen.seconds[1] * part),
+        remainder=chosen.remainder,
+        shared=tuple(name for name in chosen.weights if name != weight.name),
+    )
+
+
 def block(name: str) -> str:
     """The repeated block that a parameter is in: its path up to the first number.
 
@@ -130,15 +180,29 @@ def block(name: str) -> str:
 
 def _line(row: Row) -> str:
     shape = "x".join(map(str, row.weight.shape))
-    return f"{_shorten(row.name, 38):38} {shape:>12} {_becomes(row)}"
+    start = f"{_shorten(row.name, 38):38} {shape:>12} "
+    what, found = _becomes(row), "; ".join(_found(row))
+    if len(start + what + found) + 2 <= WIDTH:
+        return start + ", ".join(filter(None, (what, found)))
+    return f"{start}{what},\n{found:>{WIDTH}}"
 
 
 def _becomes(row: Row) -> str:
     if row.network is None:
         return f"left alone: {row.reason}"
     ranks = ",".join(map(str, row.network.bonds.values()))
-    error = "" if row.error is None else f", error {row.error:.3f}"
-    return f"{row.format} {ranks}, {row.before:,} -> {row.after:,}{error}"
+    columns = f" + {row.remainder} columns" if row.remainder else ""
+    return f"{row.format} {ranks}{columns}, {row.before:,} -> {row.after:,}"
+
+
+def _found(row: Row) -> Iterator[str]:
+    """What is known of the errors."""
+    error = row.error if row.held_out is None else row.held_out
+    if error is not None:
+        yield f"error {error:.3f}"
+    if row.runner_up is not None:
+        form, ratio = row.runner_up
+        yield f"{form} would have {ratio:.3g} x its square"
 
 
 def _shorten(name: str, width: int) -> str:
