@@ -19,6 +19,7 @@ from bondwise.weight.gauge import (
     expand,
     free_shapes,
     gauge_form,
+    gauge_forms,
     pivot_bits,
     positions,
     stored_numbers,
@@ -127,6 +128,34 @@ def test_bad_cores_pass(net, spoil):
         assert_compact(net, cores)
 
 
+@pytest.mark.parametrize("net", NETS, ids=str)
+def test_every_form_is_without_loss_and_saves_as_much(net):
+    cores, scale = draw(net), torch.logspace(-3, 3, net.shape[1], dtype=torch.float64)
+    forms = gauge_forms(net)
+    assert forms[0] == gauge_form(net)
+    assert len(set(forms)) == len(forms)
+    for form in forms:
+        for weighed in (None, scale):
+            c = compact(net, cores, scale=weighed, form=form)
+            assert_same(net, cores, c.cores())
+            assert c.form == form
+            assert c.parameters == stored_numbers(net)
+            bound = BOUND if weighed is None else 4 * BOUND
+            for free, pin in zip(c.free, form.pinned, strict=True):
+                assert pin is None or not free.numel() or free.abs().max() <= bound + 1e-9
+    plain = GaugeForm((None,) * len(net.cores))
+    assert_same(net, cores, compact(net, cores, form=plain).cores())
+
+
+def test_low_rank_is_pinned_on_either_side_and_a_chain_at_any_site():
+    assert {form.pinned for form in gauge_forms(bw.lowrank(6, 4, 2))} == {(None, "a"), ("a", None)}
+    assert {form.pinned for form in gauge_forms(bw.mpo((4, 4, 4), (4, 4, 4), 2))} == {
+        (None, "a", "b"),
+        ("a", None, "b"),
+        ("a", "b", None),
+    }
+
+
 @settings(deadline=None, max_examples=40)
 @given(out=st.integers(1, 12), inp=st.integers(1, 12), data=st.data())
 def test_low_rank_stores_as_many_numbers_as_a_matrix_of_that_rank_has(out, inp, data):
@@ -189,8 +218,9 @@ def test_low_rank_runs_as_it_is_stored():
 
 
 @pytest.mark.parametrize("net", NETS, ids=str)
-def test_gradients_are_those_of_the_plain_cores_at_the_free_entries(net):
-    c = compact(net, draw(net))
+@pytest.mark.parametrize("which", [0, -1])
+def test_gradients_are_those_of_the_plain_cores_at_the_free_entries(net, which):
+    c = compact(net, draw(net), form=gauge_forms(net)[which])
     target = torch.randn(net.shape, dtype=torch.float64)
     plain = [core.clone().requires_grad_() for core in c.cores()]
     (dense(net, plain) * target).sum().backward()
@@ -291,6 +321,12 @@ def test_errors_say_what_came():
         expand(net, GaugeForm(("o", None)), good.free, good.pivots)
     with pytest.raises(ShapeError, match="without its pivots"):
         expand(net, good.form, good.free, (None, None))
+    with pytest.raises(ShapeError, match=r"write one of \[\[None, 'a'\], \['a', None\]\]"):
+        compact(net, draw(net), form=GaugeForm(("a", "a")))
+    with pytest.raises(FitError, match=r"Scales of shape \(5,\) came for 6 inputs"):
+        compact(net, draw(net), scale=torch.ones(5))
+    with pytest.raises(FitError, match="Scales"):
+        compact(net, draw(net), scale=torch.zeros(6))
     with pytest.raises(ShapeError, match="larger than its rest"):
         stored_numbers(bw.lowrank(4, 6, 5), GaugeForm(("a", None)))
 

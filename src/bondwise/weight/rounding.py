@@ -136,7 +136,7 @@ def _marginals(net: Network, moment: Tensor) -> dict[str, Tensor]:
     """For each column mode of one core alone its second moment, the mean over all other modes."""
     sizes = [index.size for index in net.cols]
     rows = {index.name for index in net.rows}
-    full = moment.reshape(*sizes, *sizes)
+    full = moment.reshape([*sizes, *sizes])
     count = len(sizes)
     found: dict[str, Tensor] = {}
     for at, index in enumerate(net.cols):
