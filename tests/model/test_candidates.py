@@ -3,11 +3,13 @@ import pytest
 import torch
 
 from bondwise.compute.run import dense
-from bondwise.model.candidates import Site, candidates
+from bondwise.model.candidates import COLUMNS, Site, candidates
+from bondwise.model.columns import low_rank_with_columns
 from bondwise.model.curves import curve, shared_cores
 from bondwise.topology.lowrank import lowrank
 from bondwise.weight.fit import fit
 from bondwise.weight.metric import Metric
+from bondwise.weight.whitened import metric_norm
 
 
 def moments(inp, seed=0, tokens=400):
@@ -98,3 +100,30 @@ def test_without_tokens_the_errors_are_those_of_the_weight():
     for c in found:
         rank = c.networks[0].bonds["a"]
         assert c.errors[0] == pytest.approx(spectrum[rank:].sum() / spectrum.sum(), abs=1e-12)
+
+
+def test_columns_and_low_rank_are_the_best_pair_that_alternating_finds():
+    x, y = moments(200, tokens=900)
+    weight = torch.randn(40, 200, dtype=torch.float64)
+    moment, held = x.T @ x, y.T @ y
+    found = low_rank_with_columns(weight, moment, rank=10, count=2)
+    best = metric_norm(weight - found.dense(), moment)
+    root = np.linalg.cholesky(moment.numpy())
+    kept = np.zeros_like(weight.numpy())
+    for _ in range(300):  # columns by regression on their inputs, low rank by an SVD, in turn
+        left = np.linalg.svd((weight.numpy() - kept) @ root, full_matrices=False)[0][:, :10]
+        close = left @ (left.T @ (weight.numpy() - kept))
+        at = found.positions.numpy()
+        kept[:] = 0
+        kept[:, at] = (weight.numpy() - close) @ np.linalg.lstsq(root[at].T, root.T)[0].T
+    other = np.linalg.norm((weight.numpy() - close - kept) @ root)
+    assert best <= other * (1 + 1e-9)
+    assert best == pytest.approx(other, rel=1e-3)
+    site = Site({"w": weight}, Metric(moment, 900, 0.0), Metric(held, 900, 0.5))
+    chosen = [c for c in candidates(site, formats=("dense", COLUMNS)) if c.networks]
+    (match,) = (c for c in chosen if c.networks[0].bonds["a"] == 10)
+    off = weight - found.dense()
+    expected = (metric_norm(off, held) / metric_norm(weight, held)) ** 2
+    assert match.errors[0] == pytest.approx(expected, rel=1e-6)
+    assert match.remainder == 2
+    assert match.numbers < 10 * (240 - 10) + 2 * 40 + 12

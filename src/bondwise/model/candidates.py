@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bondwise.model import cost
+from bondwise.model.columns import SHARE, loudest, regression, rest
 from bondwise.model.cost import Cost
 from bondwise.model.curves import curve
 from bondwise.model.ladder import STEP
@@ -16,6 +17,8 @@ from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank
 from bondwise.weight.metric import Metric, second_moment
 
+COLUMNS = "lowrank + columns"
+EXACT = ("dense", "lowrank", "shared lowrank")  # the formats whose curves are in closed form
 EVERY_RANK = 512  # a weight with at most so many ranks gets a candidate for each of them
 
 
@@ -89,7 +92,7 @@ def candidates(
     site: Site,
     *,
     bits: int = 32,
-    formats: Sequence[str] = ("dense", "lowrank", "shared lowrank"),
+    formats: Sequence[str] = EXACT,
 ) -> list[Candidate]:
     """Every candidate of a site: of each weight, and of all of them with a common core.
 
@@ -99,7 +102,8 @@ def candidates(
     Args:
         site: the weights and what their inputs look like.
         bits: of one stored number.
-        formats: those to look at; "dense" cannot be left out.
+        formats: those to look at; "dense" cannot be left out, and "lowrank + columns" adds a
+            remainder of one dense column in a hundred to each weight.
 
     >>> found = candidates(Site({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
     >>> sorted({c.format for c in found}), max(c.numbers for c in found)
@@ -117,7 +121,30 @@ def candidates(
         groups.append(names)
     for group in groups:
         found += _low_rank({name: wide[name] for name in group}, norms, (fitting, held), bits)
+    if COLUMNS in formats:
+        for name, weight in wide.items():
+            found += _with_columns(name, weight, norms[name], (fitting, held), bits)
     return found
+
+
+def _with_columns(
+    name: str, weight: Tensor, norm: float, moments: tuple[Tensor, Tensor], bits: int
+) -> Iterator[Candidate]:
+    """Low rank beside one dense column in a hundred, at the ranks that still store less."""
+    out, inp = weight.shape
+    count = inp // SHARE
+    if not count:
+        return
+    positions = loudest(weight, moments[0], count)
+    predicted = regression(moments[0], positions)
+    fitting, held = (rest(moment, positions, predicted) for moment in moments)
+    (errors,) = _relative(curve([weight], fitting, held).held_out, [norm])
+    beside = cost.columns(out, count, bits)
+    for rank in grid((out,), inp, bits):
+        price = cost.low_rank((out,), inp, rank, bits) + beside
+        if price.numbers < out * inp:
+            nets = (_network(out, inp, rank),)
+            yield _candidate((name,), COLUMNS, nets, price, (errors[rank],), count)
 
 
 def _dense(name: str, weight: Tensor, bits: int) -> Candidate:
