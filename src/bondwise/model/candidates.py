@@ -50,6 +50,30 @@ class Candidate:
     errors: tuple[float, ...]
     remainder: int = 0
 
+    @classmethod
+    def of(
+        cls,
+        weights: tuple[str, ...],
+        form: str,
+        networks: tuple[Network, ...],
+        price: Cost,
+        errors: tuple[float, ...],
+        remainder: int = 0,
+    ) -> "Candidate":
+        """The candidate of a cost."""
+        return cls(
+            weights,
+            form,
+            networks,
+            price.numbers,
+            price.bytes,
+            price.macs,
+            price.seconds,
+            price.resident,
+            errors,
+            remainder,
+        )
+
     @property
     def aligned(self) -> bool:
         """Whether all ranks are multiples of 8, which run at the speed of their multiplications.
@@ -144,12 +168,12 @@ def _with_columns(
         price = cost.low_rank((out,), inp, rank, bits) + beside
         if price.numbers < out * inp:
             nets = (_network(out, inp, rank),)
-            yield _candidate((name,), COLUMNS, nets, price, (errors[rank],), count)
+            yield Candidate.of((name,), COLUMNS, nets, price, (errors[rank],), count)
 
 
 def _dense(name: str, weight: Tensor, bits: int) -> Candidate:
     out, inp = weight.shape
-    return _candidate((name,), "dense", (), cost.dense(out, inp, bits), (0.0,))
+    return Candidate.of((name,), "dense", (), cost.dense(out, inp, bits), (0.0,))
 
 
 def _low_rank(
@@ -169,7 +193,7 @@ def _low_rank(
     for rank in ranks:
         nets = tuple(_network(out, inp, rank) for out in outs)
         price = cost.low_rank(outs, inp, rank, bits)
-        yield _candidate(names, form, nets, price, tuple(row[rank] for row in errors))
+        yield Candidate.of(names, form, nets, price, tuple(row[rank] for row in errors))
 
 
 @cache
@@ -200,25 +224,3 @@ def _relative(errors: Tensor, norms: Sequence[float]) -> list[list[float]]:
         (row / norm if norm > 0 else torch.zeros_like(row)).tolist()
         for row, norm in zip(errors, norms, strict=True)
     ]
-
-
-def _candidate(
-    names: tuple[str, ...],
-    form: str,
-    nets: tuple[Network, ...],
-    price: Cost,
-    errors: tuple[float, ...],
-    remainder: int = 0,
-) -> Candidate:
-    return Candidate(
-        names,
-        form,
-        nets,
-        price.numbers,
-        price.bytes,
-        price.macs,
-        price.seconds,
-        price.resident,
-        errors,
-        remainder,
-    )

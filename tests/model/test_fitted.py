@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from bondwise.model import cost
+from bondwise.model.budget import allocate
+from bondwise.model.candidates import Site, candidates
+from bondwise.model.fitted import fitted, shapes
+from bondwise.weight.metric import Metric
+
+
+def site():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 300, 32) @ torch.randn(32, 32)
+    weight = torch.kron(torch.randn(4, 8), torch.randn(8, 4)) + 0.05 * torch.randn(32, 32)
+    return Site({"w": weight}, Metric(x.T @ x, 300, 0.1), Metric(y.T @ y, 300, 0.0))
+
+
+@pytest.mark.parametrize("form", ["mpo", "btt", "tree", "tucker"])
+def test_every_shape_is_one_of_the_weight(form):
+    for out, inp in ((32, 48), (30, 7), (13, 13)):
+        for build in shapes(form, out, inp, heads=out // 2 if out % 2 == 0 else None):
+            assert build(out, inp, 2).shape == (out, inp)
+
+
+def test_a_kronecker_weight_is_won_by_an_mpo():
+    here = site()
+    exact = candidates(here)
+    others = list(fitted(here, (0.3,), prefer="size", formats=["mpo"]))
+    best = min(others, key=lambda c: c.errors[0])
+    chosen = allocate([[*exact, *others]], 0.3)["w"]
+    assert chosen.format == "mpo"
+    assert best.numbers <= 0.3 * 1024
+    rival = min(c.errors[0] for c in exact if c.numbers <= best.numbers)
+    assert best.errors[0] < 0.5 * rival
+
+
+def test_speed_leaves_out_what_is_slower_than_dense():
+    here = site()
+    limit = cost.dense(32, 32, 32).seconds
+    quick = list(fitted(here, prefer="speed"))
+    every = list(fitted(here, prefer="size"))
+    assert len(quick) < len(every)
+    assert all(c.seconds[0] <= limit[0] and c.seconds[1] <= limit[1] for c in quick)
