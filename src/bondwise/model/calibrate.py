@@ -1,6 +1,7 @@
 """What each weight's inputs look like: second moments from one pass, once per shared input."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from operator import length_hint
 from typing import Any
 
@@ -44,28 +45,38 @@ class Inputs:
         Raises:
             DataError: there was no batch, or an input was not finite (named).
         """
-        handles = [
-            layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()
-        ]
-        training, core = model.training, _without_head(model, self.layers.values())
+        core = _without_head(model, self.layers.values())
+        training, total, seen = model.training, length_hint(batches), 0
         model.eval()
-        total, seen = length_hint(batches), 0
         progress("calibrate", 0, max(total, 1))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.watching():
                 for batch in batches:
-                    self._mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
+                    self.begin(None if isinstance(batch, Tensor) else batch.get("attention_mask"))
                     feed(core, batch)
-                    self._last = None
                     seen += 1
                     progress("calibrate", seen, max(total, seen))
         finally:
-            for handle in handles:
-                handle.remove()
             model.train(training)
-            self._last = self._mask = None
         if not seen:
             raise DataError("The data held no batch; give at least one.")
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """See what enters the layers meanwhile."""
+        handles = [
+            layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.begin(None)
+
+    def begin(self, mask: Tensor | None) -> None:
+        """A new batch, and which of its positions are tokens."""
+        self._last, self._mask = None, mask
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def see(_module: nn.Module, args: tuple[Any, ...]) -> None:

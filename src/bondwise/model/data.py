@@ -90,14 +90,14 @@ def _batch(item: Any) -> Batch:
     )
 
 
-def feed(model: nn.Module, batch: Batch) -> None:
-    """Run a model on one batch, on the device of its parameters; the result is not used.
+def feed(model: nn.Module, batch: Batch) -> Any:
+    """What a model gives for one batch, on the device of its parameters.
 
     Raises:
         DataError: tokens or positions that the model lacks.
     """
     try:
-        _run(model, batch)
+        return _run(model, batch)
     except IndexError as error:
         raise DataError(
             f"{type(model).__name__} cannot read the data ({error}): it has tokens or positions "
@@ -105,12 +105,12 @@ def feed(model: nn.Module, batch: Batch) -> None:
         ) from error
 
 
-def _run(model: nn.Module, batch: Batch) -> None:
+def _run(model: nn.Module, batch: Batch) -> Any:
     device = next(model.parameters()).device
     if isinstance(batch, Tensor):
-        model(batch.to(device))
-        return
+        return model(batch.to(device))
     takes = signature(model.forward).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     known = {name: value for name, value in batch.items() if anything or name in takes}
-    model(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in known.items()})
+    placed = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in known.items()}
+    return model(**placed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import BudgetError, SelectionError
-from bondwise.model.calibrate import Inputs, Progress, silent
+from bondwise.model.calibrate import Progress, silent
 from bondwise.model.data import batches
 from bondwise.model.hub import attach, detach
 from bondwise.model.ladder import Ladder, builder, check_keep, uniform
 from bondwise.model.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
+from bondwise.model.refine import Refined
 from bondwise.model.select import Patterns, check_finite, select
 from bondwise.model.steps import Steps
 from bondwise.model.table import Row, Table, changed
 from bondwise.model.text import fitting
-from bondwise.weight.fit import fit, has_closed_form
+from bondwise.model.whole import Outcome, Settings, compress_whole
+from bondwise.weight.fit import fit
 from bondwise.weight.gauge import compact
-from bondwise.weight.metric import Metric
 
 EFFORTS, PREFERENCES = ("fast", "best"), ("speed", "size", "quality")
 
@@ -40,6 +41,7 @@ class Result:
     steps: Sequence[Mapping[str, Any]]
     before: Mapping[str, int]
     after: Mapping[str, int]
+    blocks: Mapping[str, Refined] = field(default_factory=dict[str, Refined])
 
     def report(self) -> dict[str, Any]:
         """What was asked, what was reached, and every weight, as plain data."""
@@ -52,6 +54,7 @@ class Result:
             "targeted": {"before": targeted[0], "after": targeted[1]},
             "parameters": {"before": self.before["numbers"], "after": self.after["numbers"]},
             "weights": [row.as_dict() for row in self.table],
+            "blocks": [{"name": name, **asdict(found)} for name, found in self.blocks.items()],
             "notes": list(self.table.notes),
             "steps": [dict(step) for step in self.steps],
         }
@@ -117,6 +120,7 @@ def tensorize(
     format: str = "auto",  # noqa: A002
     effort: str = "fast",
     prefer: str = "speed",
+    unit: str = "params",
     seed: int = 0,
     windows: int = 64,
     length: int = 256,
@@ -141,6 +145,8 @@ def tensorize(
         effort: "fast" or "best"; recorded, and the same so far.
         prefer: "speed", "size" or "quality"; recorded, and the same so far: low rank at any keep
             below 1 is smaller and needs fewer multiplications than dense.
+        unit: what ``keep`` is a fraction of: "params", "bytes", "macs" for a token, or modelled
+            "seconds"; other than params with data and ``format="auto"`` only.
         seed: which windows of the text, and the starts of fits that have random ones.
         windows: windows of text.
         length: tokens of a window, at most as many as the model has positions for.
@@ -164,27 +170,33 @@ def tensorize(
     work = {row.name: row for row in table if row.changes}
     for name in work:
         check_finite(name, modules[name].weight)  # pyright: ignore[reportArgumentType]
-    shown = fitting(model, length) if isinstance(data, str | Path) else length
-    metrics = _metrics(model, work, data, tokenizer, (windows, shown, seed), steps, progress)
-    layers: dict[str, TensorLayer] = {}
-    with steps("fit"):
-        progress("fit", 0, len(work))
-        for k, (name, row) in enumerate(work.items()):
-            layers[name], work[name] = _fitted(row, modules[name], metrics.get(name), seed)
-            progress("fit", k + 1, len(work))
-    notes = [f"no token reached {n}: fitted to the weight alone" for n in metrics if not metrics[n]]
-    if data is not None and work and not metrics:
-        notes.append(
-            f"{format} is fitted without the inputs' metric so far; lowrank is fitted in it"
-        )
-    if shown < length:
-        notes.append(f"windows of {shown} tokens were shown: the model has no more positions")
-    table = replace(table.with_rows(work), notes=(*table.notes, *notes))
+    notes: list[str] = []
+    if data is None:
+        done = Outcome()
+        with steps("fit"):
+            for k, (name, row) in enumerate(work.items()):
+                progress("fit", k, len(work))
+                done.modules[name], done.rows[name] = _fitted(row, modules[name], seed)
+            progress("fit", len(work), len(work))
+    else:
+        shown = fitting(model, length) if isinstance(data, str | Path) else length
+        if shown < length:
+            notes.append(f"windows of {shown} tokens were shown: the model has no more positions")
+        seen = list(batches(data, tokenizer, count=windows, length=shown, seed=seed))
+        if format == "auto" and keep < 1:
+            work = {row.name: row for row in table if row.weight.chosen}
+        bits = {name: _bits(modules[name]) for name in work}
+        asked = Settings(keep, format, effort, prefer, unit, seed, bits)
+        done = compress_whole(model, work, seen, asked, _with, steps, progress)
+    table = replace(table.with_rows(done.rows), notes=(*table.notes, *notes, *done.notes))
     before = footprint(model)
     result = model if inplace else _copy(model)
-    swap(result, {p: layers[r.name] for r in work.values() for p in (r.name, *r.weight.aliases)})
+    aliases = {
+        a: done.modules[n] for n in done.modules if n in work for a in work[n].weight.aliases
+    }
+    swap(result, done.modules | aliases)
     attach(result)
-    return Result(result, table, seed, steps.done, before, footprint(result))
+    return Result(result, table, seed, steps.done, before, footprint(result), done.blocks)
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -225,41 +237,17 @@ def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         setattr(model.get_submodule(parent), name, layer)
 
 
-def _metrics(
-    model: nn.Module,
-    work: Mapping[str, Row],
-    data: Any,
-    tokenizer: Any,
-    windows: tuple[int, int, int],
-    steps: Steps,
-    progress: Progress,
-) -> dict[str, Metric | None]:
-    """The metric of every weight whose format is fitted in one."""
-    if data is None:
-        return {}
-    count, length, seed = windows
-    shown = batches(data, tokenizer, count=count, length=length, seed=seed)
-    watched = {
-        name: model.get_submodule(name)
-        for name, row in work.items()
-        if row.network is not None
-        and has_closed_form(row.network)
-        and row.weight.kind != "Embedding"
-    }
-    if not watched:
-        return {}
-    with steps("calibrate"):
-        inputs = Inputs(watched)
-        inputs.watch(model, shown, progress)
-    return {name: inputs.of(name) for name in watched}
+def _with(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    result = _copy(model)
+    swap(result, modules)
+    return result
 
 
-def _fitted(
-    row: Row, module: nn.Module, metric: Metric | None, seed: int
-) -> tuple[TensorLayer, Row]:
+def _fitted(row: Row, module: nn.Module, seed: int) -> tuple[TensorLayer, Row]:
+    """A layer fitted to the weight alone."""
     assert row.network is not None
     weight = dense_weight(module)
-    done = fit(weight, row.network, metric, seed=seed)
+    done = fit(weight, row.network, seed=seed)
     stored = compact(done.network, done.cores)
     fitted = replace(row, error=done.error)
     if isinstance(module, nn.Embedding):

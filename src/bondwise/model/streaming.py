@@ -1,0 +1,276 @@
+"""Block by block: weights fitted to what the compressed blocks before give them, then refined.
+
+Two streams run side by side: what enters the dense block, and what enters the same block once all
+before it are networks. The second is what the weights are fitted on, the dense block's output is
+what the whole block is refined towards (Wang et al. 2025, AA-SVD).
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.model.blocks import Stream, holds
+from bondwise.model.calibrate import Inputs, Progress
+from bondwise.model.candidates import Candidate, Site
+from bondwise.model.curves import shared_cores
+from bondwise.model.data import Batch
+from bondwise.model.layers import TensorEmbedding, TensorLinear
+from bondwise.model.refine import Refined, refine
+from bondwise.model.storage import TensorLayer, share
+from bondwise.model.survey import rest_sites, sites
+from bondwise.network.network import Network
+from bondwise.weight.fit import fit
+from bondwise.weight.gauge import Compact, compact
+from bondwise.weight.storage import compact_shared
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work a block is worth.
+
+    Attributes:
+        steps: of refinement.
+        rate: its largest step.
+        every: sensitivities are measured in every so many blocks.
+        alphas: powers of the sensitivities to try; the best by held-out output is taken.
+    """
+
+    steps: int
+    rate: float
+    every: int
+    alphas: tuple[float, ...]
+
+
+EFFORT = {
+    "fast": Effort(steps=40, rate=2e-3, every=4, alphas=(1.0,)),
+    "best": Effort(steps=160, rate=2e-3, every=1, alphas=(0.5, 1.0)),
+}
+
+
+@dataclass
+class Fitted:
+    """What was found for the weights of a chain.
+
+    Attributes:
+        blocks: the new blocks, by path.
+        errors: of every fit, on its own tokens and on held-out ones, before refinement.
+        refined: the error of every block's output before and after refinement.
+        unseen: weights that no token reached, fitted to the weight alone.
+    """
+
+    blocks: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+    errors: dict[str, tuple[float, float | None]] = field(
+        default_factory=dict[str, tuple[float, float | None]]
+    )
+    refined: dict[str, Refined] = field(default_factory=dict[str, Refined])
+    unseen: list[str] = field(default_factory=list[str])
+
+
+def fit_chain(
+    teacher: nn.Module,
+    blocks: Sequence[str],
+    picks: Mapping[str, Candidate],
+    stream: Stream,
+    entering: Stream,
+    held_out: Sequence[int],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    progress: Progress,
+) -> Fitted:
+    """New blocks for a chain, one after another; the teacher is not changed.
+
+    Args:
+        teacher: the dense model.
+        blocks: paths of its blocks, in the order in which they run.
+        picks: what becomes of each weight.
+        stream: what enters the first block of the teacher.
+        entering: what enters it where all before it is compressed.
+        held_out: batches that nothing is fitted on.
+        steps: of refinement for each block; 0 for none.
+        rate: its largest step.
+        seed: of the order of batches, and the starts of fits that have random ones.
+        progress: called with ("fit", done, total).
+    """
+    found = Fitted()
+    progress("fit", 0, len(blocks))
+    for at, name in enumerate(blocks):
+        dense = teacher.get_submodule(name)
+        wanted = stream.after(dense)
+        chosen = {w: c for w, c in picks.items() if holds(name, w) and c.networks}
+        if chosen:
+            block = _fit_block(dense, name, chosen, entering, held_out, seed, found)
+            if steps:
+                found.refined[name] = refine(
+                    block, entering, wanted.hidden, held_out, steps=steps, rate=rate, seed=seed + at
+                )
+            found.blocks[name] = _stored(block, dense, name, chosen)
+        new = found.blocks.get(name, dense)
+        entering, stream = entering.after(new), wanted
+        progress("fit", at + 1, len(blocks))
+    return found
+
+
+def fit_layers(
+    model: nn.Module,
+    picks: Mapping[str, Candidate],
+    batches: Sequence[Batch],
+    held_out: Sequence[int],
+    seed: int,
+) -> Fitted:
+    """New layers for weights outside the blocks, fitted to the dense model's inputs."""
+    found = Fitted()
+    layers = {name: model.get_submodule(name) for name in picks}
+    for site in rest_sites(model, layers, batches, held_out):
+        (first, *_) = site.weights
+        if site.metric is None and not isinstance(layers[first], nn.Embedding):
+            found.unseen += site.weights
+        for candidate in dict.fromkeys(picks[w] for w in site.weights):
+            new = _networks(candidate, site, layers, seed, found)
+            kinds = [site.weights[w].dtype for w in candidate.weights]
+            found.blocks |= _compacted(candidate, new, layers, kinds[0])
+    return found
+
+
+def _fit_block(
+    dense: nn.Module,
+    name: str,
+    chosen: Mapping[str, Candidate],
+    entering: Stream,
+    held_out: Sequence[int],
+    seed: int,
+    found: Fitted,
+) -> nn.Module:
+    """The block with its networks in plain form and float32, ready to be trained."""
+    block = deepcopy(dense)
+    layers = {w: _inside(block, name, w) for w in chosen}
+    shown = [k for k in range(len(entering)) if k not in set(held_out)] or list(held_out)
+    seen, unseen = Inputs(layers), Inputs(layers)
+    entering.part(shown).after(block, seen)
+    if held_out:
+        entering.part(held_out).after(block, unseen)
+    new: dict[str, nn.Module] = {}
+    for site in sites(layers, seen, unseen):
+        found.unseen += [] if site.metric is not None else list(site.weights)
+        for candidate in dict.fromkeys(chosen[w] for w in site.weights):
+            new |= _networks(candidate, site, layers, seed, found)
+    for w, layer in new.items():
+        block = _put(block, name, w, layer)
+    return block.float()
+
+
+def _networks(
+    candidate: Candidate,
+    site: Site,
+    layers: Mapping[str, nn.Module],
+    seed: int,
+    found: Fitted,
+) -> dict[str, nn.Module]:
+    """Layers for the weights of one candidate, fitted in the metric of their inputs."""
+    names = candidate.weights
+    if len(names) == 1:
+        ((name,), (net,)) = names, candidate.networks
+        done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=site.held_out)
+        found.errors[name] = (done.error, done.held_out)
+        return {name: _plain(done.network, done.cores, layers[name])}
+    fitting, held = site.moments()
+    weights = [site.weights[name].double() for name in names]
+    ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
+    lefts, right = shared_cores(weights, fitting, rank)
+    rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
+    root = scale.sqrt()
+    right = root[:, None] * right
+    made: list[TensorLayer] = []
+    for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
+        left = left @ rotation * root
+        off = weight - left @ right
+        found.errors[name] = (_share(off, weight, fitting), _share(off, weight, held))
+        made.append(_plain(net, (left.float(), right.float()), layers[name]))
+    share(made)
+    return dict(zip(names, made, strict=True))
+
+
+def _share(off: Tensor, weight: Tensor, moment: Tensor) -> float:
+    """``||off L|| / ||W L||``."""
+    whole = float(((weight @ moment) * weight).sum())
+    return (float(((off @ moment) * off).sum().clamp(min=0)) / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def _plain(net: Network, cores: Sequence[Tensor], layer: nn.Module) -> TensorLayer:
+    if isinstance(layer, nn.Embedding):
+        return TensorEmbedding(net, cores)
+    bias = cast(Tensor | None, layer.bias)
+    return TensorLinear(net, cores, bias, origin=type(layer).__name__)
+
+
+def _stored(
+    block: nn.Module, dense: nn.Module, name: str, chosen: Mapping[str, Candidate]
+) -> nn.Module:
+    """The block as it is kept: networks without their gauge, everything in its old dtype."""
+    for candidate in dict.fromkeys(chosen.values()):
+        layers = {w: _inside(block, name, w) for w in candidate.weights}
+        kind = cast(Tensor, _inside(dense, name, candidate.weights[0]).weight).dtype
+        for w, layer in _compacted(candidate, layers, layers, kind).items():
+            block = _put(block, name, w, layer)
+    _restore(block, dense)
+    return block
+
+
+def _compacted(
+    candidate: Candidate,
+    layers: Mapping[str, nn.Module],
+    sources: Mapping[str, nn.Module],
+    dtype: torch.dtype,
+) -> dict[str, nn.Module]:
+    """Layers without their gauge; biases and the like come from their sources."""
+    plain = [cast(TensorLayer, layers[w]) for w in candidate.weights]
+    nets = [layer.network for layer in plain]
+    cores = [[core.detach() for core in layer.cores()] for layer in plain]
+    if len(plain) > 1:
+        forms = compact_shared(nets, cores, dtype)
+    else:
+        forms = [compact(nets[0], cores[0], dtype)]
+    made = [_layer(f, sources[w]) for f, w in zip(forms, candidate.weights, strict=True)]
+    if len(made) > 1:
+        share(made)
+    return dict(zip(candidate.weights, made, strict=True))
+
+
+def _layer(form: Compact, source: nn.Module) -> TensorLayer:
+    if isinstance(source, nn.Embedding):
+        return TensorEmbedding.from_compact(form, source)
+    made = TensorLinear.from_compact(form, source)
+    made.origin = source.origin if isinstance(source, TensorLinear) else made.origin
+    return made
+
+
+def _restore(block: nn.Module, dense: nn.Module) -> None:
+    """Give everything else the dtype, and the wish for gradients, that it had."""
+    old = dict(dense.named_parameters()) | dict(dense.named_buffers())
+    for path, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        if path in old and tuple(old[path].shape) == tuple(tensor.shape):
+            tensor.data = tensor.data.to(old[path].dtype)
+            tensor.requires_grad_(old[path].requires_grad)
+    for layer in block.modules():
+        if isinstance(layer, TensorLayer):
+            layer.requires_grad_(True)
+
+
+def _inside(block: nn.Module, name: str, path: str) -> nn.Module:
+    """A layer of a block that stands alone, by its path in the model."""
+    return block.get_submodule(path[len(name) :].lstrip("."))
+
+
+def _put(block: nn.Module, name: str, path: str, layer: nn.Module) -> nn.Module:
+    """The block with another layer at a path; the layer itself where the block is no more."""
+    inside = path[len(name) :].lstrip(".")
+    if not inside:
+        return layer
+    parent, _, last = inside.rpartition(".")
+    setattr(block.get_submodule(parent), last, layer)
+    return block

@@ -1,0 +1,282 @@
+"""A look at every weight before any is changed: what each format costs it, and how much it matters.
+
+One pass of the dense model, block by block. A weight's *sensitivity* is measured, not guessed: the
+weight alone is cut, and the change of the model's output is divided by the weight's own relative
+squared error, so that errors of different weights can be added up.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bondwise.model.blocks import Stream, first, holds, precision
+from bondwise.model.calibrate import Inputs, Progress
+from bondwise.model.candidates import Candidate, Site, candidates
+from bondwise.model.data import Batch, feed
+from bondwise.model.layers import dense_weight
+from bondwise.weight.whitened import whitened_split
+
+CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
+LEAST = 1e-9  # sensitivity of a weight whose cut changes nothing that can be measured
+CHUNK = 256  # tokens whose distributions over a vocabulary are in memory at once
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The candidates of every site, and each weight's sensitivity by its name."""
+
+    sites: list[list[Candidate]]
+    sensitivity: dict[str, float]
+
+    def with_rest(self, other: "Survey") -> "Survey":
+        """Both surveys as one."""
+        return Survey(self.sites + other.sites, self.sensitivity | other.sensitivity)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """How far a model's output on one batch is from what it was.
+
+    For a model with logits it is the Kullback-Leibler divergence in nats a token, for another the
+    relative squared error of its first output.
+    """
+
+    model: nn.Module
+    batch: Batch
+    reference: Tensor
+    logits: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Batch) -> "Judge":
+        """The judge of a model as it is now."""
+        reference, logits = _answer(model, batch)
+        return cls(model, batch, reference, logits)
+
+    def distance(self, model: nn.Module | None = None) -> float:
+        """How far the output is now, of the model or of another."""
+        given, _ = _answer(model or self.model, self.batch)
+        one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.reference))
+        if not self.logits:
+            return float((one - two).float().norm() / two.float().norm().clamp(min=1e-15)) ** 2
+        parts = zip(one.split(CHUNK), two.split(CHUNK), strict=True)
+        return float(sum(_divergence(a.float(), b.float()) for a, b in parts)) / len(one)
+
+
+def survey(
+    model: nn.Module,
+    blocks: Sequence[str],
+    weights: Sequence[str],
+    stream: Stream,
+    held_out: Sequence[int],
+    judge: Judge | None,
+    *,
+    bits: int,
+    every: int,
+    progress: Progress,
+) -> Survey:
+    """Candidates and sensitivities of the weights in a chain of blocks.
+
+    Args:
+        model: the dense model; each weight is changed for a moment and put back.
+        blocks: paths of the blocks, in the order in which they run.
+        weights: paths of the layers to look at.
+        stream: what enters the first block.
+        held_out: batches that errors are measured on; the others are fitted on.
+        judge: of the batch that comes first in ``held_out``; None measures no sensitivities.
+        bits: of a stored number.
+        every: measure the sensitivities of every so many blocks, and of the first and the last.
+        progress: called with ("survey", done, total).
+    """
+    found = Survey([], {})
+    shown = [k for k in range(len(stream)) if k not in set(held_out)] or list(held_out)
+    fitting, other = stream.part(shown), stream.part(held_out)
+    for at, name in enumerate(blocks):
+        block = model.get_submodule(name)
+        layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
+        seen, unseen = Inputs(layers), Inputs(layers)
+        after, other_after = fitting.after(block, seen), other.after(block, unseen)
+        probed = judge is not None and (at % every == 0 or at == len(blocks) - 1)
+        for site in sites(layers, seen, unseen):
+            options = candidates(site, bits=bits)
+            found.sites.append(options)
+            if probed:
+                with _resumed(model, blocks, at, other.part([0])):
+                    found.sensitivity.update(_sensitivities(model, site, options, judge))
+        fitting, other = after, other_after
+        progress("survey", at + 1, len(blocks))
+    return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
+
+
+def survey_rest(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
+    held_out: Sequence[int],
+    judge: Judge,
+    *,
+    bits: int,
+) -> Survey:
+    """The same for layers outside the blocks, from whole passes of the model."""
+    found = Survey([], {})
+    for site in rest_sites(model, layers, batches, held_out):
+        options = candidates(site, bits=bits)
+        found.sites.append(options)
+        found.sensitivity.update(_sensitivities(model, site, options, judge))
+    return found
+
+
+def rest_sites(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
+    held_out: Sequence[int],
+) -> list[Site]:
+    """Layers outside the blocks by the input that they share; an embedding has no metric."""
+    linear = {n: layer for n, layer in layers.items() if not isinstance(layer, nn.Embedding)}
+    seen, unseen = Inputs(linear), Inputs(linear)
+    if linear:
+        shown = [b for k, b in enumerate(batches) if k not in set(held_out)]
+        seen.watch(model, shown or batches)
+        if held_out:
+            unseen.watch(model, [batches[k] for k in held_out])
+    tables = [Site({n: dense_weight(layers[n])}) for n in layers if n not in linear]
+    return [*sites(linear, seen, unseen), *tables]
+
+
+def sites(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Site]:
+    """Layers grouped by the input that they share."""
+    groups: dict[str, list[str]] = {}
+    for name in layers:
+        groups.setdefault(seen.group.get(name, name), []).append(name)
+    return [
+        Site(
+            {name: dense_weight(layers[name]) for name in names},
+            seen.of(names[0]),
+            unseen.of(names[0]),
+        )
+        for names in groups.values()
+    ]
+
+
+def _sensitivities(
+    model: nn.Module, site: Site, options: Sequence[Candidate], judge: Judge | None
+) -> dict[str, float]:
+    assert judge is not None
+    fitting, _ = site.moments()
+    found: dict[str, float] = {}
+    for name, weight in site.weights.items():
+        room = CUT * weight.numel()
+        ranks = [c for c in options if c.weights == (name,) and c.format == "lowrank"]
+        cut = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
+        if cut is None or not cut.errors[0] > 0:
+            found[name] = LEAST
+            continue
+        ((rank,),) = (net.bonds.values() for net in cut.networks)
+        split = whitened_split(weight.double(), fitting, rank)
+        with _replaced(model.get_submodule(name), split.left @ split.right):
+            found[name] = max(judge.distance() / cut.errors[0], LEAST)
+    return found
+
+
+@contextmanager
+def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
+    """A layer with another weight, for a moment."""
+    parameter = cast(Tensor, layer.weight)
+    old = parameter.data
+    new = weight.T if dense_weight(layer).shape != parameter.shape else weight
+    parameter.data = new.to(old).contiguous()
+    try:
+        yield
+    finally:
+        parameter.data = old
+
+
+@contextmanager
+def _resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -> Generator[None]:
+    """The model, run from the block ``at`` on: those before it hand on what is known to enter."""
+    known = stream.hidden[0]
+    skipped = [model.get_submodule(name) for name in blocks[:at]]
+    shape: list[Any] = []
+
+    def skip(*_args: Any, **_named: Any) -> Any:
+        return shape[0]
+
+    if skipped:
+        rest, named = stream.calls[0]
+        with torch.no_grad(), precision(known.device, known.dtype):
+            given = skipped[-1](known, *rest, **named)
+        shape.append((known, *given[1:]) if isinstance(given, tuple) else known)
+    for block in skipped:
+        block.forward = skip
+    try:
+        yield
+    finally:
+        for block in skipped:
+            del block.forward
+
+
+def _spread(
+    measured: Mapping[str, float], weights: Sequence[str], blocks: Sequence[str]
+) -> dict[str, float]:
+    """Sensitivities of all weights: that of the same weight in the nearest block measured."""
+    if not measured:
+        return {}
+    where = {w: k for w in weights for k, b in enumerate(blocks) if holds(b, w)}
+
+    def own(name: str) -> str:
+        return name.removeprefix(blocks[where[name]])
+
+    found: dict[str, float] = {}
+    for name in weights:
+        alike = [m for m in measured if own(m) == own(name)] or list(measured)
+        nearest = min(alike, key=lambda m: abs(where[m] - where[name]))
+        found[name] = measured[nearest]
+    return found
+
+
+def _answer(model: nn.Module, batch: Batch) -> tuple[Tensor, bool]:
+    """The model's output on a batch, without positions that hold no token; whether it is logits."""
+    training, parameter = model.training, next(model.parameters())
+    model.eval()
+    with torch.no_grad(), _exact_head(model), precision(parameter.device, parameter.dtype):
+        output = feed(model, batch)
+    model.train(training)
+    logits = getattr(output, "logits", None)
+    values = getattr(output, "last_hidden_state", None) if logits is None else logits
+    if values is None:
+        values = first(output if not isinstance(output, Mapping) else next(iter(output.values())))
+    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == values.shape[:-1]:
+        values = values[mask.to(values.device).bool()]
+    return values, logits is not None
+
+
+@contextmanager
+def _exact_head(model: nn.Module) -> Generator[None]:
+    """Logits in the head's own precision: rounded to bfloat16 they differ by more than a cut."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    forward = head.forward
+
+    def exact(x: Tensor) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.to(cast(Tensor, head.weight).dtype))
+
+    head.forward = exact
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    dense = F.log_softmax(theirs, -1)
+    return F.kl_div(F.log_softmax(ours, -1), dense, reduction="sum", log_target=True)

@@ -1,0 +1,259 @@
+"""A whole model with data: survey, one budget, block by block, then what lies outside blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from torch import Tensor, nn
+
+from bondwise.model import cost
+from bondwise.model.blocks import Stream, capture, chains, evaluating, holds
+from bondwise.model.budget import allocate, mixed
+from bondwise.model.calibrate import Progress
+from bondwise.model.candidates import Candidate
+from bondwise.model.data import Batch
+from bondwise.model.refine import Refined
+from bondwise.model.steps import Steps
+from bondwise.model.streaming import EFFORT, Effort, Fitted, fit_chain, fit_layers
+from bondwise.model.survey import Judge, Survey, survey, survey_rest
+from bondwise.model.table import Row, decided
+
+HELD_OUT = 8  # one batch in so many is measured on and never fitted on
+FLOOR = 0.4  # of the keep: what every weight gets, since its sensitivity holds for small errors
+JUDGED = 4  # samples of a batch that a whole model's output is compared on
+
+Copy = Callable[[nn.Module, Mapping[str, nn.Module]], nn.Module]
+
+
+@dataclass
+class Outcome:
+    """New modules by path, the rows of the weights, and the error of every refined block."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+    rows: dict[str, Row] = field(default_factory=dict[str, Row])
+    blocks: dict[str, Refined] = field(default_factory=dict[str, Refined])
+    notes: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What was asked: see `bondwise.tensorize`."""
+
+    keep: float
+    format: str
+    effort: str
+    prefer: str
+    unit: str
+    seed: int
+    bits: Mapping[str, int]
+
+    @property
+    def work(self) -> Effort:
+        """How much each block is worth."""
+        return EFFORT[self.effort]
+
+
+def compress_whole(
+    model: nn.Module,
+    rows: Mapping[str, Row],
+    batches: Sequence[Batch],
+    asked: Settings,
+    copy: Copy,
+    steps: Steps,
+    progress: Progress,
+) -> Outcome:
+    """Everything that changes, computed beside the model, which stays as it was.
+
+    Args:
+        model: the dense model.
+        rows: the weights that may change, with their networks where a format was asked for.
+        batches: what the model is shown.
+        asked: the settings.
+        copy: makes a model with other modules at some paths, sharing all else.
+        steps: where the time goes.
+        progress: called with (stage, done, total).
+    """
+    shown, held = _held_out(batches)
+    with evaluating(model):
+        with steps("calibrate"):
+            entering = _entering(model, rows, shown, progress)
+        inside = {w for _, names, _ in entering for w in names}
+        rest = [name for name in rows if name not in inside]
+        judge = None
+        with steps("survey"):
+            if asked.format == "auto":
+                judge = Judge.of(model, shown[held[0] if held else 0])
+                found = _survey(model, rest, entering, (shown, held), judge, asked, progress)
+                allocations = _allocations(found, asked)
+            else:
+                found, allocations = None, [_asked(rows, asked)]
+        with steps("fit"):
+            picks = allocations[0]
+            if judge is not None and len(allocations) > 1 and entering:
+                picks = _best(model, allocations, entering, shown, held, judge, asked, copy)
+            fitted = _fit(model, picks, entering, shown, held, asked, copy, progress)
+            outside = {name: picks[name] for name in rest if picks[name].networks}
+            if outside:
+                fitted.append(fit_layers(model, outside, shown, held, asked.seed))
+    return _outcome(rows, picks, found, fitted)
+
+
+Chain = tuple[tuple[str, ...], list[str], Stream]
+
+
+def _held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[int]]:
+    """The batches, the last of them cut small, and which are held out."""
+    count = len(batches) // HELD_OUT or int(len(batches) > 2)
+    start, parts = len(batches) - count, list[Batch]()
+    for batch in batches[start:]:
+        parts += list(batch.split(JUDGED)) if isinstance(batch, Tensor) else [batch]
+    return [*batches[:start], *parts], list(range(start, start + len(parts)))
+
+
+def _entering(
+    model: nn.Module, rows: Mapping[str, Row], batches: Sequence[Batch], progress: Progress
+) -> list[Chain]:
+    """Every chain of blocks, the weights in it, and what enters its first block."""
+    plain = [n for n, row in rows.items() if row.weight.kind != "Embedding"]
+    plain = [n for n in plain if not rows[n].weight.aliases]
+    found: list[Chain] = []
+    for blocks in chains(model, plain):
+        names = [n for n in plain if any(holds(block, n) for block in blocks)]
+        stream = None if _tied(model, blocks) else capture(model, blocks, batches, progress)
+        if stream is not None:
+            found.append((blocks, names, stream))
+    return found
+
+
+def _tied(model: nn.Module, blocks: Sequence[str]) -> bool:
+    """Whether a parameter of a block is used elsewhere too, so that blocks cannot be copied."""
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    return any(
+        len(places) > 1 and any(holds(block, p) for p in places for block in blocks)
+        for places in paths.values()
+    )
+
+
+def _survey(
+    model: nn.Module,
+    rest: Sequence[str],
+    entering: Sequence[Chain],
+    shown: tuple[list[Batch], list[int]],
+    judge: Judge,
+    asked: Settings,
+    progress: Progress,
+) -> Survey:
+    batches, held = shown
+    bits = next(iter(asked.bits.values()), 32)
+    found = Survey([], {})
+    for blocks, names, stream in entering:
+        found = found.with_rest(
+            survey(
+                model, blocks, names, stream, held, judge,
+                bits=bits, every=asked.work.every, progress=progress,
+            )
+        )  # fmt: skip
+    if rest:
+        layers = {name: model.get_submodule(name) for name in rest}
+        found = found.with_rest(survey_rest(model, layers, batches, held, judge, bits=bits))
+    return found
+
+
+def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
+    """A few allocations, by the power of the sensitivities; equal ones once."""
+    different: list[dict[str, Candidate]] = []
+    for alpha in asked.work.alphas:
+        sensitivity = mixed(found.sensitivity, alpha)
+        floor = FLOOR * asked.keep
+        chosen = allocate(found.sites, asked.keep, sensitivity, unit=asked.unit, floor=floor)
+        if chosen not in different:
+            different.append(chosen)
+    return different
+
+
+def _asked(rows: Mapping[str, Row], asked: Settings) -> dict[str, Candidate]:
+    """What plan_model chose, as candidates whose errors are not known yet."""
+    found: dict[str, Candidate] = {}
+    for name, row in rows.items():
+        if row.network is not None:
+            price = cost.network(row.network, asked.bits[name])
+            form = row.format or asked.format
+            found[name] = Candidate((name,), form, (row.network,), **asdict(price), errors=(1.0,))
+    return found
+
+
+def _fit(
+    model: nn.Module,
+    picks: Mapping[str, Candidate],
+    entering: Sequence[Chain],
+    shown: Sequence[Batch],
+    held: Sequence[int],
+    asked: Settings,
+    copy: Copy,
+    progress: Progress,
+    refined: bool = True,
+) -> list[Fitted]:
+    done: list[Fitted] = []
+    for blocks, names, stream in entering:
+        new = {path: block for fitted in done for path, block in fitted.blocks.items()}
+        start = capture(copy(model, new), blocks, shown, progress) if new else stream
+        done.append(
+            fit_chain(
+                model,
+                blocks,
+                {name: picks[name] for name in names if name in picks},
+                stream,
+                stream if start is None else start,
+                held,
+                steps=asked.work.steps if refined else 0,
+                rate=asked.work.rate,
+                seed=asked.seed,
+                progress=progress,
+            )
+        )
+    return done
+
+
+def _best(
+    model: nn.Module,
+    allocations: Sequence[dict[str, Candidate]],
+    entering: Sequence[Chain],
+    shown: Sequence[Batch],
+    held: Sequence[int],
+    judge: Judge,
+    asked: Settings,
+    copy: Copy,
+) -> dict[str, Candidate]:
+    """The allocation whose blocks, fitted but not refined, change a held-out output least."""
+
+    def distance(picks: dict[str, Candidate]) -> float:
+        done = _fit(
+            model, picks, entering, shown, held, asked, copy, lambda *_: None, refined=False
+        )
+        new = {path: block for fitted in done for path, block in fitted.blocks.items()}
+        return judge.distance(copy(model, new))
+
+    return min(allocations, key=distance)
+
+
+def _outcome(
+    rows: Mapping[str, Row],
+    picks: Mapping[str, Candidate],
+    found: Survey | None,
+    fitted: Sequence[Fitted],
+) -> Outcome:
+    sites = {} if found is None else {w: s for s in found.sites for c in s for w in c.weights}
+    done = Outcome()
+    for part in fitted:
+        done.modules |= part.blocks
+        done.blocks |= part.refined
+        done.notes += [f"no token reached {n}: fitted to the weight alone" for n in part.unseen]
+    errors = {n: e for part in fitted for n, e in part.errors.items()}
+    for name, row in rows.items():
+        if name in sites:
+            row = decided(row.weight, picks[name], sites[name])
+        if name in errors:
+            row = replace(row, error=errors[name][0], held_out=errors[name][1])
+        done.rows[name] = row
+    return done
