@@ -36,18 +36,21 @@ class State:
     error: float
 
 
-def fit_plain(net: Network, goal: Target, seed: int) -> list[Named]:
-    """The parts of any network without a metric: along the tree that it is, or alternating."""
+def fit_plain(net: Network, goal: Target, seed: int, brief: bool = False) -> list[Named]:
+    """The parts of any network without a metric: along the tree that it is, or alternating.
+
+    ``brief`` is for a start from which others go on: what alternates then has few sweeps.
+    """
     tree = tree_of(net, goal)
     if tree is None:
-        return fit_alternating(net, goal, seed)
+        return fit_alternating(net, goal, seed, brief)
     return fit_tree(tree, goal, net.bonds)
 
 
 @torch.no_grad()
-def fit_alternating(net: Network, goal: Target, seed: int) -> list[Named]:
+def fit_alternating(net: Network, goal: Target, seed: int, brief: bool = False) -> list[Named]:
     """The parts of any network, by alternating least squares from several starts."""
-    effort = _effort(net, goal)
+    effort = _BRIEF if brief else _effort(net, goal)
     tried = [
         sweep_many(goal, _state(goal, parts), effort.try_out)[-1]
         for parts in _starts(net, goal, effort.random_starts, seed)
@@ -216,6 +219,9 @@ class _Effort:
     try_out: int
     random_starts: int
     finalists: int
+
+
+_BRIEF = _Effort(sweeps=10, try_out=5, random_starts=1, finalists=1)
 
 
 def _effort(net: Network, goal: Target) -> _Effort:

@@ -171,7 +171,8 @@ class _Job:
         cores = tuple((core * share).to(self.dtype) for core in wide)
         result = Fit(net, cores, 0.0, lowered)
         error = _relative(self.weight, self.goal, result, self.scale)
-        steps = (error,) if errors is None else tuple(e / self._norm for e in errors)
+        sweeps = errors if errors is not None and self._norm else None
+        steps = (error,) if sweeps is None else tuple(e / self._norm for e in sweeps)
         return replace(result, error=error, sweeps=steps)
 
     def smaller(self, net: Network, tol: float) -> Iterable[Network]:

@@ -5,13 +5,15 @@ The output error of a weight is its own error in the metric of its inputs:
     E ||(W - W~) x||^2 = tr (W - W~) C (W - W~)^T,    C = E[x x^T]
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bondwise.errors import DataError, FitError
+from bondwise.weight.whitened import metric_norm, whitened_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,47 @@ class Moments:
         if shrinkage is None:
             shrinkage = self.size / (self.size + self.tokens / DEPENDENCE)
         return Metric(self._sum.clone(), self.tokens, shrinkage)
+
+
+SHRINKAGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+
+
+@torch.no_grad()
+def held_out_shrinkage(
+    weight: Float[Tensor, "out inp"],
+    fitting: Metric,
+    held_out: Metric,
+    rank: int,
+    candidates: Sequence[float] = SHRINKAGES,
+) -> Metric:
+    """``fitting`` with the shrinkage whose best low rank has the least error in ``held_out``.
+
+    One closed form per candidate, in the weight's dtype; among equals the larger shrinkage wins.
+
+    >>> fitting = Metric(torch.tensor([[1.0, 0.9], [0.9, 1.0]]), tokens=1, shrinkage=0.0)
+    >>> held_out = Metric(torch.eye(2), tokens=1, shrinkage=0.0)  # the correlation was chance
+    >>> W = torch.tensor([[1.0, 0.0], [0.0, 0.9]])
+    >>> held_out_shrinkage(W, fitting, held_out, rank=1, candidates=(0.0, 0.5, 1.0)).shrinkage
+    1.0
+
+    Raises:
+        FitError: a metric is not one over the weight's inputs (and outputs).
+    """
+    out, inp = weight.shape
+    unseen, gradients = second_moment(held_out, inp), output_moment(held_out, out)
+    errors: dict[float, float] = {}
+    for shrinkage in candidates:
+        trial = replace(fitting, shrinkage=shrinkage)
+        outputs = output_moment(trial, out)
+        cut = whitened_split(
+            weight,
+            second_moment(trial, inp).to(weight),
+            rank,
+            outputs=None if outputs is None else outputs.to(weight),
+        )
+        off = (weight - cut.left.to(weight) @ cut.right.to(weight)).to(unseen)
+        errors[shrinkage] = metric_norm(off, unseen, gradients)
+    return replace(fitting, shrinkage=min(errors, key=lambda s: (errors[s], -s)))
 
 
 def second_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "inp inp"]:

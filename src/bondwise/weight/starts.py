@@ -13,6 +13,7 @@ from bondwise.weight.target import Target, as_cores, reach, slices, target
 from bondwise.weight.weighted import Weighted, improve
 
 _TINY = 2**13  # entries of a weight up to which every start is followed to its end
+_SMALL = 2**17  # and up to which the start without a metric is as good as that fit
 
 
 @torch.no_grad()
@@ -21,7 +22,8 @@ def fit_weighted(
 ) -> tuple[list[Tensor], list[float]]:
     """Cores in the metric, and the errors from the better start to the last sweep.
 
-    Never worse in the metric than the fit without one, which is one of the starts.
+    Never worse in the metric than the fit without one, which is one of the starts (cut short for
+    a large weight whose network has loops).
     """
     starts = sorted(_starts(net, goal, seed), key=lambda cores: goal.error(net, cores))
     followed = starts if goal.weight.numel() <= _TINY else starts[:1]
@@ -40,9 +42,11 @@ def whitened_target(net: Network, goal: Weighted) -> tuple[Target, Whitening]:
 
 def _starts(net: Network, goal: Weighted, seed: int) -> Iterator[list[Tensor]]:
     near, white = whitened_target(net, goal)
-    yield white.unwhiten(net, _cores(net, near, seed))
-    yield _cores(net, target(goal.weight, net), seed)
+    yield white.unwhiten(net, _cores(net, near, seed, brief=True))
+    # a large weight with loops takes many times longer without a metric than a start is worth
+    brief = goal.weight.numel() > _SMALL
+    yield _cores(net, target(goal.weight, net), seed, brief)
 
 
-def _cores(net: Network, goal: Target, seed: int) -> list[Tensor]:
-    return as_cores(net, goal, balance(fit_plain(net, goal, seed), goal.open))
+def _cores(net: Network, goal: Target, seed: int, brief: bool) -> list[Tensor]:
+    return as_cores(net, goal, balance(fit_plain(net, goal, seed, brief), goal.open))

@@ -106,10 +106,15 @@ def _beyond(weight: Tensor, goal: Weighted | None, net: Network) -> dict[str, fl
             if (left := _beyond_core(near, net, k)) is not None
         }
     return {
-        " ".join(bonds): _left(spectrum(tree, near, *edge), tree.rank(edge, net.bonds))
-        for edge, bonds in tree.edges.items()
-        if bonds
+        _label(net, *edge): _left(spectrum(tree, near, *edge), tree.rank(edge, net.bonds))
+        for edge in tree.edges
     }
+
+
+def _label(net: Network, one: int, two: int) -> str:
+    """The bonds between two cores, or the cores where they have none."""
+    bonds = [name for name in net.names[one] if name in net.bonds and name in net.names[two]]
+    return " ".join(bonds) or f"core {one}-{two}"
 
 
 def _beyond_core(near: Target, net: Network, k: int) -> float | None:
