@@ -8,7 +8,8 @@ from bondwise.errors import DataError, FitError
 from bondwise.network.network import parse
 from bondwise.topology.lowrank import lowrank
 from bondwise.weight.fit import fit
-from bondwise.weight.metric import Metric, Moments
+from bondwise.weight.metric import Metric, Moments, held_out_shrinkage
+from bondwise.weight.whitened import whitened_split
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -194,3 +195,39 @@ def test_low_rank_is_told_by_structure(reverse: bool):
     net = parse(f"{text} -> (p q) (i1 i2)", p=2, q=3, x=2, i1=4, i2=2)
     got = fit(weight, net, metric=moment)
     assert got.error == pytest.approx(white(weight, moment, 2), abs=1e-9)
+
+
+def test_moments_say_whether_they_are_empty():
+    moments = Moments(2)
+    assert moments.empty
+    moments.add(torch.zeros(3, 2))
+    assert moments.empty
+    moments.add(torch.ones(1, 2))
+    assert not moments.empty
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_shrinkage_chosen_is_the_best_on_held_out_tokens(dtype: torch.dtype):
+    mix = normal(16, 16) * torch.logspace(0, -1, 16, dtype=torch.float64)
+    few, many = normal(24, 16, seed=1) @ mix.T, normal(4000, 16, seed=2) @ mix.T
+    weight = normal(12, 16, seed=3).to(dtype)
+    fitting, held = Metric(few.T @ few, 24, 0.3), Metric(many.T @ many, 4000, 0.0)
+    candidates = (0.0, 0.1, 0.3, 0.6, 1.0)
+    got = held_out_shrinkage(weight, fitting, held, rank=4, candidates=candidates)
+    errors = [
+        fit(weight.double(), lowrank(12, 16, 4), Metric(few.T @ few, 24, s), held_out=held).held_out
+        for s in candidates
+    ]
+    assert got.shrinkage == candidates[int(np.argmin(errors))]
+    assert 0 < got.shrinkage < 1
+    assert got.second_moment is fitting.second_moment
+
+
+@pytest.mark.parametrize(("out", "inp"), [(8, 12), (12, 8)])
+def test_low_rank_in_float32_is_that_of_float64(out: int, inp: int):
+    weight, inputs = normal(out, inp), normal(40, inp, seed=1)
+    moment = inputs.T @ inputs / 40
+    for rank in (2, 5):
+        single = whitened_split(weight.float(), moment.float(), rank)
+        got = error_in(weight, (single.left, single.right), moment)
+        assert got == pytest.approx(white(weight, moment, rank), rel=1e-5)
