@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.data import Batch, feed
+from bondwise.model.data import Batch, evaluating, feed
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -23,11 +23,13 @@ class Stream:
         hidden: the first argument of the block, one tensor per batch; dimension 0 is samples.
         calls: the other arguments, the same for every block of the chain.
         masks: per batch which positions are tokens and not padding; None where all are.
+        dtype: what a block gets them in; None for the dtype that they are kept in.
     """
 
     hidden: tuple[Tensor, ...]
     calls: tuple[Call, ...]
     masks: tuple[Tensor | None, ...]
+    dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -39,7 +41,12 @@ class Stream:
             tuple(self.hidden[k] for k in chosen),
             tuple(self.calls[k] for k in chosen),
             tuple(self.masks[k] for k in chosen),
+            self.dtype,
         )
+
+    def to(self, dtype: torch.dtype) -> "Stream":
+        """The same for a block of another dtype, cast batch by batch as it runs."""
+        return replace(self, dtype=dtype)
 
     def after(self, block: nn.Module, inputs: Inputs | None = None) -> "Stream":
         """What enters the next block; ``inputs`` see what enters their layers on the way."""
@@ -50,12 +57,12 @@ class Stream:
                 if inputs is not None:
                     inputs.begin(self.masks[batch])
                 hidden.append(self.run(block, batch).to(x.dtype))
-        return Stream(tuple(hidden), self.calls, self.masks)
+        return replace(self, hidden=tuple(hidden))
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
         """The block's output for one batch."""
-        rest, named = self.calls[batch]
-        return first(block(self.hidden[batch], *rest, **named))
+        x, rest, named = _cast((self.hidden[batch], *self.calls[batch]), self.dtype)
+        return first(block(x, *rest, **named))
 
 
 def chains(model: nn.Module, targets: Iterable[str]) -> list[tuple[str, ...]]:
@@ -116,6 +123,19 @@ def capture(
     return Stream(tuple(hidden), tuple(calls), tuple(masks))
 
 
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """Floating-point tensors in another dtype, wherever they are in tuples and mappings."""
+    if dtype is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return tuple(_cast(item, dtype) for item in cast(Sequence[Any], value))
+    if isinstance(value, dict):
+        return {k: _cast(v, dtype) for k, v in cast(dict[str, Any], value).items()}
+    return value
+
+
 def first(output: Any) -> Tensor:
     """The hidden state among what a block gives."""
     return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
@@ -124,7 +144,7 @@ def first(output: Any) -> Tensor:
 @contextmanager
 def precision(device: torch.device, dtype: torch.dtype | None = None) -> Generator[None]:
     """Products of matrices in bfloat16 where the machine is built for it, sums in float32."""
-    fast = fast_bfloat16(device) and dtype in (None, torch.float32)
+    fast = fast_bfloat16(device) and dtype in (None, torch.float32, torch.bfloat16)
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
         yield
 
@@ -159,12 +179,17 @@ def _entering(model: nn.Module, block: nn.Module, batch: Batch) -> Any:
 
 def _call(args: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
     """The hidden state, the other arguments, and those with a name, without a cache of keys."""
-    named = {k: v for k, v in named.items() if k not in ("past_key_values", "past_key_value")}
+    named = {k: None if _is_cache(v) else v for k, v in named.items()}
     if "use_cache" in named:
         named["use_cache"] = False
     if args:
-        return [*args, named]
+        return [*(None if _is_cache(v) else v for v in args), named]
     return [named.pop("hidden_states"), named]
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether an argument is a cache of keys and values, which every call would add to."""
+    return hasattr(value, "get_seq_length")
 
 
 def _in_a_row(model: nn.Module, modules: Sequence[nn.Module], batch: Batch) -> bool:
@@ -210,14 +235,3 @@ def _mask(batch: Batch, x: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.shape != x.shape[:-1] or bool(mask.all()):
         return None
     return mask.to(x.device).bool()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Generator[None]:
-    """The model as it is used, without dropout, for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.model.data import Batch, feed
+from bondwise.model.data import Batch, evaluating, feed
 from bondwise.weight.metric import Metric, Moments
 
 Progress = Callable[[str, int, int], None]
@@ -35,7 +35,7 @@ class Inputs:
     def of(self, name: str) -> Metric | None:
         """The metric of a layer's inputs."""
         moments = self.moments.get(self.group.get(name, ""))
-        return None if moments is None or not moments.tokens else moments.metric()
+        return None if moments is None or moments.empty else moments.metric()
 
     def watch(
         self, model: nn.Module, batches: Iterable[Batch], progress: Progress = silent
@@ -46,18 +46,14 @@ class Inputs:
             DataError: there was no batch, or an input was not finite (named).
         """
         core = _without_head(model, self.layers.values())
-        training, total, seen = model.training, length_hint(batches), 0
-        model.eval()
+        total, seen = length_hint(batches), 0
         progress("calibrate", 0, max(total, 1))
-        try:
-            with torch.no_grad(), self.watching():
-                for batch in batches:
-                    self.begin(None if isinstance(batch, Tensor) else batch.get("attention_mask"))
-                    feed(core, batch)
-                    seen += 1
-                    progress("calibrate", seen, max(total, seen))
-        finally:
-            model.train(training)
+        with torch.no_grad(), evaluating(model), self.watching():
+            for batch in batches:
+                self.begin(None if isinstance(batch, Tensor) else batch.get("attention_mask"))
+                feed(core, batch)
+                seen += 1
+                progress("calibrate", seen, max(total, seen))
         if not seen:
             raise DataError("The data held no batch; give at least one.")
 

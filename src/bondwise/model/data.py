@@ -1,6 +1,7 @@
 """What a model is shown: text, a DataLoader, a list of batches or one tensor, as batches."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from operator import length_hint
 from pathlib import Path
@@ -13,6 +14,7 @@ from bondwise.model.text import check_draw, read_text, windows
 
 Batch = Mapping[str, Any] | Tensor
 SAMPLES = 8  # rows of a tensor, or windows of text, that the model sees at once
+VECTORS = 2**16  # numbers that it sees at once where samples are plain vectors
 
 
 def batches(
@@ -56,7 +58,32 @@ def _samples(data: Tensor) -> list[Tensor]:
         raise DataError(
             f"A tensor of shape {tuple(data.shape)} came as data; its samples are dimension 0."
         )
+    if is_vectors(data):
+        return list(data.split(max(SAMPLES, VECTORS // max(1, data.shape[1]))))
     return list(data.split(SAMPLES))
+
+
+def is_vectors(batch: Batch) -> bool:
+    """Whether each sample is one vector, and not a sequence of tokens."""
+    return isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
+
+
+def samples(batch: Batch) -> int:
+    """How many samples a batch has; 1 where its tensors do not agree."""
+    sizes = {len(t) if t.ndim else 1 for t in _tensors(batch)}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Some samples of a batch."""
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    return {n: v[start:stop] if isinstance(v, Tensor) else v for n, v in batch.items()}
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    given = [batch] if isinstance(batch, Tensor) else batch.values()
+    return [value for value in given if isinstance(value, Tensor)]
 
 
 def _listed(data: Sequence[Any]) -> list[Batch]:
@@ -88,6 +115,18 @@ def _batch(item: Any) -> Batch:
     raise DataError(
         f"A batch of type {type(item).__name__} came; give a tensor, a mapping or a tuple."
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """The model as it is used, without dropout, for a while; every module then is as it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
 
 
 def feed(model: nn.Module, batch: Batch) -> Any:

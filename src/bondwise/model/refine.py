@@ -36,7 +36,7 @@ def refine(
     held_out: Sequence[int] = (),
     *,
     steps: int = 40,
-    rate: float = 2e-3,
+    rate: float = 1e-3,
     seed: int = 0,
 ) -> Refined:
     """Train all parameters of a block, in float32, towards the outputs that are wanted.

@@ -33,12 +33,14 @@ class Effort:
     """How much work a block is worth.
 
     Attributes:
+        drawn: windows that a language model draws itself, for each that is given.
         steps: of refinement.
         rate: its largest step.
         every: sensitivities are measured in every so many blocks.
         alphas: powers of the sensitivities to try; the best by held-out output is taken.
     """
 
+    drawn: int
     steps: int
     rate: float
     every: int
@@ -46,8 +48,8 @@ class Effort:
 
 
 EFFORT = {
-    "fast": Effort(steps=40, rate=2e-3, every=4, alphas=(1.0,)),
-    "best": Effort(steps=160, rate=2e-3, every=1, alphas=(0.5, 1.0)),
+    "fast": Effort(drawn=1, steps=80, rate=1e-3, every=4, alphas=(1.0,)),
+    "best": Effort(drawn=3, steps=240, rate=1e-3, every=2, alphas=(0.75, 1.0, 1.25)),
 }
 
 
@@ -76,6 +78,7 @@ def fit_chain(
     picks: Mapping[str, Candidate],
     stream: Stream,
     entering: Stream,
+    given: int,
     held_out: Sequence[int],
     *,
     steps: int,
@@ -91,6 +94,8 @@ def fit_chain(
         picks: what becomes of each weight.
         stream: what enters the first block of the teacher.
         entering: what enters it where all before it is compressed.
+        given: batches that the user gave; what the model drew comes after them, for refinement
+            only, since its inputs are not spread as theirs are.
         held_out: batches that nothing is fitted on.
         steps: of refinement for each block; 0 for none.
         rate: its largest step.
@@ -104,10 +109,16 @@ def fit_chain(
         wanted = stream.after(dense)
         chosen = {w: c for w, c in picks.items() if holds(name, w) and c.networks}
         if chosen:
-            block = _fit_block(dense, name, chosen, entering, held_out, seed, found)
+            block = _fit_block(dense, name, chosen, entering, given, held_out, seed, found)
             if steps:
                 found.refined[name] = refine(
-                    block, entering, wanted.hidden, held_out, steps=steps, rate=rate, seed=seed + at
+                    block,
+                    entering.to(torch.float32),
+                    wanted.hidden,
+                    held_out,
+                    steps=steps,
+                    rate=rate,
+                    seed=seed + at,
                 )
             found.blocks[name] = _stored(block, dense, name, chosen)
         new = found.blocks.get(name, dense)
@@ -142,6 +153,7 @@ def _fit_block(
     name: str,
     chosen: Mapping[str, Candidate],
     entering: Stream,
+    given: int,
     held_out: Sequence[int],
     seed: int,
     found: Fitted,
@@ -149,7 +161,7 @@ def _fit_block(
     """The block with its networks in plain form and float32, ready to be trained."""
     block = deepcopy(dense)
     layers = {w: _inside(block, name, w) for w in chosen}
-    shown = [k for k in range(len(entering)) if k not in set(held_out)] or list(held_out)
+    shown = [k for k in range(given) if k not in set(held_out)]
     seen, unseen = Inputs(layers), Inputs(layers)
     entering.part(shown).after(block, seen)
     if held_out:

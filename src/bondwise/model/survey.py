@@ -5,19 +5,20 @@ weight alone is cut, and the change of the model's output is divided by the weig
 squared error, so that errors of different weights can be added up.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bondwise.model.blocks import Stream, first, holds, precision
-from bondwise.model.calibrate import Inputs, Progress
+from bondwise.model.blocks import Stream, holds, precision
+from bondwise.model.calibrate import Inputs, Progress, silent
 from bondwise.model.candidates import Candidate, Site, candidates
-from bondwise.model.data import Batch, feed
+from bondwise.model.data import Batch, evaluating, feed
 from bondwise.model.layers import dense_weight
 from bondwise.weight.whitened import whitened_split
 
@@ -52,14 +53,17 @@ class Judge:
     logits: bool
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Batch) -> "Judge":
-        """The judge of a model as it is now."""
+    def of(cls, model: nn.Module, batch: Batch) -> "Judge | None":
+        """The judge of a model as it is now; None where it gives nothing that can be compared."""
         reference, logits = _answer(model, batch)
+        if reference is None or not torch.isfinite(reference).all():
+            return None
         return cls(model, batch, reference, logits)
 
     def distance(self, model: nn.Module | None = None) -> float:
         """How far the output is now, of the model or of another."""
         given, _ = _answer(model or self.model, self.batch)
+        assert given is not None
         one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.reference))
         if not self.logits:
             return float((one - two).float().norm() / two.float().norm().clamp(min=1e-15)) ** 2
@@ -87,26 +91,28 @@ def survey(
         weights: paths of the layers to look at.
         stream: what enters the first block.
         held_out: batches that errors are measured on; the others are fitted on.
-        judge: of the batch that comes first in ``held_out``; None measures no sensitivities.
+        judge: of the batch that comes first in ``held_out``, or first of all where that is empty;
+            None measures no sensitivities.
         bits: of a stored number.
         every: measure the sensitivities of every so many blocks, and of the first and the last.
         progress: called with ("survey", done, total).
     """
     found = Survey([], {})
-    shown = [k for k in range(len(stream)) if k not in set(held_out)] or list(held_out)
+    shown = [k for k in range(len(stream)) if k not in set(held_out)]
     fitting, other = stream.part(shown), stream.part(held_out)
     for at, name in enumerate(blocks):
         block = model.get_submodule(name)
         layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
         seen, unseen = Inputs(layers), Inputs(layers)
         after, other_after = fitting.after(block, seen), other.after(block, unseen)
-        probed = judge is not None and (at % every == 0 or at == len(blocks) - 1)
+        judged = (other if held_out else fitting).part([0])
+        probed = judge if at % every == 0 or at == len(blocks) - 1 else None
         for site in sites(layers, seen, unseen):
             options = candidates(site, bits=bits)
             found.sites.append(options)
-            if probed:
-                with _resumed(model, blocks, at, other.part([0])):
-                    found.sensitivity.update(_sensitivities(model, site, options, judge))
+            if probed is not None:
+                with resumed(model, blocks, at, judged):
+                    found.sensitivity.update(_sensitivities(model, site, options, probed))
         fitting, other = after, other_after
         progress("survey", at + 1, len(blocks))
     return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
@@ -117,16 +123,18 @@ def survey_rest(
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
     held_out: Sequence[int],
-    judge: Judge,
+    judge: Judge | None,
     *,
     bits: int,
+    progress: Progress,
 ) -> Survey:
     """The same for layers outside the blocks, from whole passes of the model."""
     found = Survey([], {})
-    for site in rest_sites(model, layers, batches, held_out):
+    for site in rest_sites(model, layers, batches, held_out, progress):
         options = candidates(site, bits=bits)
         found.sites.append(options)
-        found.sensitivity.update(_sensitivities(model, site, options, judge))
+        if judge is not None:
+            found.sensitivity.update(_sensitivities(model, site, options, judge))
     return found
 
 
@@ -135,13 +143,13 @@ def rest_sites(
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
     held_out: Sequence[int],
+    progress: Progress = silent,
 ) -> list[Site]:
     """Layers outside the blocks by the input that they share; an embedding has no metric."""
     linear = {n: layer for n, layer in layers.items() if not isinstance(layer, nn.Embedding)}
     seen, unseen = Inputs(linear), Inputs(linear)
     if linear:
-        shown = [b for k, b in enumerate(batches) if k not in set(held_out)]
-        seen.watch(model, shown or batches)
+        seen.watch(model, [b for k, b in enumerate(batches) if k not in set(held_out)], progress)
         if held_out:
             unseen.watch(model, [batches[k] for k in held_out])
     tables = [Site({n: dense_weight(layers[n])}) for n in layers if n not in linear]
@@ -164,9 +172,9 @@ def sites(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list
 
 
 def _sensitivities(
-    model: nn.Module, site: Site, options: Sequence[Candidate], judge: Judge | None
+    model: nn.Module, site: Site, options: Sequence[Candidate], judge: Judge
 ) -> dict[str, float]:
-    assert judge is not None
+    """By how much the output changes, for each relative squared error that a weight is given."""
     fitting, _ = site.moments()
     found: dict[str, float] = {}
     for name, weight in site.weights.items():
@@ -179,7 +187,9 @@ def _sensitivities(
         ((rank,),) = (net.bonds.values() for net in cut.networks)
         split = whitened_split(weight.double(), fitting, rank)
         with _replaced(model.get_submodule(name), split.left @ split.right):
-            found[name] = max(judge.distance() / cut.errors[0], LEAST)
+            changed = judge.distance() / cut.errors[0]
+        if isfinite(changed):
+            found[name] = max(changed, LEAST)
     return found
 
 
@@ -197,7 +207,7 @@ def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
 
 
 @contextmanager
-def _resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -> Generator[None]:
+def resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -> Generator[None]:
     """The model, run from the block ``at`` on: those before it hand on what is known to enter."""
     known = stream.hidden[0]
     skipped = [model.get_submodule(name) for name in blocks[:at]]
@@ -211,13 +221,23 @@ def _resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -
         with torch.no_grad(), precision(known.device, known.dtype):
             given = skipped[-1](known, *rest, **named)
         shape.append((known, *given[1:]) if isinstance(given, tuple) else known)
-    for block in skipped:
-        block.forward = skip
+    with forwarding(skipped, skip):
+        yield
+
+
+@contextmanager
+def forwarding(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
+    """Modules that run another function for a while; one that had its own gets it back."""
+    own = {module: module.__dict__.get("forward") for module in modules}
+    for module in own:
+        module.forward = forward
     try:
         yield
     finally:
-        for block in skipped:
-            del block.forward
+        for module, was in own.items():
+            del module.forward
+            if was is not None:
+                module.forward = was
 
 
 def _spread(
@@ -239,21 +259,30 @@ def _spread(
     return found
 
 
-def _answer(model: nn.Module, batch: Batch) -> tuple[Tensor, bool]:
+def _answer(model: nn.Module, batch: Batch) -> tuple[Tensor | None, bool]:
     """The model's output on a batch, without positions that hold no token; whether it is logits."""
-    training, parameter = model.training, next(model.parameters())
-    model.eval()
-    with torch.no_grad(), _exact_head(model), precision(parameter.device, parameter.dtype):
+    parameter = next(model.parameters())
+    fast = precision(parameter.device, parameter.dtype)
+    with torch.no_grad(), evaluating(model), _exact_head(model), fast:
         output = feed(model, batch)
-    model.train(training)
     logits = getattr(output, "logits", None)
-    values = getattr(output, "last_hidden_state", None) if logits is None else logits
-    if values is None:
-        values = first(output if not isinstance(output, Mapping) else next(iter(output.values())))
+    values = _values(output) if logits is None else cast(Tensor, logits)
     mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape == values.shape[:-1]:
+    if values is not None and isinstance(mask, Tensor) and mask.shape == values.shape[:-1]:
         values = values[mask.to(values.device).bool()]
     return values, logits is not None
+
+
+def _values(output: Any) -> Tensor | None:
+    """The first floating-point tensor of an output, with at least one dimension."""
+    if isinstance(output, Tensor):
+        return torch.atleast_1d(output) if output.is_floating_point() else None
+    parts: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        parts = cast(Mapping[Any, Any], output).values()
+    elif isinstance(output, tuple | list):
+        parts = cast(Sequence[Any], output)
+    return next((found for found in map(_values, parts) if found is not None), None)
 
 
 @contextmanager
@@ -270,11 +299,8 @@ def _exact_head(model: nn.Module) -> Generator[None]:
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.to(cast(Tensor, head.weight).dtype))
 
-    head.forward = exact
-    try:
+    with forwarding([head], exact):
         yield
-    finally:
-        del head.forward
 
 
 def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -129,9 +129,12 @@ def tensorize(
 ) -> Result:
     """A model whose dense weights are tensor networks, at a budget of stored numbers.
 
-    Low rank is fitted in the metric of each weight's own inputs, ``min ||(W - W~) X||``, when data
-    is given (Wang et al. 2024, SVD-LLM; closed form, no inverse), and stored gauge-free:
-    ``r(m+n-r)`` numbers. The other topologies are fitted to the weight alone so far.
+    With data, every network is fitted in the metric of its weight's own inputs,
+    ``min ||(W - W~) X||`` (low rank in closed form: Wang et al. 2024, SVD-LLM), block by block on
+    what the compressed blocks before it give, and each block is then refined to the output of the
+    dense one (Wang et al. 2025, AA-SVD). With ``format="auto"`` one budget is spread over all
+    weights by how much their errors change the model's output. Networks are stored gauge-free:
+    ``r(m+n-r)`` numbers for low rank.
 
     Args:
         model: any module. It is left as it was, and shares memory with the result only for
@@ -171,8 +174,8 @@ def tensorize(
     for name in work:
         check_finite(name, modules[name].weight)  # pyright: ignore[reportArgumentType]
     notes: list[str] = []
+    done = Outcome()
     if data is None:
-        done = Outcome()
         with steps("fit"):
             for k, (name, row) in enumerate(work.items()):
                 progress("fit", k, len(work))
@@ -187,7 +190,8 @@ def tensorize(
             work = {row.name: row for row in table if row.weight.chosen}
         bits = {name: _bits(modules[name]) for name in work}
         asked = Settings(keep, format, effort, prefer, unit, seed, bits)
-        done = compress_whole(model, work, seen, asked, _with, steps, progress)
+        if work:
+            done = compress_whole(model, work, seen, asked, _with, steps, progress)
     table = replace(table.with_rows(done.rows), notes=(*table.notes, *notes, *done.notes))
     before = footprint(model)
     result = model if inplace else _copy(model)
@@ -229,11 +233,13 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 
 def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Put layers in the places of others, by path."""
+    """Put layers, or whole blocks, in the places of others, by path; all stay in their mode."""
     for path, layer in layers.items():
         parent, _, name = path.rpartition(".")
         old = model.get_submodule(path)
-        layer.train(old.training)
+        training = {inside: module.training for inside, module in old.named_modules()}
+        for inside, module in layer.named_modules():
+            module.training = training.get(inside, old.training)
         setattr(model.get_submodule(parent), name, layer)
 
 

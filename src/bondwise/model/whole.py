@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from bondwise.model import cost
-from bondwise.model.blocks import Stream, capture, chains, evaluating, holds
+from bondwise.model.blocks import Stream, capture, chains, holds
 from bondwise.model.budget import allocate, mixed
-from bondwise.model.calibrate import Progress
+from bondwise.model.calibrate import Progress, silent
 from bondwise.model.candidates import Candidate
-from bondwise.model.data import Batch
+from bondwise.model.continuations import continuations
+from bondwise.model.data import Batch, evaluating, is_vectors, part, samples
 from bondwise.model.refine import Refined
 from bondwise.model.steps import Steps
 from bondwise.model.streaming import EFFORT, Effort, Fitted, fit_chain, fit_layers
@@ -74,8 +75,12 @@ def compress_whole(
     """
     shown, held = _held_out(batches)
     with evaluating(model):
+        with steps("draw"):
+            given = [batch for k, batch in enumerate(shown) if k not in set(held)]
+            drawn = continuations(model, given, asked.work.drawn, asked.seed, progress)
         with steps("calibrate"):
-            entering = _entering(model, rows, shown, progress)
+            flowing = _entering(model, rows, [*shown, *drawn], progress)
+            entering = [(b, n, stream.part(range(len(shown)))) for b, n, stream in flowing]
         inside = {w for _, names, _ in entering for w in names}
         rest = [name for name in rows if name not in inside]
         judge = None
@@ -90,7 +95,8 @@ def compress_whole(
             picks = allocations[0]
             if judge is not None and len(allocations) > 1 and entering:
                 picks = _best(model, allocations, entering, shown, held, judge, asked, copy)
-            fitted = _fit(model, picks, entering, shown, held, asked, copy, progress)
+            every = [*shown, *drawn]
+            fitted = _fit(model, picks, flowing, every, len(shown), held, asked, copy, progress)
             outside = {name: picks[name] for name in rest if picks[name].networks}
             if outside:
                 fitted.append(fit_layers(model, outside, shown, held, asked.seed))
@@ -101,12 +107,25 @@ Chain = tuple[tuple[str, ...], list[str], Stream]
 
 
 def _held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[int]]:
-    """The batches, the last of them cut small, and which are held out."""
-    count = len(batches) // HELD_OUT or int(len(batches) > 2)
-    start, parts = len(batches) - count, list[Batch]()
-    for batch in batches[start:]:
-        parts += list(batch.split(JUDGED)) if isinstance(batch, Tensor) else [batch]
-    return [*batches[:start], *parts], list(range(start, start + len(parts)))
+    """The batches, those held out cut small, and which they are; none where a sample is all."""
+    shown, count = list(batches), len(batches) // HELD_OUT or int(len(batches) > 2)
+    if not count and samples(batches[-1]) > 1:
+        *shown, last = batches
+        size = samples(last)
+        cut = size - max(1, size // HELD_OUT)
+        shown += [part(last, 0, cut), part(last, cut, size)]
+        count = 1
+    start = len(shown) - count
+    small = [piece for batch in shown[start:] for piece in _small(batch)]
+    return [*shown[:start], *small], list(range(start, start + len(small)))
+
+
+def _small(batch: Batch) -> list[Batch]:
+    """A batch in parts whose outputs are small enough to be kept: logits are wide."""
+    size = samples(batch)
+    if is_vectors(batch) or size <= JUDGED:
+        return [batch]
+    return [part(batch, k, min(k + JUDGED, size)) for k in range(0, size, JUDGED)]
 
 
 def _entering(
@@ -140,7 +159,7 @@ def _survey(
     rest: Sequence[str],
     entering: Sequence[Chain],
     shown: tuple[list[Batch], list[int]],
-    judge: Judge,
+    judge: Judge | None,
     asked: Settings,
     progress: Progress,
 ) -> Survey:
@@ -156,7 +175,9 @@ def _survey(
         )  # fmt: skip
     if rest:
         layers = {name: model.get_submodule(name) for name in rest}
-        found = found.with_rest(survey_rest(model, layers, batches, held, judge, bits=bits))
+        found = found.with_rest(
+            survey_rest(model, layers, batches, held, judge, bits=bits, progress=progress)
+        )
     return found
 
 
@@ -188,6 +209,7 @@ def _fit(
     picks: Mapping[str, Candidate],
     entering: Sequence[Chain],
     shown: Sequence[Batch],
+    given: int,
     held: Sequence[int],
     asked: Settings,
     copy: Copy,
@@ -205,6 +227,7 @@ def _fit(
                 {name: picks[name] for name in names if name in picks},
                 stream,
                 stream if start is None else start,
+                given,
                 held,
                 steps=asked.work.steps if refined else 0,
                 rate=asked.work.rate,
@@ -229,7 +252,7 @@ def _best(
 
     def distance(picks: dict[str, Candidate]) -> float:
         done = _fit(
-            model, picks, entering, shown, held, asked, copy, lambda *_: None, refined=False
+            model, picks, entering, shown, len(shown), held, asked, copy, silent, refined=False
         )
         new = {path: block for fitted in done for path, block in fitted.blocks.items()}
         return judge.distance(copy(model, new))
@@ -245,11 +268,11 @@ def _outcome(
 ) -> Outcome:
     sites = {} if found is None else {w: s for s in found.sites for c in s for w in c.weights}
     done = Outcome()
-    for part in fitted:
-        done.modules |= part.blocks
-        done.blocks |= part.refined
-        done.notes += [f"no token reached {n}: fitted to the weight alone" for n in part.unseen]
-    errors = {n: e for part in fitted for n, e in part.errors.items()}
+    for fit in fitted:
+        done.modules |= fit.blocks
+        done.blocks |= fit.refined
+        done.notes += [f"no token reached {n}: fitted to the weight alone" for n in fit.unseen]
+    errors = {n: e for fit in fitted for n, e in fit.errors.items()}
     for name, row in rows.items():
         if name in sites:
             row = decided(row.weight, picks[name], sites[name])
