@@ -112,7 +112,9 @@ def test_compress_writes_a_folder_that_holds_everything(capsys, shelf, tmp_path)
     assert set(files(out)) - {"generation_config.json"} == WRITTEN
     assert list(files(tmp_path / "new")) == ["out", *(f"out/{name}" for name in files(out))]
     lines = said.out.splitlines()
-    assert lines[:2] == ["llama", "14 of 21 weights as tensor networks"]
+    changed = networks(load_model(out).model)
+    assert lines[:2] == ["llama", f"{changed} of 21 weights as tensor networks"]
+    assert changed > 7
     assert max(map(len, lines[:-2])) <= 80  # but for the lines that name folders
     for part in ("targeted numbers (asked to keep 0.6)", "on disk", "calibrate", "all steps"):
         assert part in said.out
@@ -120,7 +122,7 @@ def test_compress_writes_a_folder_that_holds_everything(capsys, shelf, tmp_path)
     assert f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html." in lines
     assert lines[-1].startswith(f"Measure what it cost: bondwise eval {out} --vs ")
     stages = [line.partition(":")[0] for line in said.err.splitlines()]
-    assert stages == ["load", "calibrate", "fit"]
+    assert stages == ["load", "draw", "calibrate", "survey", "fit"]
 
 
 def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tmp_path):
@@ -131,7 +133,8 @@ def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tm
     )  # fmt: skip
     written = json.loads((out / "report.json").read_text())
     assert said.code == 0
-    assert [step["name"] for step in said.json["steps"]] == ["load", "calibrate", "fit", "save"]
+    stages = ["load", "draw", "calibrate", "survey", "fit", "save"]
+    assert [step["name"] for step in said.json["steps"]] == stages
     assert {**said.json, "steps": []} == {**written, "steps": []}
     assert said.err.splitlines()[0].startswith("Wrote ")
     assert 0.588 <= said.json["kept"] <= 0.6
@@ -139,7 +142,8 @@ def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tm
     assert said.json["bytes"]["after"] == (out / "model.safetensors").stat().st_size
     assert embedded(written) in (out / "report.html").read_text()
     stored = load_file(out / "model.safetensors")
-    numbers = sum(t.numel() for name, t in stored.items() if not name.endswith("proj.weight"))
+    guards = {name for name, t in stored.items() if t.numel() == 1}
+    numbers = sum(t.numel() for name, t in stored.items() if name not in guards)
     pivots = sum(t.numel() for name, t in stored.items() if "pivots" in name)
     assert numbers - pivots == said.json["parameters"]["after"]
 
@@ -224,7 +228,8 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path,
         load_model(compressed).model,
         AutoModel if kind == "bert" else AutoModelForCausalLM,
     )
-    assert networks(model) == {"gpt2": 8, "bert": 13}.get(kind, 14)
+    changed = [w["name"] for w in said.json["weights"] if w["action"] == "tensorize"]
+    assert networks(model) == len(changed) > 4
     assert torch.equal(output(model), output(auto.from_pretrained(compressed, dtype="auto").eval()))
     assert model.dtype == (torch.bfloat16 if kind == "tied" else torch.float32)
     if kind == "tied":
@@ -305,10 +310,14 @@ def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf):
     assert files(shelf) == before
 
 
-def test_a_plan_is_what_compress_does(capsys, shelf, small):
+def test_a_plan_has_the_weights_and_the_size_of_what_compress_does(capsys, shelf, small):
     plan = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--json").json
     report = json.loads((small / "report.json").read_text())
-    assert [{**w, "error": None} for w in report["weights"]] == plan["weights"]
+    same = ("name", "kind", "shape", "before", "block")
+    wanted, made = ([[w[k] for k in same] for w in r["weights"]] for r in (plan, report))
+    assert made == wanted
+    assert 0.588 <= report["kept"] <= 0.6
+    assert 0.588 <= plan["kept"] <= 0.6
 
 
 def test_eval_names_both_models(capsys, shelf, small):
@@ -339,10 +348,11 @@ def test_windows_are_cut_to_the_positions_that_a_model_has(capsys, shelf, tmp_pa
 def test_embeddings_are_a_target(capsys, shelf, tmp_path):
     said = bondwise(
         capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", tmp_path / "o",
-        "--targets", "linear", "--targets", "embedding", *FEW, "-q", "--json",
+        "--targets", "embedding", *FEW, "-q", "--json",
     )  # fmt: skip
     kinds = [w["kind"] for w in said.json["weights"] if w["action"] == "tensorize"]
-    assert (kinds.count("Linear"), kinds.count("Embedding")) == (14, 1)
+    assert kinds == ["Embedding"]
+    assert networks(load_model(tmp_path / "o").model) == 1
 
 
 def test_as_a_process_it_gives_the_same_bytes_and_clean_output(shelf, small, tmp_path):

@@ -107,6 +107,7 @@ def capture(
     hidden: list[Tensor] = []
     calls: list[Call] = []
     masks: list[Tensor | None] = []
+    total = length_hint(batches)
     with torch.no_grad(), evaluating(model):
         for k, batch in enumerate(batches):
             if k == 0 and not _in_a_row(model, modules, batch):
@@ -117,7 +118,7 @@ def capture(
             hidden.append(x.detach().clone())
             calls.append((tuple(rest), named))
             masks.append(_mask(batch, x))
-            progress("calibrate", k + 1, k + 1)
+            progress("calibrate", k + 1, max(total, k + 1))
     if not hidden:
         raise DataError("The data held no batch; give at least one.")
     return Stream(tuple(hidden), tuple(calls), tuple(masks))

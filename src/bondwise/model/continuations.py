@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bondwise.model.blocks import fast_bfloat16
 from bondwise.model.calibrate import Progress
-from bondwise.model.data import Batch
+from bondwise.model.data import Batch, feed
 
 PROMPT = 8  # one token in so many of a window is given, the others are drawn
 ROWS = 64  # windows that are drawn at a time
@@ -35,14 +35,18 @@ def continuations(
         times: how many windows to draw for each that is given.
         seed: of the draws.
         progress: called with ("draw", done, total).
+
+    Raises:
+        DataError: tokens or positions that the model lacks.
     """
     windows = [ids for ids in map(_ids, batches) if ids is not None]
-    if not times or len(windows) < len(batches) or not _goes_on(model):
+    if not windows or not times or len(windows) < len(batches) or not _goes_on(model):
         return []
     length = min(ids.shape[1] for ids in windows)
     given = max(1, length // PROMPT)
     if length < 2 * PROMPT:
         return []
+    feed(model, batches[0])  # tokens that the model lacks are named here
     every = torch.cat([ids[:, :length] for ids in windows])
     writer = _writer(model)
     drawn: list[Tensor] = []
