@@ -117,7 +117,7 @@ Prefer = Annotated[
 ]
 Effort = Annotated[
     str | None,
-    typer.Option(metavar="HOW", help="fast or best (the same so far). [default: fast]"),
+    typer.Option(metavar="HOW", help="fast, or best: longer refinement. [default: fast]"),
 ]
 WindowsOrNone = Annotated[
     int | None,

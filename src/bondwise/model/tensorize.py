@@ -145,7 +145,7 @@ def tensorize(
         targets: see `plan_model`.
         ignore: see `plan_model`.
         format: see `plan_model`.
-        effort: "fast" or "best"; recorded, and the same so far.
+        effort: "fast" or "best": how long blocks are refined, and how many allocations are tried.
         prefer: "speed", "size" or "quality"; recorded, and the same so far: low rank at any keep
             below 1 is smaller and needs fewer multiplications than dense.
         unit: what ``keep`` is a fraction of: "params", "bytes", "macs" for a token, or modelled

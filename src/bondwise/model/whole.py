@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 
 from torch import nn
 
@@ -185,12 +186,19 @@ def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
     """A few allocations, by the power of the sensitivities; equal ones once."""
     different: list[dict[str, Candidate]] = []
     for alpha in asked.work.alphas:
-        sensitivity = mixed(found.sensitivity, alpha)
+        sensitivity = mixed(_known(found), alpha)
         floor = FLOOR * asked.keep
         chosen = allocate(found.sites, asked.keep, sensitivity, unit=asked.unit, floor=floor)
         if chosen not in different:
             different.append(chosen)
     return different
+
+
+def _known(found: Survey) -> dict[str, float]:
+    """A sensitivity for every weight: the median of the others where it could not be measured."""
+    names = {name for site in found.sites for c in site for name in c.weights}
+    middle = median(found.sensitivity.values()) if found.sensitivity else 1.0
+    return {name: found.sensitivity.get(name, middle) for name in sorted(names)}
 
 
 def _asked(rows: Mapping[str, Row], asked: Settings) -> dict[str, Candidate]:
