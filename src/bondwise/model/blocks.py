@@ -51,6 +51,8 @@ class Stream:
 
     def after(self, block: nn.Module, inputs: Inputs | None = None) -> "Stream":
         """What enters the next block; ``inputs`` see what enters their layers on the way."""
+        if not self.hidden:
+            return self
         hidden: list[Tensor] = []
         watching = nullcontext() if inputs is None else inputs.watching()
         with torch.no_grad(), watching, precision(self.hidden[0].device, self.hidden[0].dtype):

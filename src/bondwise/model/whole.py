@@ -101,7 +101,10 @@ def compress_whole(
             outside = {name: picks[name] for name in rest if picks[name].networks}
             if outside:
                 fitted.append(fit_layers(model, outside, shown, held, asked.seed))
-    return _outcome(rows, picks, found, fitted)
+    done = _outcome(rows, picks, found, fitted)
+    if not held:
+        done.notes.append("one sample came: errors are those of the tokens that were fitted on")
+    return done
 
 
 Chain = tuple[tuple[str, ...], list[str], Stream]
