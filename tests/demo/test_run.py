@@ -143,4 +143,4 @@ def test_the_small_demo_for_real(tmp_path):
     before, after = (tuple(float(pair[k]) for pair in ratings) for k in (0, 1))
     assert before[:2] == pytest.approx((0.656, 0.729), abs=0.001)  # as published
     assert len(after) == 3
-    assert min(np.array(after) / before) > 0.93  # a fit blind to its inputs loses far more
+    assert min(np.array(after) / before) > 0.9  # a fit blind to its inputs loses far more
