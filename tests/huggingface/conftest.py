@@ -1,5 +1,6 @@
 """Tiny random models of transformers, some of whose layers are swapped for networks by hand."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,14 @@ def llama():
 def folder(llama, tmp_path: Path) -> Path:
     """A checkpoint of the llama."""
     return save(llama, tmp_path / "llama")
+
+
+def offloaded(folder, far, off):
+    """The causal model of a folder, its first block and its head kept far away."""
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": far, "model.layers.1": "cpu",
+                  "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": far}  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # accelerate's own
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, device_map=device_map, offload_folder=str(off)
+        )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from bondwise.model.checkpoint import load, save
 from bondwise.model.hub import NOTICE, attach, detach
 from bondwise.model.layers import TensorLinear
 
-from .conftest import IDS, logits, make_bert, make_gpt2, make_llama
+from .conftest import IDS, logits, make_bert, make_gpt2, make_llama, offloaded
 
 
 def networks(model) -> int:
@@ -138,13 +137,7 @@ def test_shards(llama, tmp_path):
 
 @pytest.mark.parametrize("far", ["disk", "cpu"])
 def test_offloaded_parts(llama, folder, tmp_path, far):
-    device_map = {"model.embed_tokens": "cpu", "model.layers.0": far, "model.layers.1": "cpu",
-                  "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": far}  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # accelerate's own
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder, device_map=device_map, offload_folder=str(tmp_path / "off")
-        )
+    loaded = offloaded(folder, far, tmp_path / "off")
     if far == "disk":
         assert loaded.model.layers[0].self_attn.q_proj.core_0.is_meta
     assert torch.equal(logits(loaded), logits(llama))

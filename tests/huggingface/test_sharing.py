@@ -25,7 +25,7 @@ from bondwise.model.remainder import Columns, Entries
 from bondwise.model.storage import share
 from bondwise.weight.gauge import compact
 
-from .conftest import logits, make_llama
+from .conftest import logits, make_llama, offloaded
 
 NAMES = ("q_proj", "k_proj", "v_proj")
 
@@ -206,13 +206,7 @@ def test_other_classes_find_the_backbone(shared, folder, tmp_path):
 
 @pytest.mark.parametrize("far", ["disk", "cpu"])
 def test_offloaded_parts(shared, folder, tmp_path, far):
-    device_map = {"model.embed_tokens": "cpu", "model.layers.0": far, "model.layers.1": "cpu",
-                  "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": far}  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # accelerate's own
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder, device_map=device_map, offload_folder=str(tmp_path / "off")
-        )
+    loaded = offloaded(folder, far, tmp_path / "off")
     assert torch.equal(logits(loaded), logits(shared))
     assert torch.equal(logits(loaded), logits(shared))
 

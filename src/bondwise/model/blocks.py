@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.data import Batch, evaluating, feed
+from bondwise.model.data import Batch, evaluating, feed, tokens
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -120,7 +120,7 @@ def capture(
                 raise DataError(f"Inputs of {blocks[0]} with NaN or infinity came; clean the data.")
             hidden.append(x.detach().clone())
             calls.append((tuple(rest), named))
-            masks.append(_mask(batch, x))
+            masks.append(tokens(batch, x))
             progress("calibrate", k + 1, max(total, k + 1))
     if not hidden:
         raise DataError("The data held no batch; give at least one.")
@@ -232,10 +232,3 @@ def _same(one: Any, two: Any) -> bool:
         pair = cast(tuple[Sequence[Any], Sequence[Any]], (one, two))
         return len(pair[0]) == len(pair[1]) and all(map(_same, *pair))
     return one is two or (type(one) is type(two) and one == two)
-
-
-def _mask(batch: Batch, x: Tensor) -> Tensor | None:
-    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != x.shape[:-1] or bool(mask.all()):
-        return None
-    return mask.to(x.device).bool()

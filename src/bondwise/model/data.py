@@ -81,6 +81,23 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     return {n: v[start:stop] if isinstance(v, Tensor) else v for n, v in batch.items()}
 
 
+def fitted_on(count: int, held_out: Iterable[int]) -> list[int]:
+    """Which of so many batches are fitted on: those that are not held out.
+
+    >>> fitted_on(4, [2])
+    [0, 1, 3]
+    """
+    return sorted(set(range(count)) - set(held_out))
+
+
+def tokens(batch: Batch, like: Tensor) -> Tensor | None:
+    """Which positions of ``like`` are tokens and not padding; None where all are."""
+    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != like.shape[:-1] or bool(mask.all()):
+        return None
+    return mask.to(like.device).bool()
+
+
 def _tensors(batch: Batch) -> list[Tensor]:
     given = [batch] if isinstance(batch, Tensor) else batch.values()
     return [value for value in given if isinstance(value, Tensor)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, precision
+from bondwise.model.data import fitted_on
 
 TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh too much
 
@@ -61,18 +62,18 @@ def refine(
     True
     """
     goal = _Goal(block, inputs, wanted)
-    shown = [k for k in range(len(inputs)) if k not in set(held_out)]
-    measured = list(held_out) or shown
+    fitted = fitted_on(len(inputs), held_out)
+    measured = list(held_out) or fitted
     before = goal.measure(measured)
     parameters = [p for p in block.parameters() if p.is_floating_point()]
-    if not steps or not shown or not parameters or not before > 0:
+    if not steps or not fitted or not parameters or not before > 0:
         return Refined(before, before)
     kept = [p.detach().clone() for p in parameters]
     asked = [p.requires_grad for p in parameters]
     for p in parameters:
         p.requires_grad_(True)
     with torch.enable_grad():
-        _train(goal, parameters, _rounds(shown, seed), steps, rate)
+        _train(goal, parameters, _rounds(fitted, seed), steps, rate)
     for p, grad in zip(parameters, asked, strict=True):
         p.grad = None
         p.requires_grad_(grad)

@@ -5,7 +5,7 @@ before it are networks. The second is what the weights are fitted on, the dense 
 what the whole block is refined towards (Wang et al. 2025, AA-SVD).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import cast
@@ -17,15 +17,16 @@ from bondwise.model.blocks import Stream, holds
 from bondwise.model.calibrate import Inputs, Progress
 from bondwise.model.candidates import Candidate, Site
 from bondwise.model.curves import shared_cores
-from bondwise.model.data import Batch
+from bondwise.model.data import fitted_on
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.model.refine import Refined, refine
 from bondwise.model.storage import TensorLayer, share
-from bondwise.model.survey import rest_sites, sites
+from bondwise.model.survey import sites
 from bondwise.network.network import Network
 from bondwise.weight.fit import fit
 from bondwise.weight.gauge import Compact, compact
 from bondwise.weight.storage import compact_shared
+from bondwise.weight.whitened import metric_norm
 
 
 @dataclass(frozen=True)
@@ -128,20 +129,16 @@ def fit_chain(
 
 
 def fit_layers(
-    model: nn.Module,
-    picks: Mapping[str, Candidate],
-    batches: Sequence[Batch],
-    held_out: Sequence[int],
-    seed: int,
+    model: nn.Module, picks: Mapping[str, Candidate], places: Iterable[Site], seed: int
 ) -> Fitted:
     """New layers for weights outside the blocks, fitted to the dense model's inputs."""
     found = Fitted()
     layers = {name: model.get_submodule(name) for name in picks}
-    for site in rest_sites(model, layers, batches, held_out):
-        (first, *_) = site.weights
-        if site.metric is None and not isinstance(layers[first], nn.Embedding):
-            found.unseen += site.weights
-        for candidate in dict.fromkeys(picks[w] for w in site.weights):
+    for site in places:
+        chosen = [w for w in site.weights if w in picks]
+        if site.metric is None:
+            found.unseen += [w for w in chosen if not isinstance(layers[w], nn.Embedding)]
+        for candidate in dict.fromkeys(picks[w] for w in chosen):
             new = _networks(candidate, site, layers, seed, found)
             kinds = [site.weights[w].dtype for w in candidate.weights]
             found.blocks |= _compacted(candidate, new, layers, kinds[0])
@@ -161,9 +158,8 @@ def _fit_block(
     """The block with its networks in plain form and float32, ready to be trained."""
     block = deepcopy(dense)
     layers = {w: _inside(block, name, w) for w in chosen}
-    shown = [k for k in range(given) if k not in set(held_out)]
     seen, unseen = Inputs(layers), Inputs(layers)
-    entering.part(shown).after(block, seen)
+    entering.part(fitted_on(given, held_out)).after(block, seen)
     if held_out:
         entering.part(held_out).after(block, unseen)
     new: dict[str, nn.Module] = {}
@@ -190,10 +186,10 @@ def _networks(
         done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=site.held_out)
         found.errors[name] = (done.error, done.held_out)
         return {name: _plain(done.network, done.cores, layers[name])}
-    fitting, held = site.moments()
+    moments = site.moments()
     weights = [site.weights[name].double() for name in names]
     ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
-    lefts, right = shared_cores(weights, fitting, rank)
+    lefts, right = shared_cores(weights, moments[0], rank)
     rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
     root = scale.sqrt()
     right = root[:, None] * right
@@ -201,16 +197,11 @@ def _networks(
     for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
         left = left @ rotation * root
         off = weight - left @ right
-        found.errors[name] = (_share(off, weight, fitting), _share(off, weight, held))
+        fitted, unseen = (metric_norm(off, m) / (metric_norm(weight, m) or 1.0) for m in moments)
+        found.errors[name] = (fitted, unseen)
         made.append(_plain(net, (left.float(), right.float()), layers[name]))
     share(made)
     return dict(zip(names, made, strict=True))
-
-
-def _share(off: Tensor, weight: Tensor, moment: Tensor) -> float:
-    """``||off L|| / ||W L||``."""
-    whole = float(((weight @ moment) * weight).sum())
-    return (float(((off @ moment) * off).sum().clamp(min=0)) / whole) ** 0.5 if whole > 0 else 0.0
 
 
 def _plain(net: Network, cores: Sequence[Tensor], layer: nn.Module) -> TensorLayer:

@@ -6,7 +6,7 @@ squared error, so that errors of different weights can be added up.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, cast
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, holds, precision
-from bondwise.model.calibrate import Inputs, Progress, silent
+from bondwise.model.calibrate import Inputs, Progress
 from bondwise.model.candidates import Candidate, Site, candidates
-from bondwise.model.data import Batch, evaluating, feed
+from bondwise.model.data import Batch, evaluating, feed, fitted_on, tokens
 from bondwise.model.layers import dense_weight
 from bondwise.weight.whitened import whitened_split
 
@@ -98,8 +98,7 @@ def survey(
         progress: called with ("survey", done, total).
     """
     found = Survey([], {})
-    shown = [k for k in range(len(stream)) if k not in set(held_out)]
-    fitting, other = stream.part(shown), stream.part(held_out)
+    fitting, other = stream.part(fitted_on(len(stream), held_out)), stream.part(held_out)
     for at, name in enumerate(blocks):
         block = model.get_submodule(name)
         layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
@@ -107,30 +106,17 @@ def survey(
         after, other_after = fitting.after(block, seen), other.after(block, unseen)
         judged = (other if held_out else fitting).part([0])
         probed = judge if at % every == 0 or at == len(blocks) - 1 else None
-        for site in sites(layers, seen, unseen):
-            options = candidates(site, bits=bits)
-            found.sites.append(options)
-            if probed is not None:
-                with resumed(model, blocks, at, judged):
-                    found.sensitivity.update(_sensitivities(model, site, options, probed))
+        with nullcontext() if probed is None else resumed(model, blocks, at, judged):
+            found = found.with_rest(look(model, sites(layers, seen, unseen), probed, bits))
         fitting, other = after, other_after
         progress("survey", at + 1, len(blocks))
     return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
 
 
-def survey_rest(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batches: Sequence[Batch],
-    held_out: Sequence[int],
-    judge: Judge | None,
-    *,
-    bits: int,
-    progress: Progress,
-) -> Survey:
-    """The same for layers outside the blocks, from whole passes of the model."""
+def look(model: nn.Module, places: Iterable[Site], judge: Judge | None, bits: int) -> Survey:
+    """Candidates of some sites and, where there is a judge, sensitivities of their weights."""
     found = Survey([], {})
-    for site in rest_sites(model, layers, batches, held_out, progress):
+    for site in places:
         options = candidates(site, bits=bits)
         found.sites.append(options)
         if judge is not None:
@@ -143,13 +129,13 @@ def rest_sites(
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
     held_out: Sequence[int],
-    progress: Progress = silent,
+    progress: Progress,
 ) -> list[Site]:
     """Layers outside the blocks by the input that they share; an embedding has no metric."""
     linear = {n: layer for n, layer in layers.items() if not isinstance(layer, nn.Embedding)}
     seen, unseen = Inputs(linear), Inputs(linear)
     if linear:
-        seen.watch(model, [b for k, b in enumerate(batches) if k not in set(held_out)], progress)
+        seen.watch(model, [batches[k] for k in fitted_on(len(batches), held_out)], progress)
         if held_out:
             unseen.watch(model, [batches[k] for k in held_out])
     tables = [Site({n: dense_weight(layers[n])}) for n in layers if n not in linear]
@@ -267,9 +253,9 @@ def _answer(model: nn.Module, batch: Batch) -> tuple[Tensor | None, bool]:
         output = feed(model, batch)
     logits = getattr(output, "logits", None)
     values = _values(output) if logits is None else cast(Tensor, logits)
-    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-    if values is not None and isinstance(mask, Tensor) and mask.shape == values.shape[:-1]:
-        values = values[mask.to(values.device).bool()]
+    mask = None if values is None else tokens(batch, values)
+    if values is not None and mask is not None:
+        values = values[mask]
     return values, logits is not None
 
 

@@ -189,7 +189,7 @@ def tensorize(
         if format == "auto" and keep < 1:
             work = {row.name: row for row in table if row.weight.chosen}
         bits = {name: _bits(modules[name]) for name in work}
-        asked = Settings(keep, format, effort, prefer, unit, seed, bits)
+        asked = Settings(keep, format, effort, unit, seed, bits)
         if work:
             done = compress_whole(model, work, seen, asked, _with, steps, progress)
     table = replace(table.with_rows(done.rows), notes=(*table.notes, *notes, *done.notes))

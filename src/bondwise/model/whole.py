@@ -10,13 +10,13 @@ from bondwise.model import cost
 from bondwise.model.blocks import Stream, capture, chains, holds
 from bondwise.model.budget import allocate, mixed
 from bondwise.model.calibrate import Progress, silent
-from bondwise.model.candidates import Candidate
+from bondwise.model.candidates import Candidate, Site
 from bondwise.model.continuations import continuations
-from bondwise.model.data import Batch, evaluating, is_vectors, part, samples
+from bondwise.model.data import Batch, evaluating, fitted_on, is_vectors, part, samples
 from bondwise.model.refine import Refined
 from bondwise.model.steps import Steps
 from bondwise.model.streaming import EFFORT, Effort, Fitted, fit_chain, fit_layers
-from bondwise.model.survey import Judge, Survey, survey, survey_rest
+from bondwise.model.survey import Judge, Survey, look, rest_sites, survey
 from bondwise.model.table import Row, decided
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
@@ -43,7 +43,6 @@ class Settings:
     keep: float
     format: str
     effort: str
-    prefer: str
     unit: str
     seed: int
     bits: Mapping[str, int]
@@ -77,7 +76,7 @@ def compress_whole(
     shown, held = _held_out(batches)
     with evaluating(model):
         with steps("draw"):
-            given = [batch for k, batch in enumerate(shown) if k not in set(held)]
+            given = [shown[k] for k in fitted_on(len(shown), held)]
             drawn = continuations(model, given, asked.work.drawn, asked.seed, progress)
         with steps("calibrate"):
             flowing = _entering(model, rows, [*shown, *drawn], progress)
@@ -86,9 +85,11 @@ def compress_whole(
         rest = [name for name in rows if name not in inside]
         judge = None
         with steps("survey"):
+            layers = {name: model.get_submodule(name) for name in rest}
+            outside = rest_sites(model, layers, shown, held, progress)
             if asked.format == "auto":
                 judge = Judge.of(model, shown[held[0] if held else 0])
-                found = _survey(model, rest, entering, (shown, held), judge, asked, progress)
+                found = _survey(model, outside, entering, held, judge, asked, progress)
                 allocations = _allocations(found, asked)
             else:
                 found, allocations = None, [_asked(rows, asked)]
@@ -98,9 +99,8 @@ def compress_whole(
                 picks = _best(model, allocations, entering, shown, held, judge, asked, copy)
             every = [*shown, *drawn]
             fitted = _fit(model, picks, flowing, every, len(shown), held, asked, copy, progress)
-            outside = {name: picks[name] for name in rest if picks[name].networks}
-            if outside:
-                fitted.append(fit_layers(model, outside, shown, held, asked.seed))
+            left = {name: picks[name] for name in rest if picks[name].networks}
+            fitted.append(fit_layers(model, left, outside, asked.seed))
     done = _outcome(rows, picks, found, fitted)
     if not held:
         done.notes.append("one sample came: errors are those of the tokens that were fitted on")
@@ -160,14 +160,13 @@ def _tied(model: nn.Module, blocks: Sequence[str]) -> bool:
 
 def _survey(
     model: nn.Module,
-    rest: Sequence[str],
+    outside: Sequence[Site],
     entering: Sequence[Chain],
-    shown: tuple[list[Batch], list[int]],
+    held: Sequence[int],
     judge: Judge | None,
     asked: Settings,
     progress: Progress,
 ) -> Survey:
-    batches, held = shown
     bits = next(iter(asked.bits.values()), 32)
     found = Survey([], {})
     for blocks, names, stream in entering:
@@ -177,12 +176,7 @@ def _survey(
                 bits=bits, every=asked.work.every, progress=progress,
             )
         )  # fmt: skip
-    if rest:
-        layers = {name: model.get_submodule(name) for name in rest}
-        found = found.with_rest(
-            survey_rest(model, layers, batches, held, judge, bits=bits, progress=progress)
-        )
-    return found
+    return found.with_rest(look(model, outside, judge, bits))
 
 
 def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
@@ -229,7 +223,7 @@ def _fit(
 ) -> list[Fitted]:
     done: list[Fitted] = []
     for blocks, names, stream in entering:
-        new = {path: block for fitted in done for path, block in fitted.blocks.items()}
+        new = _modules(done)
         start = capture(copy(model, new), blocks, shown, progress) if new else stream
         done.append(
             fit_chain(
@@ -265,10 +259,14 @@ def _best(
         done = _fit(
             model, picks, entering, shown, len(shown), held, asked, copy, silent, refined=False
         )
-        new = {path: block for fitted in done for path, block in fitted.blocks.items()}
+        new = _modules(done)
         return judge.distance(copy(model, new))
 
     return min(allocations, key=distance)
+
+
+def _modules(fitted: Sequence[Fitted]) -> dict[str, nn.Module]:
+    return {path: module for part in fitted for path, module in part.blocks.items()}
 
 
 def _outcome(
@@ -278,9 +276,8 @@ def _outcome(
     fitted: Sequence[Fitted],
 ) -> Outcome:
     sites = {} if found is None else {w: s for s in found.sites for c in s for w in c.weights}
-    done = Outcome()
+    done = Outcome(modules=_modules(fitted))
     for fit in fitted:
-        done.modules |= fit.blocks
         done.blocks |= fit.refined
         done.notes += [f"no token reached {n}: fitted to the weight alone" for n in fit.unseen]
     errors = {n: e for fit in fitted for n, e in fit.errors.items()}
