@@ -157,7 +157,9 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 matrices are much faster than of float32 ones there."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())  # pyright: ignore[reportPrivateUsage]
+    has = torch.cpu
+    built = has._is_amx_tile_supported() or has._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return device.type == "cpu" and bool(built)
 
 
 class _EnteredError(Exception):
