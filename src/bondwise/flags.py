@@ -113,7 +113,11 @@ Unit = Annotated[
 ]
 Prefer = Annotated[
     str | None,
-    typer.Option(metavar="WHAT", help="speed, size or quality (the same so far). [default: speed]"),
+    typer.Option(
+        metavar="WHAT",
+        help="speed: nothing modelled slower than dense; size, quality: whatever it takes. "
+        "[default: speed]",
+    ),
 ]
 Effort = Annotated[
     str | None,

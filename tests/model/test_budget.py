@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -219,3 +220,14 @@ def test_keep_one_keeps_all_dense():
 def test_sensitivities_are_mixed_by_powers():
     assert mixed({"a": 16.0, "b": 0.25}, 0.0) == {"a": 1.0, "b": 1.0}
     assert mixed({"a": 16.0, "b": 0.25}, 0.5) == {"a": 4.0, "b": 0.5}
+
+
+def test_speed_leaves_out_what_is_slower_than_dense():
+    dense = plain(("a",), 100, (0.0,), "dense")
+    slow = replace(plain(("a",), 50, (0.1,), "mpo"), seconds=(200.0, 50.0))
+    quick = replace(plain(("a",), 50, (0.3,)), seconds=(50.0, 50.0))
+    site = [dense, slow, quick]
+    assert allocate([site], 0.5)["a"] is slow
+    assert allocate([site], 0.5, prefer="speed")["a"] is quick
+    with pytest.raises(BudgetError, match="at least 1"):
+        allocate([[dense, slow]], 0.5, prefer="speed")

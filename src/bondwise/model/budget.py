@@ -15,6 +15,7 @@ from math import ceil
 
 from bondwise.errors import BudgetError
 from bondwise.model.candidates import Candidate
+from bondwise.model.cost import SECONDS_PER_STEP
 from bondwise.model.hull import Point, front, gain, joined, lower_hull, segments
 from bondwise.model.ladder import check_keep
 
@@ -37,6 +38,7 @@ def allocate(
     unit: str = "params",
     floor: float = 0.0,
     protect: Collection[str] = (),
+    prefer: str = "quality",
 ) -> dict[str, Candidate]:
     """A candidate for every weight, so that together they cost at most ``keep`` of dense.
 
@@ -52,6 +54,8 @@ def allocate(
             fractions at batch 1 and 256 counting alike.
         floor: the least fraction that a weight, or weights that share, may keep.
         protect: names of weights that stay dense.
+        prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
+            tokens; low rank may take the time of one more call for each weight.
 
     Raises:
         BudgetError: keep is outside (0, 1], the unit none of the four, or the budget below what
@@ -66,7 +70,7 @@ def allocate(
     ('dense', {'a': 6})
     """
     check_keep(keep)
-    problem = _Problem(sites, sensitivity, _unit(unit, sites), frozenset(protect), floor)
+    problem = _Problem(sites, sensitivity, _unit(unit, sites), frozenset(protect), floor, prefer)
     budget, least = keep * problem.dense, _least(problem.fine)
     if least > budget:
         raise BudgetError(
@@ -124,11 +128,16 @@ class _Problem:
     cost: Callable[[Candidate], float]
     protect: frozenset[str]
     floor: float
+    prefer: str
 
     @cached_property
     def whole(self) -> dict[str, float]:
         """What each weight costs dense."""
-        return {c.weights[0]: self.cost(c) for site in self.sites for c in site if _is_dense(c)}
+        return {name: self.cost(c) for name, c in self._dense.items()}
+
+    @cached_property
+    def _dense(self) -> dict[str, Candidate]:
+        return {c.weights[0]: c for site in self.sites for c in site if _is_dense(c)}
 
     @property
     def dense(self) -> float:
@@ -161,12 +170,20 @@ class _Problem:
         return _Options({names: front(choices) for names, choices in groups.items()})
 
     def allowed(self, candidate: Candidate) -> bool:
-        """Whether neither the floor nor protection forbids it."""
+        """Whether neither the floor, protection nor its seconds forbid it."""
         if _is_dense(candidate):
             return True
         whole = sum(self.whole[name] for name in candidate.weights)
         enough = self.floor * whole <= self.cost(candidate)
-        return enough and self.protect.isdisjoint(candidate.weights)
+        return enough and self.protect.isdisjoint(candidate.weights) and self._fast(candidate)
+
+    def _fast(self, candidate: Candidate) -> bool:
+        if self.prefer != "speed":
+            return True
+        names = candidate.weights
+        more = SECONDS_PER_STEP * len(names) if "lowrank" in candidate.format else 0.0
+        limits = [sum(self._dense[n].seconds[k] for n in names) + more for k in (0, 1)]
+        return all(s <= limit for s, limit in zip(candidate.seconds, limits, strict=True))
 
 
 def _solutions(problem: _Problem, budget: float) -> Iterator[list[Choice]]:

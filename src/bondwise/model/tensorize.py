@@ -146,8 +146,10 @@ def tensorize(
         ignore: see `plan_model`.
         format: see `plan_model`.
         effort: "fast" or "best": how long blocks are refined, and how many allocations are tried.
-        prefer: "speed", "size" or "quality"; recorded, and the same so far: low rank at any keep
-            below 1 is smaller and needs fewer multiplications than dense.
+        prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
+            tokens (low rank may take the time of one more call), and says so where the budget
+            cannot be met that way; "size" and "quality" leave out nothing. With data and
+            ``format="auto"``.
         unit: what ``keep`` is a fraction of: "params", "bytes", "macs" for a token, or modelled
             "seconds"; other than params with data and ``format="auto"`` only.
         seed: which windows of the text, and the starts of fits that have random ones.
@@ -189,7 +191,7 @@ def tensorize(
         if format == "auto" and keep < 1:
             work = {row.name: row for row in table if row.weight.chosen}
         bits = {name: _bits(modules[name]) for name in work}
-        asked = Settings(keep, format, effort, unit, seed, bits)
+        asked = Settings(keep, format, effort, prefer, unit, seed, bits)
         if work:
             done = compress_whole(model, work, seen, asked, _with, steps, progress)
     table = replace(table.with_rows(done.rows), notes=(*table.notes, *notes, *done.notes))

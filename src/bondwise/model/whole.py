@@ -6,6 +6,7 @@ from statistics import median
 
 from torch import nn
 
+from bondwise.errors import BudgetError
 from bondwise.model import cost
 from bondwise.model.blocks import Stream, capture, chains, holds
 from bondwise.model.budget import allocate, mixed
@@ -43,6 +44,7 @@ class Settings:
     keep: float
     format: str
     effort: str
+    prefer: str
     unit: str
     seed: int
     bits: Mapping[str, int]
@@ -90,9 +92,9 @@ def compress_whole(
             if asked.format == "auto":
                 judge = Judge.of(model, shown[held[0] if held else 0])
                 found = _survey(model, outside, entering, held, judge, asked, progress)
-                allocations = _allocations(found, asked)
+                allocations, notes = _preferred(found, asked)
             else:
-                found, allocations = None, [_asked(rows, asked)]
+                found, allocations, notes = None, [_asked(rows, asked)], []
         with steps("fit"):
             picks = allocations[0]
             if judge is not None and len(allocations) > 1 and entering:
@@ -102,6 +104,7 @@ def compress_whole(
             left = {name: picks[name] for name in rest if picks[name].networks}
             fitted.append(fit_layers(model, left, outside, asked.seed))
     done = _outcome(rows, picks, found, fitted)
+    done.notes += notes
     if not held:
         done.notes.append("one sample came: errors are those of the tokens that were fitted on")
     return done
@@ -179,13 +182,26 @@ def _survey(
     return found.with_rest(look(model, outside, judge, bits))
 
 
+def _preferred(found: Survey, asked: Settings) -> tuple[list[dict[str, Candidate]], list[str]]:
+    """Allocations with what is preferred; where speed cannot be had at this keep, without it."""
+    try:
+        return _allocations(found, asked), []
+    except BudgetError:
+        if asked.prefer != "speed":
+            raise
+    note = f"keep={asked.keep:g} cannot be had without weights that are modelled slower than dense"
+    return _allocations(found, replace(asked, prefer="size")), [note]
+
+
 def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
     """A few allocations, by the power of the sensitivities; equal ones once."""
     different: list[dict[str, Candidate]] = []
     for alpha in asked.work.alphas:
         sensitivity = mixed(_known(found), alpha)
         floor = FLOOR * asked.keep
-        chosen = allocate(found.sites, asked.keep, sensitivity, unit=asked.unit, floor=floor)
+        chosen = allocate(
+            found.sites, asked.keep, sensitivity, unit=asked.unit, floor=floor, prefer=asked.prefer
+        )
         if chosen not in different:
             different.append(chosen)
     return different
