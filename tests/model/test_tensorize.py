@@ -274,3 +274,13 @@ def test_an_iterable_without_a_length_is_data():
     listed = bw.tensorize(model, keep=0.6, data=list(x.split(8)))
     assert ("calibrate", 4, 4) in seen  # one batch is held out
     assert torch.equal(streamed.model(x), listed.model(x))
+
+
+@pytest.mark.parametrize("data", [None, torch.randn(200, 24)])
+def test_protected_weights_stay_dense_and_the_others_pay(data):
+    model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24))
+    result = bw.tensorize(model, keep=0.6, data=data, protect="1")
+    assert type(result.model[1]) is nn.Linear
+    assert 0.55 < result.table.kept <= 0.6
+    with pytest.raises(bw.errors.BudgetError, match=r"at least 0\.[34]"):
+        bw.tensorize(model, keep=0.3, data=data, protect="1")

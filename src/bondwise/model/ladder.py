@@ -49,7 +49,9 @@ class Ladder:
 
     @cached_property
     def top(self) -> int:
-        """The largest rank that stores less than the dense weight; 0 where even rank 1 does not."""
+        """The largest rank that stores less than dense; 0 where none does or it is protected."""
+        if self.weight.protected:
+            return 0
         high = 1
         while self.cost(high) < self.weight.numbers and self.cost(high) < self.cost(2 * high):
             high *= 2

@@ -30,6 +30,7 @@ class Weight:
         kind: class of its module.
         shape: (out, in) of a weight that can be tensorized, the parameter's own shape otherwise.
         reason: why it is left alone; empty where it was chosen.
+        protected: whether it counts in the budget but stays dense.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Weight:
     shape: tuple[int, ...]
     reason: str = ""
     aliases: tuple[str, ...] = ()
+    protected: bool = False
 
     @property
     def chosen(self) -> bool:

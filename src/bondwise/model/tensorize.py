@@ -17,7 +17,7 @@ from bondwise.model.hub import attach, detach
 from bondwise.model.ladder import Ladder, builder, check_keep, uniform
 from bondwise.model.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
 from bondwise.model.refine import Refined
-from bondwise.model.select import Patterns, check_finite, select
+from bondwise.model.select import Patterns, Weight, check_finite, matches, select
 from bondwise.model.steps import Steps
 from bondwise.model.table import Row, Table, changed
 from bondwise.model.text import fitting
@@ -66,6 +66,7 @@ def plan_model(
     targets: Patterns = "linear",
     ignore: Patterns = (),
     format: str = "auto",  # noqa: A002
+    protect: Patterns = (),
 ) -> Table:
     """Dry run: every parameter, what it would become at this budget, or why it is left alone.
 
@@ -75,6 +76,7 @@ def plan_model(
         targets: patterns of what to change (see `bondwise.model.select.select`).
         ignore: patterns of what to leave alone, on top of the head, tied weights and routers.
         format: "auto", a topology's name, or an einsum whose sizes are chosen for each weight.
+        protect: patterns of weights that count in the budget but stay dense.
 
     Raises:
         SelectionError: a target matches nothing.
@@ -90,6 +92,7 @@ def plan_model(
     weights, notes = select(model, targets, ignore)
     build = builder(format)
     modules = dict(model.named_modules(remove_duplicate=False))
+    weights = [_guarded(w, modules, protect) for w in weights]
     bits = {w.name: _bits(modules[w.name]) for w in weights if w.chosen}
     ladders = [Ladder(w, build, bits[w.name]) for w in weights if w.chosen]
     networks = uniform(ladders, keep)
@@ -97,7 +100,7 @@ def plan_model(
     rows = [
         changed(w, name, networks[w.name], bits[w.name])
         if w.name in networks
-        else Row(w, w.reason or _larger_than_dense(keep, name), w.numbers)
+        else Row(w, w.reason or _why_dense(w, keep, name), w.numbers)
         for w in weights
     ]
     table = Table(tuple(rows), keep, tuple(notes))
@@ -117,6 +120,7 @@ def tensorize(
     tokenizer: Any = None,
     targets: Patterns = "linear",
     ignore: Patterns = (),
+    protect: Patterns = (),
     format: str = "auto",  # noqa: A002
     effort: str = "fast",
     prefer: str = "speed",
@@ -144,6 +148,7 @@ def tensorize(
         tokenizer: a Hugging Face tokenizer, for text.
         targets: see `plan_model`.
         ignore: see `plan_model`.
+        protect: see `plan_model`.
         format: see `plan_model`.
         effort: "fast" or "best": how long blocks are refined, and how many allocations are tried.
         prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
@@ -170,7 +175,7 @@ def tensorize(
     """
     check_choices(effort, prefer)
     steps = Steps()
-    table = plan_model(model, keep, targets, ignore, format)
+    table = plan_model(model, keep, targets, ignore, format, protect)
     modules = dict(model.named_modules(remove_duplicate=False))
     work = {row.name: row for row in table if row.changes}
     for name in work:
@@ -191,7 +196,8 @@ def tensorize(
         if format == "auto" and keep < 1:
             work = {row.name: row for row in table if row.weight.chosen}
         bits = {name: _bits(modules[name]) for name in work}
-        asked = Settings(keep, format, effort, prefer, unit, seed, bits)
+        protected = frozenset(n for n, row in work.items() if row.weight.protected)
+        asked = Settings(keep, format, effort, prefer, unit, seed, bits, protected)
         if work:
             done = compress_whole(model, work, seen, asked, _with, steps, progress)
     table = replace(table.with_rows(done.rows), notes=(*table.notes, *notes, *done.notes))
@@ -303,7 +309,18 @@ def _bits(module: nn.Module) -> int:
     return torch.finfo(weight.dtype).bits
 
 
-def _larger_than_dense(keep: float, name: str) -> str:
+def _guarded(weight: Weight, modules: Mapping[str, nn.Module], protect: Patterns) -> Weight:
+    patterns = [protect] if isinstance(protect, str) else protect
+    names = (weight.name, *weight.aliases)
+    found = weight.chosen and any(
+        matches(pattern, name, modules[weight.name]) for pattern in patterns for name in names
+    )
+    return replace(weight, protected=found)
+
+
+def _why_dense(weight: Weight, keep: float, name: str) -> str:
+    if weight.protected:
+        return "protected"
     return "keep is 1" if keep == 1 else f"{name} would be larger than dense"
 
 

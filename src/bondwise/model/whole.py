@@ -48,6 +48,7 @@ class Settings:
     unit: str
     seed: int
     bits: Mapping[str, int]
+    protect: frozenset[str] = frozenset()
 
     @property
     def work(self) -> Effort:
@@ -200,7 +201,13 @@ def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
         sensitivity = mixed(_known(found), alpha)
         floor = FLOOR * asked.keep
         chosen = allocate(
-            found.sites, asked.keep, sensitivity, unit=asked.unit, floor=floor, prefer=asked.prefer
+            found.sites,
+            asked.keep,
+            sensitivity,
+            unit=asked.unit,
+            floor=floor,
+            protect=asked.protect,
+            prefer=asked.prefer,
         )
         if chosen not in different:
             different.append(chosen)
