@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from inspect import signature
 from operator import length_hint
 from typing import Any, cast
 
@@ -22,15 +23,17 @@ class Stream:
 
     Attributes:
         hidden: the first argument of the block, one tensor per batch; dimension 0 is samples.
-        calls: the other arguments, the same for every block of the chain.
+        calls: the other arguments of the block.
         masks: per batch which positions are tokens and not padding; None where all are.
         dtype: what a block gets them in; None for the dtype that they are kept in.
+        later: the other arguments of each block that follows; empty where they are the same.
     """
 
     hidden: tuple[Tensor, ...]
     calls: tuple[Call, ...]
     masks: tuple[Tensor | None, ...]
     dtype: torch.dtype | None = None
+    later: tuple[tuple[Call, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -43,6 +46,7 @@ class Stream:
             tuple(self.calls[k] for k in chosen),
             tuple(self.masks[k] for k in chosen),
             self.dtype,
+            tuple(tuple(calls[k] for k in chosen) for calls in self.later),
         )
 
     def to(self, dtype: torch.dtype) -> "Stream":
@@ -60,11 +64,12 @@ class Stream:
                 if inputs is not None:
                     inputs.begin(self.masks[batch])
                 hidden.append(self.run(block, batch).to(x.dtype))
-        return replace(self, hidden=tuple(hidden))
+        calls, *later = self.later or (self.calls,)
+        return replace(self, hidden=tuple(hidden), calls=calls, later=tuple(later))
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
-        """The block's output for one batch."""
-        x, rest, named = _cast((self.hidden[batch], *self.calls[batch]), self.dtype)
+        """The block's output for one batch; it may write into a copy of what enters it."""
+        x, rest, named = _cast((self.hidden[batch].clone(), *self.calls[batch]), self.dtype)
         return first(block(x, *rest, **named))
 
 
@@ -100,31 +105,35 @@ def capture(
 ) -> Stream | None:
     """What enters the first block; None where the blocks do not run one after another.
 
-    They do where each is called once, gets the very tensor that the one before it gave, and the
-    same other arguments as the first. This is checked on the first batch.
+    They do where each is called once and gets the very tensor that the one before it gave. This is
+    checked on the first batch.
 
     Raises:
         DataError: there was no batch, or what enters is not finite.
     """
     modules = [model.get_submodule(name) for name in blocks]
     hidden: list[Tensor] = []
-    calls: list[Call] = []
+    calls: list[list[Call]] = []
     masks: list[Tensor | None] = []
     total = length_hint(batches)
     with torch.no_grad(), evaluating(model):
         for k, batch in enumerate(batches):
-            if k == 0 and not _in_a_row(model, modules, batch):
+            entered = _entered(model, modules, batch, check=k == 0)
+            if entered is None:
                 return None
-            x, *rest, named = _entering(model, modules[0], batch)
+            x, others = entered
             if not torch.isfinite(x).all():
                 raise DataError(f"Inputs of {blocks[0]} with NaN or infinity came; clean the data.")
-            hidden.append(x.detach().clone())
-            calls.append((tuple(rest), named))
+            if k == 0 and all(_same(call, others[0]) for call in others):
+                modules = modules[:1]
+            hidden.append(x)
+            calls.append(others[: len(modules)])
             masks.append(tokens(batch, x))
             progress("calibrate", k + 1, max(total, k + 1))
     if not hidden:
         raise DataError("The data held no batch; give at least one.")
-    return Stream(tuple(hidden), tuple(calls), tuple(masks))
+    own, *later = zip(*calls, strict=True)
+    return Stream(tuple(hidden), own, tuple(masks), later=tuple(later))
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -162,65 +171,100 @@ def fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(built)
 
 
-class _EnteredError(Exception):
-    """Stops a model as soon as its first block is reached."""
+class _ReachedError(Exception):
+    """Stops a model as soon as the last block to look at is reached."""
 
 
-def _entering(model: nn.Module, block: nn.Module, batch: Batch) -> Any:
-    seen: list[Any] = []
+class _Watch:
+    """What enters some blocks, and whether each gets the very tensor that the one before gave.
 
-    def stop(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.extend(_call(args, named))
-        raise _EnteredError
+    Blocks that hand on a second state of that shape, such as a residual, are not in a row.
+    """
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    def __init__(self, modules: Sequence[nn.Module], stop: bool) -> None:
+        self.modules, self.stop = modules, stop
+        self.hidden: Tensor | None = None
+        self.calls: list[Call] = []
+        self.in_a_row = True
+        self._left: Any = None
+        self._more: list[Tensor] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A block is called."""
+        at = len(self.calls)
+        found = _call(module, args, named)
+        expected = at < len(self.modules) and module is self.modules[at]
+        if found is None or not expected:
+            self.in_a_row = False
+            return
+        x, others = found
+        if at == 0:
+            self.hidden = x.detach().clone()
+        elif not self.stop:
+            given = [*others[0], *others[1].values()]
+            second = any(v is more and v.shape == x.shape for v in given for more in self._more)
+            self.in_a_row &= x is self._left and not second
+        self.calls.append(others)
+        if self.stop and len(self.calls) == len(self.modules):
+            raise _ReachedError
+
+    def after(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """A block gives its output."""
+        self._left = first(output)
+        more = cast(Sequence[Any], output)[1:] if isinstance(output, tuple | list) else ()
+        self._more = [value for value in more if isinstance(value, Tensor)]
+        self.in_a_row &= _is_state(self._left)
+
+
+def _entered(
+    model: nn.Module, modules: Sequence[nn.Module], batch: Batch, check: bool
+) -> tuple[Tensor, list[Call]] | None:
+    """What enters the first of some blocks, and the other arguments of each.
+
+    The model stops at the last of them, or runs to its end to check that they run in a row.
+    """
+    watch = _Watch(modules, stop=not check)
+    handles = [m.register_forward_pre_hook(watch.before, with_kwargs=True) for m in modules]
+    handles += [m.register_forward_hook(watch.after) for m in modules if check]
     try:
         feed(model, batch)
-    except _EnteredError:
+    except _ReachedError:
         pass
     finally:
-        handle.remove()
-    return seen
+        for handle in handles:
+            handle.remove()
+    if watch.hidden is None or not watch.in_a_row or len(watch.calls) < len(modules):
+        return None
+    return watch.hidden, watch.calls
 
 
-def _call(args: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
-    """The hidden state, the other arguments, and those with a name, without a cache of keys."""
+def _call(
+    block: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[Tensor, Call] | None:
+    """The hidden state and the other arguments, without a cache of keys.
+
+    None where the state is not the first argument, so that no other can be put in its place.
+    """
     named = {k: None if _is_cache(v) else v for k, v in named.items()}
     if "use_cache" in named:
         named["use_cache"] = False
-    if args:
-        return [*(None if _is_cache(v) else v for v in args), named]
-    return [named.pop("hidden_states"), named]
+    rest: tuple[Any, ...] = tuple(None if _is_cache(v) else v for v in args)
+    if not rest:
+        takes = next(iter(signature(block.forward).parameters.values()), None)
+        if takes is None or takes.kind is takes.KEYWORD_ONLY or takes.name not in named:
+            return None
+        rest = (named.pop(takes.name),)
+    return (rest[0], (rest[1:], named)) if _is_state(rest[0]) else None
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a tensor of numbers with a fraction."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _is_cache(value: Any) -> bool:
     """Whether an argument is a cache of keys and values, which every call would add to."""
     return hasattr(value, "get_seq_length")
-
-
-def _in_a_row(model: nn.Module, modules: Sequence[nn.Module], batch: Batch) -> bool:
-    entered: list[tuple[nn.Module, list[Any]]] = []
-    left: list[Any] = []
-
-    def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        entered.append((module, _call(args, named) if args or "hidden_states" in named else []))
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        left.append(first(output))
-
-    handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in modules]
-    handles += [m.register_forward_hook(after) for m in modules]
-    try:
-        feed(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if [module for module, _ in entered] != list(modules) or not all(call for _, call in entered):
-        return False
-    start = entered[0][1]
-    follows = all(call[0] is out for (_, call), out in zip(entered[1:], left, strict=False))
-    plain = all(isinstance(out, Tensor) and out.is_floating_point() for out in [start[0], *left])
-    return follows and plain and all(_same(call[1:], start[1:]) for _, call in entered)
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -1,0 +1,277 @@
+"""Whole models of many kinds: each is cut to its budget, and the dense one stays as it was."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import bondwise as bw
+import tiny
+
+WORDS = 96  # in the vocabulary of every model here
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+def seeded(make):
+    def build():
+        torch.manual_seed(0)
+        return make().eval()
+
+    return build
+
+
+def ids(rows=4, length=16, count=4):
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randint(1, WORDS, (rows, length), generator=draw) for _ in range(count)]
+
+
+def named(batches, **more):
+    return [{"input_ids": batch} | {n: f(batch) for n, f in more.items()} for batch in batches]
+
+
+def images(count=4):
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(4, 3, 16, 16, generator=draw) for _ in range(count)]
+
+
+def vectors(*shape, count=4):
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(*shape, generator=draw) for _ in range(count)]
+
+
+def small(config, **more):
+    """A tiny configuration, with weights that are not near zero."""
+    return config(vocab_size=WORDS, initializer_range=0.2, **more)
+
+
+def t5():
+    config = hf.T5Config(
+        vocab_size=WORDS, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return hf.T5ForConditionalGeneration(config)
+
+
+def albert():
+    return hf.AlbertModel(
+        small(
+            hf.AlbertConfig, embedding_size=16, hidden_size=32, num_hidden_layers=3,
+            num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+
+
+def experts():
+    return hf.MixtralForCausalLM(
+        small(
+            hf.MixtralConfig, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+            max_position_embeddings=64,
+        )
+    )  # fmt: skip
+
+
+def vit():
+    return hf.ViTModel(hf.ViTConfig(**VISION, initializer_range=0.2))
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 7 * 7, 48),
+        nn.ReLU(),
+        nn.Linear(48, 10),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, size=32):
+        super().__init__()
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(size), nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Chain(nn.Module):
+    """Blocks of a list, run in a given order."""
+
+    def __init__(self, order, tied=False):
+        super().__init__()
+        self.blocks, self.order = nn.ModuleList(Residual() for _ in range(3)), order
+        if tied:
+            self.blocks[2].up.weight = self.blocks[0].up.weight
+
+    def forward(self, x):
+        for k in self.order:
+            x = self.blocks[k](x)
+        return x
+
+
+class Dropped(Chain):
+    """Blocks that are skipped at random in training, as LayerDrop does."""
+
+    def forward(self, x):
+        for block in self.blocks:
+            if not self.training or torch.rand(()) > 0.5:
+                x = block(x)
+        return x
+
+
+class Mixture(nn.Module):
+    """Experts as layers of their own; no token goes to the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(Residual() for _ in range(3))
+
+    def forward(self, x):
+        first = x[..., 0] > 0
+        y = torch.zeros_like(x)
+        y[first] = self.experts[0](x[first])
+        y[~first] = self.experts[1](x[~first])
+        return y
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(24, 32, batch_first=True), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0])
+
+
+class Mixed(nn.Module):
+    """Gives a dictionary, and hands the state on by name."""
+
+    class Block(Residual):
+        def forward(self, *, hidden_states, scale):
+            return (hidden_states + scale * super().forward(hidden_states), None)
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(self.Block() for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x, _ = layer(hidden_states=x, scale=0.5)
+        return {"state": x, "count": 3}
+
+
+def encoder():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def in_dtype(make, dtype):
+    """Parameters as from_pretrained gives them: buffers, such as rotary angles, stay in float32."""
+
+    def build():
+        model = make()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return model
+
+    return build
+
+
+KINDS = {
+    "llama": (tiny.llama, ids()),
+    "llama in bfloat16": (in_dtype(tiny.llama, torch.bfloat16), ids()),
+    "llama in float16": (in_dtype(tiny.llama, torch.float16), ids()),
+    "llama in float64": (in_dtype(tiny.llama, torch.float64), ids()),
+    "gpt2": (tiny.gpt2, ids()),
+    "bert": (tiny.bert, named(ids(), attention_mask=torch.ones_like)),
+    "t5": (seeded(t5), named(ids(), decoder_input_ids=lambda x: x[:, :6])),
+    "albert": (seeded(albert), ids()),
+    "mixtral": (seeded(experts), ids()),
+    "vit": (seeded(vit), [{"pixel_values": x} for x in images()]),
+    "convolutions": (seeded(convolutions), images()),
+    "tied blocks": (seeded(lambda: Chain((0, 1, 2), tied=True)), vectors(20, 32)),
+    "another order": (seeded(lambda: Chain((2, 0, 1))), vectors(20, 32)),
+    "one skipped": (seeded(lambda: Chain((0, 2))), vectors(20, 32)),
+    "one twice": (seeded(lambda: Chain((0, 1, 1, 2))), vectors(20, 32)),
+    "layer drop": (lambda: seeded(lambda: Dropped(()))().train(), vectors(20, 32)),
+    "an idle expert": (seeded(Mixture), vectors(20, 32)),
+    "lstm": (seeded(Recurrent), vectors(4, 10, 24)),
+    "named states": (seeded(Mixed), vectors(4, 10, 32)),
+}
+
+
+def answer(model, batch):
+    model = model.eval()
+    with torch.no_grad():
+        given = model(**batch) if isinstance(batch, dict) else model(batch)
+    given = given[0] if isinstance(given, tuple) else given
+    if not isinstance(given, torch.Tensor):
+        given = next(v for v in given.values() if isinstance(v, torch.Tensor))
+    return given.double()
+
+
+def state(model):
+    """Everything of a model that must not change."""
+    return (
+        {n: (p.clone(), p.requires_grad, p.dtype, p.grad) for n, p in model.named_parameters()},
+        {n: b.clone() for n, b in model.named_buffers()},
+        {
+            n: (m.training, type(m), sorted(m.__dict__), *map(len, hooks(m)))
+            for n, m in model.named_modules()
+        },
+    )
+
+
+def hooks(module):
+    return module._forward_pre_hooks, module._forward_hooks, module._backward_hooks
+
+
+def assert_same(one, two):
+    for a, b in zip(one[:2], two[:2], strict=True):
+        assert a.keys() == b.keys()
+    for name, (p, *rest) in one[0].items():
+        assert torch.equal(p, two[0][name][0]), name
+        assert rest == list(two[0][name][1:]), name
+    for name, buffer in one[1].items():
+        assert torch.equal(buffer, two[1][name]), name
+    assert one[2] == two[2]
+
+
+def error(dense, model, data):
+    wanted = torch.cat([answer(dense, batch).flatten() for batch in data])
+    given = torch.cat([answer(model, batch).flatten() for batch in data])
+    assert torch.isfinite(given).all()
+    return float((given - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_any_kind_is_cut_and_left_as_it_was(kind, tmp_path):
+    make, data = KINDS[kind]
+    model = make()
+    before, random = state(model), torch.get_rng_state()
+    errors = []
+    for keep in (0.4, 0.9):
+        result = bw.tensorize(model, keep=keep, data=data)
+        assert_same(before, state(model))
+        assert torch.equal(torch.get_rng_state(), random)
+        assert result.table.kept <= keep
+        small = result.model
+        errors.append(error(deepcopy(model), deepcopy(small), data))
+    assert errors[1] < errors[0]
+    bw.save(small, tmp_path / "saved")
+    again = bw.load(tmp_path / "saved", make())
+    for batch in data[:2]:
+        assert torch.equal(answer(again, batch), answer(small, batch))
