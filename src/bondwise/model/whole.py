@@ -22,7 +22,7 @@ from bondwise.model.table import Row, decided
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
 FLOOR = 0.4  # of the keep: what every weight gets, since its sensitivity holds for small errors
-JUDGED = 4  # samples of a batch that a whole model's output is compared on
+JUDGED = 2  # samples of a batch that a whole model's output is compared on
 
 Copy = Callable[[nn.Module, Mapping[str, nn.Module]], nn.Module]
 
