@@ -116,7 +116,11 @@ class _Batches:
         self.source = source
 
     def __iter__(self) -> Iterator[Batch]:
-        return (_batch(item) for item in self.source)
+        item = None
+        for item in self.source:
+            yield _batch(item)
+        if item is None:
+            raise DataError("The data held no batch; give at least one.")
 
     def __length_hint__(self) -> int:
         return length_hint(self.source)

@@ -11,7 +11,7 @@ Every token weighs alike: a few of them are hundreds of times longer than the ot
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, isfinite, pi
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,8 @@ class _Goal:
 
     def __init__(self, block: nn.Module, inputs: Stream, wanted: Sequence[Tensor]) -> None:
         self.block, self.inputs, self.wanted = block, inputs, wanted
-        mean = sum(float(y.float().pow(2).mean()) for y in wanted) / len(wanted)
+        means = [float(y.float().pow(2).mean()) for y in wanted]
+        mean = sum(m for m in means if isfinite(m)) / len(means)
         self.tiny = TINY * mean * wanted[0].shape[-1] or TINY
 
     def loss(self, batch: int) -> Tensor:
