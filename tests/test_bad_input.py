@@ -222,7 +222,7 @@ def test_texts(capsys, shelf, desk, content, says):
         (["--format", "o a,, a i -> (o) (i)"], "has an empty core"),
         (["--format", "o! a, a i -> (o!) (i)"], "'o!' in 'o! a, a i -> (o!) (i)' is no index"),
         (["--format", "o i -> (o) (i)"], "stores less in this format than dense"),
-        (["--unit", "bytes"], "unit='bytes' came; budgets are counted in numbers so far"),
+        (["--unit", "bytes", "--format", "lowrank"], "unit='bytes' came with format='lowrank'"),
         (["--unit", "nosuch"], "unit='nosuch' came"),
         (["--effort", "nosuch"], "write one of fast, best"),
         (["--prefer", "nosuch"], "write one of speed, size, quality"),

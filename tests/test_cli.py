@@ -303,7 +303,8 @@ def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf):
     assert max(map(len, said.out.splitlines())) <= 80
     assert "model.layers.*.self_attn.q_proj x2" in said.out
     assert "the head is ignored by default" in said.out
-    assert said.out.endswith("Note: ignore pattern 'nosuch' matches nothing\n")
+    assert "Note: ignore pattern 'nosuch' matches nothing\n" in said.out
+    assert "Note: cut alike; with --data" in said.out
     full = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--full", "-q").out
     assert full.count("lowrank") == 14
     plan = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--json").json

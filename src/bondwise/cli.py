@@ -42,6 +42,7 @@ app = typer.Typer(
 _Usage: Any = next(e for e in typer.BadParameter.__mro__ if e.__name__ == "ClickException")
 INTERRUPTED = 130  # what newer versions of typer return of Ctrl-C
 STOPPED = "Stopped by Ctrl-C; nothing was left half-written."
+CUT_ALIKE = "cut alike; with --data, compress keeps more where errors cost more"
 WRONG_USAGE = (BudgetError, DataError, NetworkError, SelectionError, ShapeError)
 
 
@@ -87,6 +88,7 @@ def plan(
     keep: flags.Keep = None,
     targets: flags.Targets = None,
     ignore: flags.Ignore = None,
+    protect: flags.Protect = None,
     format: flags.Format = None,  # noqa: A002
     full: flags.Full = False,
     seed: flags.Seed = 0,
@@ -100,10 +102,20 @@ def plan(
     from bondwise.model.recipe import chosen
     from bondwise.model.tensorize import plan_model
 
-    todo = chosen(None, model=model, keep=keep, targets=targets, ignore=ignore, format=format)
+    todo = chosen(
+        None,
+        model=model,
+        keep=keep,
+        targets=targets,
+        ignore=ignore,
+        protect=protect,
+        format=format,
+    )
     check_recipe(todo)
     loaded = _load(model, dtype, device, quiet)
-    table = plan_model(loaded.model, todo.keep, todo.targets, todo.ignore, todo.format)
+    table = plan_model(
+        loaded.model, todo.keep, todo.targets, todo.ignore, todo.format, todo.protect
+    )
     before, after = table.targeted
     report = {
         "source": model,
@@ -112,7 +124,7 @@ def plan(
         "seed": seed,
         "targeted": {"before": before, "after": after},
         "weights": [row.as_dict() for row in table],
-        "notes": list(table.notes),
+        "notes": [*table.notes, *[CUT_ALIKE] * (todo.format == "auto")],
     }
     _show(report, json_, "plan", full=full)
 
@@ -125,6 +137,7 @@ def compress(
     keep: flags.Keep = None,
     targets: flags.Targets = None,
     ignore: flags.Ignore = None,
+    protect: flags.Protect = None,
     format: flags.Format = None,  # noqa: A002
     unit: flags.Unit = None,
     prefer: flags.Prefer = None,
@@ -157,6 +170,7 @@ def compress(
         keep=keep,
         targets=targets,
         ignore=ignore,
+        protect=protect,
         format=format,
         unit=unit,
         prefer=prefer,

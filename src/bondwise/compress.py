@@ -76,9 +76,11 @@ def run(
             tokenizer=tokenizer,
             targets=recipe.targets,
             ignore=recipe.ignore,
+            protect=recipe.protect,
             format=recipe.format,
             effort=recipe.effort,
             prefer=recipe.prefer,
+            unit=recipe.unit,
             seed=recipe.seed,
             windows=recipe.windows,
             length=recipe.length,
@@ -91,16 +93,13 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuse what this version cannot do, before anything is loaded.
 
     Raises:
-        BudgetError: a unit other than params, or a keep, dtype, device or number that is none.
+        BudgetError: a unit that cannot be had, or a keep, dtype, device or number that is none.
         NetworkError: a format that is none.
         DataError: windows of no tokens, or none at all.
     """
-    if recipe.unit != "params":
-        raise BudgetError(
-            f"unit={recipe.unit!r} came; budgets are counted in numbers so far: write params."
-        )
     check_keep(recipe.keep)
-    check_choices(recipe.effort, recipe.prefer)
+    given = recipe.data is not None
+    check_choices(recipe.effort, recipe.prefer, recipe.unit, recipe.format, given)
     builder(recipe.format)
     dtype(recipe.dtype)
     check_device(recipe.device)

@@ -53,6 +53,14 @@ Ignore = Annotated[
         help="What to leave alone, besides the head, tied weights and routers; may be repeated.",
     ),
 ]
+Protect = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="What stays dense but counts in the budget, so that the rest is cut more; may be "
+        "repeated.",
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option(
@@ -108,7 +116,9 @@ Calibration = Annotated[
 Unit = Annotated[
     str | None,
     typer.Option(
-        metavar="UNIT", help="What keep counts: params (bytes, macs and seconds come later)."
+        metavar="UNIT",
+        help="What keep counts: params, or with --data and format auto also bytes, macs (for a "
+        "token) or modelled seconds. [default: params]",
     ),
 ]
 Prefer = Annotated[

@@ -56,7 +56,6 @@ def test_one_sequence_is_enough_and_is_said():
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="survey.resumed reruns a skipped block")
 def test_a_block_of_another_width_before_the_last():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 32), nn.Linear(32, 24), nn.Linear(24, 24))

@@ -27,6 +27,7 @@ class Stream:
         masks: per batch which positions are tokens and not padding; None where all are.
         dtype: what a block gets them in; None for the dtype that they are kept in.
         later: the other arguments of each block that follows; empty where they are the same.
+        beside: what the block before gave beside the state of batch 0; None for the state alone.
     """
 
     hidden: tuple[Tensor, ...]
@@ -34,6 +35,7 @@ class Stream:
     masks: tuple[Tensor | None, ...]
     dtype: torch.dtype | None = None
     later: tuple[tuple[Call, ...], ...] = ()
+    beside: tuple[Any, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -47,6 +49,7 @@ class Stream:
             tuple(self.masks[k] for k in chosen),
             self.dtype,
             tuple(tuple(calls[k] for k in chosen) for calls in self.later),
+            self.beside if chosen[:1] == [0] else None,
         )
 
     def to(self, dtype: torch.dtype) -> "Stream":
@@ -58,19 +61,27 @@ class Stream:
         if not self.hidden:
             return self
         hidden: list[Tensor] = []
+        beside: tuple[Any, ...] | None = None
         watching = nullcontext() if inputs is None else inputs.watching()
         with torch.no_grad(), watching, precision(self.hidden[0].device, self.hidden[0].dtype):
             for batch, x in enumerate(self.hidden):
                 if inputs is not None:
                     inputs.begin(self.masks[batch])
-                hidden.append(self.run(block, batch).to(x.dtype))
+                output = self._output(block, batch)
+                hidden.append(first(output).to(x.dtype))
+                if batch == 0 and isinstance(output, tuple):
+                    beside = cast(tuple[Any, ...], output)[1:]
         calls, *later = self.later or (self.calls,)
-        return replace(self, hidden=tuple(hidden), calls=calls, later=tuple(later))
+        return replace(self, hidden=tuple(hidden), calls=calls, later=tuple(later), beside=beside)
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
-        """The block's output for one batch; it may write into a copy of what enters it."""
+        """The state that the block gives for one batch."""
+        return first(self._output(block, batch))
+
+    def _output(self, block: nn.Module, batch: int) -> Any:
+        """All that the block gives; it may write into a copy of what enters it."""
         x, rest, named = _cast((self.hidden[batch].clone(), *self.calls[batch]), self.dtype)
-        return first(block(x, *rest, **named))
+        return block(x, *rest, **named)
 
 
 def chains(model: nn.Module, targets: Iterable[str]) -> list[tuple[str, ...]]:

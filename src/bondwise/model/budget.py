@@ -70,7 +70,7 @@ def allocate(
     ('dense', {'a': 6})
     """
     check_keep(keep)
-    problem = _Problem(sites, sensitivity, _unit(unit, sites), frozenset(protect), floor, prefer)
+    problem = _Problem(sites, sensitivity, counted(unit, sites), frozenset(protect), floor, prefer)
     budget, least = keep * problem.dense, _least(problem.fine)
     if least > budget:
         raise BudgetError(
@@ -279,7 +279,7 @@ def _fill(chosen: list[Choice], problem: _Problem, budget: float) -> None:
         chosen[k] = then
 
 
-def _unit(unit: str, sites: Sites) -> Callable[[Candidate], float]:
+def counted(unit: str, sites: Sites) -> Callable[[Candidate], float]:
     """What a candidate costs in a unit.
 
     Raises:

@@ -23,6 +23,7 @@ class Recipe:
     keep: float = 0.8
     targets: tuple[str, ...] = ("linear",)
     ignore: tuple[str, ...] = ()
+    protect: tuple[str, ...] = ()
     format: str = "auto"
     unit: str = "params"
     prefer: str = "speed"

@@ -195,18 +195,12 @@ def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
 @contextmanager
 def resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -> Generator[None]:
     """The model, run from the block ``at`` on: those before it hand on what is known to enter."""
-    known = stream.hidden[0]
     skipped = [model.get_submodule(name) for name in blocks[:at]]
-    shape: list[Any] = []
 
     def skip(*_args: Any, **_named: Any) -> Any:
-        return shape[0]
+        known = stream.hidden[0].clone()  # a block may write into what it is given
+        return known if stream.beside is None else (known, *stream.beside)
 
-    if skipped:
-        rest, named = stream.calls[0]
-        with torch.no_grad(), precision(known.device, known.dtype):
-            given = skipped[-1](known, *rest, **named)
-        shape.append((known, *given[1:]) if isinstance(given, tuple) else known)
     with forwarding(skipped, skip):
         yield
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import BudgetError, SelectionError
+from bondwise.model.budget import UNITS
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.data import batches
 from bondwise.model.hub import attach, detach
@@ -156,7 +157,8 @@ def tensorize(
             cannot be met that way; "size" and "quality" leave out nothing. With data and
             ``format="auto"``.
         unit: what ``keep`` is a fraction of: "params", "bytes", "macs" for a token, or modelled
-            "seconds"; other than params with data and ``format="auto"`` only.
+            "seconds"; other than params with data and ``format="auto"`` only. A note of the table
+            says what was kept in another unit.
         seed: which windows of the text, and the starts of fits that have random ones.
         windows: windows of text.
         length: tokens of a window, at most as many as the model has positions for.
@@ -165,7 +167,7 @@ def tensorize(
 
     Raises:
         SelectionError: a target matches nothing, or a weight is not finite.
-        BudgetError: keep is outside (0, 1] or out of reach.
+        BudgetError: keep is outside (0, 1] or out of reach, or a choice is none.
         DataError: data that cannot be used.
 
     >>> from bondwise import tensorize
@@ -173,7 +175,7 @@ def tensorize(
     >>> result.model(torch.zeros(2, 64)).shape
     torch.Size([2, 64])
     """
-    check_choices(effort, prefer)
+    check_choices(effort, prefer, unit, format, data is not None)
     steps = Steps()
     table = plan_model(model, keep, targets, ignore, format, protect)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -324,12 +326,18 @@ def _why_dense(weight: Weight, keep: float, name: str) -> str:
     return "keep is 1" if keep == 1 else f"{name} would be larger than dense"
 
 
-def check_choices(effort: str, prefer: str) -> None:
-    """Refuse an effort or preference that is none.
+def check_choices(effort: str, prefer: str, unit: str, form: str, data: bool) -> None:
+    """Refuse an effort, a preference or a unit that is none, or that cannot be had like this.
 
     Raises:
         BudgetError: listing those that there are.
     """
-    for what, value, values in (("effort", effort, EFFORTS), ("prefer", prefer, PREFERENCES)):
+    choices = (("effort", effort, EFFORTS), ("prefer", prefer, PREFERENCES), ("unit", unit, UNITS))
+    for what, value, values in choices:
         if value not in values:
             raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")
+    if unit != "params" and (form != "auto" or not data):
+        came = f"format={form!r}" if form != "auto" else "no data"
+        raise BudgetError(
+            f"unit={unit!r} came with {came}; give data and format='auto', or write unit='params'."
+        )

@@ -9,7 +9,7 @@ from torch import nn
 from bondwise.errors import BudgetError
 from bondwise.model import cost
 from bondwise.model.blocks import Stream, capture, chains, holds
-from bondwise.model.budget import allocate, mixed
+from bondwise.model.budget import allocate, counted, mixed
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.candidates import Candidate, Site
 from bondwise.model.continuations import continuations
@@ -106,6 +106,8 @@ def compress_whole(
             fitted.append(fit_layers(model, left, outside, asked.seed))
     done = _outcome(rows, picks, found, fitted)
     done.notes += notes
+    if found is not None and asked.unit != "params":
+        done.notes.append(_spent(found, picks, asked))
     if not held:
         done.notes.append("one sample came: errors are those of the tokens that were fitted on")
     return done
@@ -199,7 +201,7 @@ def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
     different: list[dict[str, Candidate]] = []
     for alpha in asked.work.alphas:
         sensitivity = mixed(_known(found), alpha)
-        floor = FLOOR * asked.keep
+        floor = FLOOR * _left(found, asked)
         chosen = allocate(
             found.sites,
             asked.keep,
@@ -212,6 +214,22 @@ def _allocations(found: Survey, asked: Settings) -> list[dict[str, Candidate]]:
         if chosen not in different:
             different.append(chosen)
     return different
+
+
+def _left(found: Survey, asked: Settings) -> float:
+    """The fraction that weights which are not protected may keep, in numbers; 0 for none."""
+    whole = [(c.weights[0], c.numbers) for site in found.sites for c in site if not c.networks]
+    total = sum(size for _, size in whole)
+    free = sum(size for name, size in whole if name not in asked.protect)
+    return max(0.0, asked.keep * total - (total - free)) / free if free else 0.0
+
+
+def _spent(found: Survey, picks: Mapping[str, Candidate], asked: Settings) -> str:
+    """What a budget in another unit than numbers came to."""
+    price = counted(asked.unit, found.sites)
+    dense = sum(price(c) for site in found.sites for c in site if not c.networks)
+    kept = sum(map(price, set(picks.values()))) / dense
+    return f"kept {kept:.4f} of {asked.keep:g} asked, counted in {asked.unit}"
 
 
 def _known(found: Survey) -> dict[str, float]:
