@@ -7,7 +7,7 @@ what the whole block is refined towards (Wang et al. 2025, AA-SVD).
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -25,8 +25,14 @@ from bondwise.model.survey import sites
 from bondwise.network.network import Network
 from bondwise.weight.fit import fit
 from bondwise.weight.gauge import Compact, compact
+from bondwise.weight.metric import Metric, held_out_shrinkage
 from bondwise.weight.storage import compact_shared
 from bondwise.weight.whitened import metric_norm
+
+NEAR = (0.25, 1.0, 4.0)  # shrinkages to try, times what the number of tokens suggests
+ROUGH = 4  # bytes of a number from which on its rounding is nothing
+
+Weighing = Metric | Tensor | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def fit_chain(
         wanted = stream.after(dense)
         chosen = {w: c for w, c in picks.items() if holds(name, w) and c.networks}
         if chosen:
-            block = _fit_block(dense, name, chosen, entering, given, held_out, seed, found)
+            block, metrics = _fit_block(dense, name, chosen, entering, given, held_out, seed, found)
             if steps:
                 found.refined[name] = refine(
                     block,
@@ -121,7 +127,7 @@ def fit_chain(
                     rate=rate,
                     seed=seed + at,
                 )
-            found.blocks[name] = _stored(block, dense, name, chosen)
+            found.blocks[name] = _stored(block, dense, name, chosen, metrics)
         new = found.blocks.get(name, dense)
         entering, stream = entering.after(new), wanted
         progress("fit", at + 1, len(blocks))
@@ -141,7 +147,7 @@ def fit_layers(
         for candidate in dict.fromkeys(picks[w] for w in chosen):
             new = _networks(candidate, site, layers, seed, found)
             kinds = [site.weights[w].dtype for w in candidate.weights]
-            found.blocks |= _compacted(candidate, new, layers, kinds[0])
+            found.blocks |= _compacted(candidate, new, layers, kinds[0], site.metric)
     return found
 
 
@@ -154,8 +160,8 @@ def _fit_block(
     held_out: Sequence[int],
     seed: int,
     found: Fitted,
-) -> nn.Module:
-    """The block with its networks in plain form and float32, ready to be trained."""
+) -> tuple[nn.Module, dict[str, Weighing]]:
+    """The block with its networks in plain form and float32, ready to be trained; their metrics."""
     block = deepcopy(dense)
     layers = {w: _inside(block, name, w) for w in chosen}
     seen, unseen = Inputs(layers), Inputs(layers)
@@ -163,13 +169,33 @@ def _fit_block(
     if held_out:
         entering.part(held_out).after(block, unseen)
     new: dict[str, nn.Module] = {}
-    for site in sites(layers, seen, unseen):
+    metrics: dict[str, Weighing] = {}
+    for place in sites(layers, seen, unseen):
+        site = _shrunk(place, chosen)
+        metrics |= dict.fromkeys(site.weights, site.metric)
         found.unseen += [] if site.metric is not None else list(site.weights)
         for candidate in dict.fromkeys(chosen[w] for w in site.weights):
             new |= _networks(candidate, site, layers, seed, found)
     for w, layer in new.items():
         block = _put(block, name, w, layer)
-    return block.float()
+    return block.float(), metrics
+
+
+def _shrunk(site: Site, chosen: Mapping[str, Candidate]) -> Site:
+    """The site with the shrinkage, near what its tokens suggest, that is best on other tokens.
+
+    Tried on the largest weight, at the rank that was chosen for it; one for all weights.
+    """
+    metric, held_out = site.metric, site.held_out
+    name = max(site.weights, key=lambda w: site.weights[w].numel())
+    bonds = [size for net in chosen[name].networks for size in net.bonds.values()]
+    if not isinstance(metric, Metric) or not isinstance(held_out, Metric) or not bonds:
+        return site
+    weight = site.weights[name].float()
+    near = [min(1.0, factor * metric.shrinkage) for factor in NEAR]
+    plain = replace(held_out, shrinkage=0.0)
+    rank = min(max(bonds), *weight.shape)
+    return replace(site, metric=held_out_shrinkage(weight, metric, plain, rank, near))
 
 
 def _networks(
@@ -212,13 +238,18 @@ def _plain(net: Network, cores: Sequence[Tensor], layer: nn.Module) -> TensorLay
 
 
 def _stored(
-    block: nn.Module, dense: nn.Module, name: str, chosen: Mapping[str, Candidate]
+    block: nn.Module,
+    dense: nn.Module,
+    name: str,
+    chosen: Mapping[str, Candidate],
+    metrics: Mapping[str, Weighing],
 ) -> nn.Module:
     """The block as it is kept: networks without their gauge, everything in its old dtype."""
     for candidate in dict.fromkeys(chosen.values()):
         layers = {w: _inside(block, name, w) for w in candidate.weights}
-        kind = cast(Tensor, _inside(dense, name, candidate.weights[0]).weight).dtype
-        for w, layer in _compacted(candidate, layers, layers, kind).items():
+        first = candidate.weights[0]
+        kind, metric = cast(Tensor, _inside(dense, name, first).weight).dtype, metrics[first]
+        for w, layer in _compacted(candidate, layers, layers, kind, metric).items():
             block = _put(block, name, w, layer)
     _restore(block, dense)
     return block
@@ -229,15 +260,17 @@ def _compacted(
     layers: Mapping[str, nn.Module],
     sources: Mapping[str, nn.Module],
     dtype: torch.dtype,
+    metric: Weighing,
 ) -> dict[str, nn.Module]:
     """Layers without their gauge; biases and the like come from their sources."""
     plain = [cast(TensorLayer, layers[w]) for w in candidate.weights]
     nets = [layer.network for layer in plain]
     cores = [[core.detach() for core in layer.cores()] for layer in plain]
+    scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
     if len(plain) > 1:
-        forms = compact_shared(nets, cores, dtype)
+        forms = compact_shared(nets, cores, dtype, scale)
     else:
-        forms = [compact(nets[0], cores[0], dtype)]
+        forms = [compact(nets[0], cores[0], dtype, scale)]
     made = [_layer(f, sources[w]) for f, w in zip(forms, candidate.weights, strict=True)]
     if len(made) > 1:
         share(made)

@@ -1,0 +1,61 @@
+"""The shrinkage of a site is chosen on tokens that nothing is fitted on."""
+
+import numpy as np
+import torch
+
+import bondwise as bw
+from bondwise.model import cost
+from bondwise.model.candidates import Candidate, Site
+from bondwise.model.streaming import NEAR, _shrunk
+from bondwise.weight.metric import Metric
+
+
+def lost(weight, moment, other, rank):
+    """Squared error on other tokens of the best low rank in a metric, by numpy alone."""
+    values, vectors = np.linalg.eigh(moment)
+    half = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    left = np.linalg.svd(weight @ half)[0][:, :rank]
+    off = weight - left @ (left.T @ weight)
+    return float(np.trace(off @ other @ off.T))
+
+
+def shrunk(moment, share):
+    return (1 - share) * moment + share * np.diag(np.diag(moment))
+
+
+def site(tokens, noise):
+    """A weight, and inputs that are alike (noise 1) or lie in few directions (0); many are unseen."""
+    draw = np.random.default_rng(3)
+    mix = (1 - noise) * draw.normal(size=(24, 24)) * np.logspace(0, -1.5, 24) + noise * np.eye(24)
+    seen, unseen = draw.normal(size=(tokens, 24)) @ mix.T, draw.normal(size=(4000, 24)) @ mix.T
+    moments = [torch.from_numpy(x.T @ x) for x in (seen, unseen)]
+    share = 24 / (24 + tokens)
+    weight = torch.from_numpy(draw.normal(size=(16, 24))).float()
+    return Site({"w": weight}, Metric(moments[0], tokens, share), Metric(moments[1], 4000, 0.01))
+
+
+def test_the_shrinkage_that_is_best_on_other_tokens_wins():
+    net = bw.lowrank(16, 24, 6)
+    picks = {"w": Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))}
+    found = set()
+    for tokens, noise in ((12, 1.0), (30, 0.1), (2000, 0.0)):
+        place = site(tokens, noise)
+        chosen = _shrunk(place, picks).metric.shrinkage
+        weight = place.weights["w"].double().numpy()
+        seen, other = place.metric.second_moment.numpy(), place.held_out.second_moment.numpy()
+        tried = [min(1.0, place.metric.shrinkage * factor) for factor in NEAR]
+        errors = [lost(weight, shrunk(seen, share), other, 6) for share in tried]
+        best = min(errors)
+        assert errors[tried.index(chosen)] <= best * (1 + 1e-4)
+        found.add(tried.index(chosen))
+    assert len(found) > 1  # it does depend on the tokens
+
+
+def test_nothing_held_out_or_nothing_cut_leaves_the_site_as_it_is():
+    place = site(12, 0.1)
+    dense = Candidate.of(("w",), "dense", (), cost.dense(16, 24, 32), (0.0,))
+    assert _shrunk(place, {"w": dense}) is place
+    alone = Site(place.weights, place.metric)
+    net = bw.lowrank(16, 24, 6)
+    cut = Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))
+    assert _shrunk(alone, {"w": cut}) is alone
