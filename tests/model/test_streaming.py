@@ -24,7 +24,7 @@ def shrunk(moment, share):
 
 
 def site(tokens, noise):
-    """A weight, and inputs that are alike (noise 1) or lie in few directions (0); many are unseen."""
+    """A weight, and inputs that are alike (noise 1) or in few directions (0); most are unseen."""
     draw = np.random.default_rng(3)
     mix = (1 - noise) * draw.normal(size=(24, 24)) * np.logspace(0, -1.5, 24) + noise * np.eye(24)
     seen, unseen = draw.normal(size=(tokens, 24)) @ mix.T, draw.normal(size=(4000, 24)) @ mix.T
