@@ -45,7 +45,7 @@ class Inputs:
         Raises:
             DataError: there was no batch, or an input was not finite (named).
         """
-        core = _without_head(model, self.layers.values())
+        core = without_head(model, self.layers.values())
         total, seen = length_hint(batches), 0
         progress("calibrate", 0, max(total, 1))
         with torch.no_grad(), evaluating(model), self.watching():
@@ -99,7 +99,7 @@ class Inputs:
         return x if mask is None or x.shape[:-1] != mask.shape else x[mask.to(x.device).bool()]
 
 
-def _without_head(model: nn.Module, layers: Iterable[nn.Module]) -> nn.Module:
+def without_head(model: nn.Module, layers: Iterable[nn.Module] = ()) -> nn.Module:
     """The part of a Hugging Face model below its head, where no layer to watch lies in the head."""
     base = getattr(model, "base_model", model)
     if base is model or not isinstance(base, nn.Module):

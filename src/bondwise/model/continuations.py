@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.model.blocks import fast_bfloat16
-from bondwise.model.calibrate import Progress
+from bondwise.model.calibrate import Progress, without_head
 from bondwise.model.data import Batch, feed
 
 PROMPT = 8  # one token in so many of a window is given, the others are drawn
@@ -46,7 +46,7 @@ def continuations(
     given = max(1, length // PROMPT)
     if length < 2 * PROMPT:
         return []
-    feed(model, batches[0])  # tokens that the model lacks are named here
+    feed(without_head(model), batches[0])  # tokens that the model lacks are named here
     every = torch.cat([ids[:, :length] for ids in windows])
     writer = _writer(model)
     drawn: list[Tensor] = []

@@ -55,7 +55,7 @@ class Effort:
 
 
 EFFORT = {
-    "fast": Effort(drawn=1, steps=80, rate=1e-3, every=4, alphas=(1.0,)),
+    "fast": Effort(drawn=1, steps=64, rate=1e-3, every=4, alphas=(1.0,)),
     "best": Effort(drawn=3, steps=160, rate=1e-3, every=2, alphas=(0.75, 1.0, 1.25)),
 }
 
