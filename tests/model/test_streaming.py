@@ -51,6 +51,18 @@ def test_the_shrinkage_that_is_best_on_other_tokens_wins():
     assert len(found) > 1  # it does depend on the tokens
 
 
+def test_a_frozen_bias_stays_frozen():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(24, 24), torch.nn.Linear(24, 24))
+    model[0].bias.requires_grad_(False)
+    data = [torch.randn(16, 24) * torch.linspace(0.1, 2, 24) for _ in range(8)]
+    result = bw.tensorize(model, 0.5, data)
+    first = result.model[0]
+    assert not first.bias.requires_grad
+    assert result.model[1].bias.requires_grad
+    assert all(p.requires_grad for name, p in first.named_parameters() if name != "bias")
+
+
 def test_nothing_held_out_or_nothing_cut_leaves_the_site_as_it_is():
     place = site(12, 0.1)
     dense = Candidate.of(("w",), "dense", (), cost.dense(16, 24, 32), (0.0,))

@@ -209,7 +209,10 @@ def _networks(
     names = candidate.weights
     if len(names) == 1:
         ((name,), (net,)) = names, candidate.networks
-        done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=site.held_out)
+        held_out = site.held_out  # what is measured in is never shrunk
+        if isinstance(held_out, Metric):
+            held_out = replace(held_out, shrinkage=0.0)
+        done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=held_out)
         found.errors[name] = (done.error, done.held_out)
         return {name: _plain(done.network, done.cores, layers[name])}
     moments = site.moments()
@@ -294,7 +297,9 @@ def _restore(block: nn.Module, dense: nn.Module) -> None:
             tensor.requires_grad_(old[path].requires_grad)
     for layer in block.modules():
         if isinstance(layer, TensorLayer):
-            layer.requires_grad_(True)
+            for name, parameter in layer.named_parameters():
+                if name != "bias":  # a frozen one stays frozen
+                    parameter.requires_grad_(True)
 
 
 def _inside(block: nn.Module, name: str, path: str) -> nn.Module:
