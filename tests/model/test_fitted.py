@@ -41,3 +41,10 @@ def test_speed_leaves_out_what_is_slower_than_dense():
     every = list(fitted(here, prefer="size"))
     assert len(quick) < len(every)
     assert all(c.seconds[0] <= limit[0] and c.seconds[1] <= limit[1] for c in quick)
+
+
+def test_outputs_folded_in_pairs_keep_a_bond_as_wide_as_the_pairs():
+    folded = [build(32, 48, 12) for build in shapes("mpo", 32, 48)]
+    pairs = next(net for net in folded if [i.size for i in net.rows] == [16, 2])
+    assert tuple(pairs.bonds.values()) == (12,)
+    assert pairs.core_shapes[0][0] == 16

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bondwise.model import cost
+from bondwise.model.calibrate import Inputs
 from bondwise.model.columns import SHARE, loudest, regression, rest
 from bondwise.model.cost import Cost
 from bondwise.model.curves import curve
 from bondwise.model.ladder import STEP
+from bondwise.model.layers import dense_weight
 from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank
 from bondwise.weight.metric import Metric, second_moment
@@ -149,6 +151,21 @@ def candidates(
         for name, weight in wide.items():
             found += _with_columns(name, weight, norms[name], (fitting, held), bits)
     return found
+
+
+def sites(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Site]:
+    """Layers grouped by the input that they share."""
+    groups: dict[str, list[str]] = {}
+    for name in layers:
+        groups.setdefault(seen.group.get(name, name), []).append(name)
+    return [
+        Site(
+            {name: dense_weight(layers[name]) for name in names},
+            seen.of(names[0]),
+            unseen.of(names[0]),
+        )
+        for names in groups.values()
+    ]
 
 
 def _with_columns(

@@ -1,7 +1,9 @@
 """Candidates that need a fit of their own: other networks, each in several shapes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 from torch import Tensor
 
@@ -25,6 +27,26 @@ FORMATS = ("mpo", "btt", "tree", "tucker")
 SWEEPS = 3  # of a fit that is only compared; the one that is chosen is fitted to its end
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A format, and how it splits the rows and the columns of a weight."""
+
+    format: str
+    rows: Modes
+    cols: Modes
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        return prod(self.rows), prod(self.cols)
+
+
+def shape(candidate: Candidate) -> Shape:
+    """The shape of a candidate that is one network."""
+    (net,) = candidate.networks
+    return _shape_of(candidate.format, net)
+
+
 def fitted(
     site: Site,
     fractions: Sequence[float] = (0.6,),
@@ -33,6 +55,7 @@ def fitted(
     prefer: str = "speed",
     formats: Sequence[str] = FORMATS,
     heads: Mapping[str, int] | None = None,
+    among: Collection[Shape] | None = None,
 ) -> Iterator[Candidate]:
     """Networks fitted in the metric, at some fractions of the dense numbers; seconds each.
 
@@ -44,6 +67,7 @@ def fitted(
             1 or 256; "size" and "quality" do not.
         formats: some of mpo, btt, tree and tucker.
         heads: how many heads the rows of a weight are, for those that have heads.
+        among: the only shapes to look at; all that there are by default.
 
     >>> import torch
     >>> site = Site({"q": torch.eye(16)})
@@ -54,11 +78,10 @@ def fitted(
     metric = None if site.metric is None else fitting
     for name, weight in site.weights.items():
         out, inp = weight.shape
-        whole = Weight(name, "Linear", (out, inp))
         limit = cost.dense(out, inp, bits).seconds
         for form in formats:
-            builds = shapes(form, out, inp, (heads or {}).get(name))
-            for net in _networks([Ladder(whole, build, bits) for build in builds], fractions):
+            found = ladders(name, out, inp, form, bits, among, (heads or {}).get(name))
+            for net in _networks(found, fractions):
                 price = cost.network(net, bits)
                 if prefer == "speed" and any(map(float.__gt__, price.seconds, limit)):
                     continue
@@ -72,15 +95,15 @@ def shapes(
     """Ways to write an out x in weight in a format, as functions of (out, in, rank).
 
     mpo: two sites, split evenly; the inputs alone folded in two, so that both halves of the columns
-    share their row space; the outputs alone; three sites. btt: 1x2, 2x1, 2x2 and 4x4 blocks. tree:
-    four sites. tucker: a row mode of heads.
+    share their row space; the outputs alone, in pairs of rows; three sites. btt: 1x2, 2x1, 2x2 and
+    4x4 blocks. tree: four sites. tucker: a row mode of heads.
 
     >>> [build(16, 16, 2).core_shapes for build in shapes("mpo", 16, 16)][1]
     ((16, 2, 2), (2, 1, 8))
     """
     two, three, four = ((balanced(out, n), balanced(inp, n)) for n in (2, 3, 4))
     splits: dict[str, tuple[Callable[..., Network], list[tuple[Modes, Modes]]]] = {
-        "mpo": (mpo, [two, ((out, 1), (2, inp // 2)), ((2, out // 2), (1, inp)), three]),
+        "mpo": (mpo, [two, ((out, 1), (2, inp // 2)), ((out // 2, 2), (1, inp)), three]),
         "btt": (
             btt,
             [((out // o, o), (i, inp // i)) for o, i in ((1, 2), (2, 1), (2, 2), (4, 4))],
@@ -91,6 +114,25 @@ def shapes(
     build, found = splits[form]
     whole = [modes for modes in dict.fromkeys(found) if _shape(*modes) == (out, inp)]
     return [partial(_built, build, modes) for modes in whole]
+
+
+def ladders(
+    name: str,
+    out: int,
+    inp: int,
+    form: str,
+    bits: int,
+    among: Collection[Shape] | None = None,
+    heads: int | None = None,
+) -> list[Ladder]:
+    """The ranks of every shape of a format, or of some shapes."""
+    whole = Weight(name, "Linear", (out, inp))
+    found = [Ladder(whole, build, bits) for build in shapes(form, out, inp, heads)]
+    return [x for x in found if among is None or _shape_of(form, x.at(1)) in among]
+
+
+def _shape_of(form: str, net: Network) -> Shape:
+    return Shape(form, tuple(i.size for i in net.rows), tuple(i.size for i in net.cols))
 
 
 def _shape(rows: Modes, cols: Modes) -> tuple[int, int]:

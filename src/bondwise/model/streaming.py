@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, holds
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.candidates import Candidate, Site
+from bondwise.model.candidates import Candidate, Site, sites
 from bondwise.model.curves import shared_cores
 from bondwise.model.data import fitted_on
+from bondwise.model.fitted import FORMATS
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.model.refine import Refined, refine
 from bondwise.model.storage import TensorLayer, share
-from bondwise.model.survey import sites
 from bondwise.network.network import Network
 from bondwise.weight.fit import fit
 from bondwise.weight.gauge import Compact, compact
@@ -45,6 +45,7 @@ class Effort:
         rate: its largest step.
         every: sensitivities are measured in every so many blocks.
         alphas: powers of the sensitivities to try; the best by held-out output is taken.
+        formats: networks to try beside low rank; each takes fits of its own.
     """
 
     drawn: int
@@ -52,11 +53,14 @@ class Effort:
     rate: float
     every: int
     alphas: tuple[float, ...]
+    formats: tuple[str, ...]
 
 
 EFFORT = {
-    "fast": Effort(drawn=1, steps=64, rate=1e-3, every=4, alphas=(1.0,)),
-    "best": Effort(drawn=3, steps=160, rate=1e-3, every=2, alphas=(0.75, 1.0, 1.25)),
+    "fast": Effort(drawn=1, steps=64, rate=1e-3, every=4, alphas=(1.0,), formats=("btt",)),
+    "best": Effort(
+        drawn=3, steps=160, rate=1e-3, every=2, alphas=(0.75, 1.0, 1.25), formats=FORMATS
+    ),
 }
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, holds, precision
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.candidates import Candidate, Site, candidates
+from bondwise.model.candidates import Candidate, Site, candidates, sites
 from bondwise.model.data import Batch, evaluating, feed, fitted_on, tokens
 from bondwise.model.layers import dense_weight
+from bondwise.model.scout import Scout
 from bondwise.weight.whitened import whitened_split
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
@@ -81,6 +82,7 @@ def survey(
     *,
     bits: int,
     every: int,
+    scouted: Scout | None = None,
     progress: Progress,
 ) -> Survey:
     """Candidates and sensitivities of the weights in a chain of blocks.
@@ -95,6 +97,7 @@ def survey(
             None measures no sensitivities.
         bits: of a stored number.
         every: measure the sensitivities of every so many blocks, and of the first and the last.
+        scouted: which networks are worth a fit beside what has a closed form.
         progress: called with ("survey", done, total).
     """
     found = Survey([], {})
@@ -107,17 +110,25 @@ def survey(
         judged = (other if held_out else fitting).part([0])
         probed = judge if at % every == 0 or at == len(blocks) - 1 else None
         with nullcontext() if probed is None else resumed(model, blocks, at, judged):
-            found = found.with_rest(look(model, sites(layers, seen, unseen), probed, bits))
+            found = found.with_rest(look(model, sites(layers, seen, unseen), probed, bits, scouted))
         fitting, other = after, other_after
         progress("survey", at + 1, len(blocks))
     return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
 
 
-def look(model: nn.Module, places: Iterable[Site], judge: Judge | None, bits: int) -> Survey:
+def look(
+    model: nn.Module,
+    places: Iterable[Site],
+    judge: Judge | None,
+    bits: int,
+    scouted: Scout | None = None,
+) -> Survey:
     """Candidates of some sites and, where there is a judge, sensitivities of their weights."""
     found = Survey([], {})
     for site in places:
         options = candidates(site, bits=bits)
+        if scouted is not None:
+            options += list(scouted.more(site, options))
         found.sites.append(options)
         if judge is not None:
             found.sensitivity.update(_sensitivities(model, site, options, judge))
@@ -140,21 +151,6 @@ def rest_sites(
             unseen.watch(model, [batches[k] for k in held_out])
     tables = [Site({n: dense_weight(layers[n])}) for n in layers if n not in linear]
     return [*sites(linear, seen, unseen), *tables]
-
-
-def sites(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Site]:
-    """Layers grouped by the input that they share."""
-    groups: dict[str, list[str]] = {}
-    for name in layers:
-        groups.setdefault(seen.group.get(name, name), []).append(name)
-    return [
-        Site(
-            {name: dense_weight(layers[name]) for name in names},
-            seen.of(names[0]),
-            unseen.of(names[0]),
-        )
-        for names in groups.values()
-    ]
 
 
 def _sensitivities(

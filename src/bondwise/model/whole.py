@@ -15,6 +15,7 @@ from bondwise.model.candidates import Candidate, Site
 from bondwise.model.continuations import continuations
 from bondwise.model.data import Batch, evaluating, fitted_on, is_vectors, part, samples
 from bondwise.model.refine import Refined
+from bondwise.model.scout import scout
 from bondwise.model.steps import Steps
 from bondwise.model.streaming import EFFORT, Effort, Fitted, fit_chain, fit_layers
 from bondwise.model.survey import Judge, Survey, look, rest_sites, survey
@@ -176,10 +177,14 @@ def _survey(
     bits = next(iter(asked.bits.values()), 32)
     found = Survey([], {})
     for blocks, names, stream in entering:
+        scouted = scout(
+            model, blocks, names, stream, held,
+            keep=asked.keep, bits=bits, prefer=asked.prefer, formats=asked.work.formats,
+        )  # fmt: skip
         found = found.with_rest(
             survey(
                 model, blocks, names, stream, held, judge,
-                bits=bits, every=asked.work.every, progress=progress,
+                bits=bits, every=asked.work.every, scouted=scouted, progress=progress,
             )
         )  # fmt: skip
     return found.with_rest(look(model, outside, judge, bits))

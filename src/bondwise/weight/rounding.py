@@ -101,7 +101,8 @@ def gram(
     mean = plain.diagonal(dim1=-2, dim2=-1).mean(-1)
     ridge = RIDGE * torch.where(mean > 0, mean, 1.0)
     G = (plain + plain.mT) / 2 + ridge[:, None, None] * eye
-    return G, eye + torch.linalg.solve(G, weighed.mT @ (ends.matrix(before) - B))
+    off = weighed.mT @ (ends.matrix(before) - B)
+    return G, eye + torch.cholesky_solve(off, torch.linalg.cholesky(G))
 
 
 def feedback(

@@ -319,7 +319,8 @@ def _inverse(
     values = matrix.matrix(batch, rows, [prime(name) for name in rows])
     mean = values.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(values.dtype).tiny)
     eye = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
-    inverse = torch.linalg.inv(values + (_RIDGE * mean)[:, None, None] * eye).to(dtype)
+    factor = torch.linalg.cholesky(values + (_RIDGE * mean)[:, None, None] * eye)
+    inverse = torch.cholesky_inverse(factor).to(dtype)  # batches of LU can hang on two threads
     around = (*batch, *rows)
 
     def apply(residual: Named) -> Named:
