@@ -7,8 +7,8 @@ CODE = """
 import torch, bondwise as bw
 torch.set_num_threads(2)
 x = torch.randn(900, 768, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-W = torch.randn(96, 768, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-done = bw.fit(W, bw.btt((48, 2), (2, 384), 40), metric=x.T @ x, sweeps=2)
+W = torch.randn(384, 768, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+done = bw.fit(W, bw.btt((384, 1), (2, 384), 300), metric=x.T @ x, sweeps=1)
 assert 0 < done.error < 1, done.error
 bw.compact(done.network, done.cores, torch.bfloat16, x.T @ x)
 """
