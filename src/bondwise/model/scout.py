@@ -22,6 +22,7 @@ from bondwise.model.fitted import Shape, fitted, ladders, shape
 from bondwise.model.ladder import STEP
 
 PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted
+MOST = 0.7  # of the dense numbers: above it most networks are modelled slower than dense
 WORTH = 0.97  # a squared error above this part of low rank's is not worth fits of its own
 
 
@@ -87,11 +88,12 @@ def scout(
         weights: paths of the layers to look at.
         stream: what enters the first block.
         held_out: batches that errors are measured on; the others are fitted on.
-        keep: fraction of the dense numbers.
+        keep: fraction of the dense numbers; shapes are fitted there, or at `MOST` of them.
         bits: of a stored number.
         prefer: "speed" leaves out what is modelled slower than dense.
         formats: some of mpo, btt, tree and tucker; none for no scouting.
     """
+    keep = min(keep, MOST)  # what a shape gains on low rank changes little with the rank
     gains: dict[str, dict[Shape, list[float]]] = {}
     probes = sorted({int(place * len(blocks)) for place in PLACES}) if formats else []
     fitting, other = stream.part(fitted_on(len(stream), held_out)), stream.part(held_out)
