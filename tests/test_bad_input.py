@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -427,9 +428,10 @@ def process(*arguments, **options):
 def test_ctrl_c_ends_in_one_sentence(shelf, desk):
     (desk / "long.txt").write_text(tiny.text(200_000))
     before = files(desk)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background do not
     running = process(
         "compress", shelf / "llama", "--data", "long.txt", "--out", "o",
-        "--windows", 100_000, "--length", 64,
+        "--windows", 100_000, "--length", 64, preexec_fn=hears,
     )  # fmt: skip
     assert running.stderr.readline().startswith("load: ")
     running.send_signal(signal.SIGINT)
