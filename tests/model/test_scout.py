@@ -7,7 +7,7 @@ from torch import nn
 import bondwise as bw
 from bondwise.model.candidates import Site, candidates
 from bondwise.model.fitted import Shape, fitted, shape
-from bondwise.model.scout import Scout, inside
+from bondwise.model.scout import Scout, heads_of, inside
 from bondwise.weight.metric import Metric
 
 
@@ -71,3 +71,25 @@ def test_a_model_whose_columns_fall_in_halves_gets_block_tensor_trains():
 def test_the_path_of_a_weight_inside_its_block():
     assert inside(["a.1", "a.10"], "a.10.down") == ".down"
     assert inside(["a.1"], "head") == "head"
+
+
+def test_heads_are_known_from_the_attention_they_are_in():
+    attention = nn.Module()
+    attention.head_dim = 8
+    attention.q_proj, attention.one = nn.Linear(32, 24), nn.Linear(32, 8)
+    attention.other = nn.Linear(32, 20)
+    model = nn.ModuleDict({"attention": attention, "mlp": nn.Linear(32, 24)})
+    names = ("attention.q_proj", "attention.one", "attention.other", "mlp")
+    assert [heads_of(model, name) for name in names] == [3, 0, 0, 0]
+
+
+def test_a_tucker_network_of_heads_is_offered_at_every_rank_once_it_won(monkeypatch):
+    monkeypatch.setattr("bondwise.model.scout.WORTH", float("inf"))  # one rank never beats low rank
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 64, generator=draw)
+    weights = {"b.0.q": torch.randn(64, 64, generator=draw)}
+    here = Site(weights, Metric(x.T @ x, 400, 0.05))
+    won = Shape("tucker", (4, 16), (64,))
+    found = list(Scout({".q": won}, ("b.0",), 0.5, 32).more(here, candidates(here)))
+    assert len({c.numbers for c in found}) > 3
+    assert {shape(c) for c in found} == {won}

@@ -5,8 +5,9 @@ import torch
 
 import bondwise as bw
 from bondwise.model import cost
-from bondwise.model.candidates import Candidate, Site
-from bondwise.model.streaming import NEAR, _shrunk
+from bondwise.model.candidates import COLUMNS, Candidate, Site
+from bondwise.model.layers import TensorLinear
+from bondwise.model.streaming import EFFORT, NEAR, _shrunk, fit_layers
 from bondwise.weight.metric import Metric
 
 
@@ -71,3 +72,64 @@ def test_nothing_held_out_or_nothing_cut_leaves_the_site_as_it_is():
     net = bw.lowrank(16, 24, 6)
     cut = Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))
     assert _shrunk(alone, {"w": cut}) is alone
+
+
+def test_outside_blocks_the_shrinkage_is_chosen_too():
+    place = site(2000, 0.0)
+    layer = torch.nn.Linear(24, 16, bias=False)
+    layer.weight.data = place.weights["w"]
+    model = torch.nn.ModuleDict({"w": layer})
+    net = bw.lowrank(16, 24, 6)
+    picks = {"w": Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))}
+    new = fit_layers(model, picks, [place], 0).blocks["w"].dense().double().detach().numpy()
+    weight, other = layer.weight.detach().double().numpy(), place.held_out.second_moment.numpy()
+    off = weight - new
+    tried = [min(1.0, place.metric.shrinkage * factor) for factor in NEAR]
+    seen = place.metric.second_moment.numpy()
+    best = min(lost(weight, shrunk(seen, share), other, 6) for share in tried)
+    assert float(np.trace(off @ other @ off.T)) <= best * (1 + 1e-3)
+
+
+class Loud(torch.nn.Module):
+    """A block whose weight is of low rank but for two columns of many."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.mix = torch.nn.Linear(200, 200, bias=True)
+        low = torch.randn(200, 6, generator=draw) @ torch.randn(6, 200, generator=draw)
+        low[:, [17, 101]] = 60 * torch.randn(200, 2, generator=draw)
+        self.mix.weight.data = low / 200
+
+    def forward(self, x):
+        return x + torch.tanh(self.mix(x))
+
+
+def test_best_keeps_loud_columns_dense_and_everything_goes_on_with_them(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*[Loud(k) for k in range(3)])
+    data = [torch.randn(64, 200) for _ in range(12)]
+    result = bw.tensorize(model, 0.1, data, effort="best", prefer="size")
+    rows = [row for row in result.table if row.format == COLUMNS]
+    assert rows, "no weight kept columns"
+    assert all(row.remainder == 2 for row in rows)
+    assert result.table.kept <= 0.1
+    layer = result.model.get_submodule(rows[0].name)
+    assert isinstance(layer, TensorLinear)
+    assert len(layer.remainder_at) == 2
+    stored = sum(m.stored_numbers for m in result.model.modules() if isinstance(m, TensorLinear))
+    assert stored == result.table.targeted[1]
+    x = data[0]
+    with torch.no_grad():
+        wanted, given = model(x), result.model(x)
+    assert float((given - wanted).norm() / (wanted - x).norm()) < 0.1
+    bw.save(result.model, tmp_path / "kept")
+    again = bw.load(tmp_path / "kept", torch.nn.Sequential(*[Loud(k) for k in range(3)]))
+    with torch.no_grad():
+        assert torch.equal(again(x), given)
+        assert torch.allclose(bw.merge(result.model)(x), given, atol=1e-4)
+
+
+def test_fast_leaves_columns_out():
+    assert COLUMNS in EFFORT["best"].exact
+    assert COLUMNS not in EFFORT["fast"].exact

@@ -91,7 +91,7 @@ def test_a_weight_that_no_token_reaches_is_fitted_alone_and_named():
 
     model = Experts()
     result = bw.tensorize(model, keep=0.6, data=torch.randn(50, 64))
-    assert result.table.notes == ("no token reached spare: fitted to the weight alone",)
+    assert result.table.notes == ("no token but zeros reached spare: fitted to the weight alone",)
     alone = bw.fit(model.spare.weight, result.table["spare"].network)
     expected = bw.dense(alone.network, alone.cores)
     torch.testing.assert_close(result.model.spare.dense(), expected)
@@ -284,3 +284,11 @@ def test_protected_weights_stay_dense_and_the_others_pay(data):
     assert 0.55 < result.table.kept <= 0.6
     with pytest.raises(bw.errors.BudgetError, match=r"at least 0\.[34]"):
         bw.tensorize(model, keep=0.3, data=data, protect="1")
+
+
+def test_protected_weights_say_so_and_a_pattern_without_any_is_noted():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    data = torch.randn(300, 32)
+    result = bw.tensorize(model, 0.7, data, protect=["0", "nowhere"])
+    assert [row.reason for row in result.table if row.name == "0"] == ["protected"]
+    assert "protect pattern 'nowhere' matches nothing that was chosen" in result.table.notes

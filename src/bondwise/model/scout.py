@@ -20,8 +20,10 @@ from bondwise.model.candidates import Candidate, Site, candidates, sites
 from bondwise.model.data import fitted_on
 from bondwise.model.fitted import Shape, fitted, ladders, shape
 from bondwise.model.ladder import STEP
+from bondwise.model.layers import dense_weight
 
 PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what models call it
 MOST = 0.7  # of the dense numbers: above it most networks are modelled slower than dense
 WORTH = 0.97  # a squared error above this part of low rank's is not worth fits of its own
 
@@ -50,7 +52,10 @@ class Scout:
             if won is None or not low:
                 continue
             one = replace(site, weights={name: weight})
-            for tried in fitted(one, (self.keep,), bits=self.bits, prefer="size", among={won}):
+            heads = {name: won.rows[0]}  # of a Tucker network; others don't look
+            for tried in fitted(
+                one, (self.keep,), bits=self.bits, prefer="size", heads=heads, among={won}
+            ):
                 gain = tried.errors[0] / (_at(low, tried.numbers) or 1.0)
                 if gain <= WORTH:
                     yield from self._ranks(name, won, gain, low)
@@ -59,7 +64,7 @@ class Scout:
         self, name: str, won: Shape, gain: float, low: Sequence[tuple[int, float]]
     ) -> Iterator[Candidate]:
         out, inp = won.whole
-        (ladder,) = ladders(name, out, inp, won.format, self.bits, {won})
+        (ladder,) = ladders(name, out, inp, won.format, self.bits, {won}, won.rows[0])
         for rank in range(STEP, ladder.top + 1, STEP):
             net = ladder.at(rank)
             price = cost.network(net, self.bits)
@@ -107,7 +112,10 @@ def scout(
         for site in sites(layers, seen, unseen) if probed else ():
             exact = candidates(site, bits=bits, formats=("lowrank",))
             lows = {w: _curve(exact, w) for w in site.weights}
-            for tried in fitted(site, (keep,), bits=bits, prefer=prefer, formats=formats):
+            heads = {w: count for w in site.weights if (count := heads_of(model, w))}
+            for tried in fitted(
+                site, (keep,), bits=bits, prefer=prefer, formats=formats, heads=heads
+            ):
                 (weight,) = tried.weights
                 low = _at(lows[weight], tried.numbers)
                 if low > 0:
@@ -119,6 +127,14 @@ def scout(
         if mean(ratios[won]) <= WORTH:
             best[kind] = won
     return Scout(best, tuple(blocks), keep, bits)
+
+
+def heads_of(model: nn.Module, name: str) -> int:
+    """How many heads the outputs of a weight are, by what its module's parent says; 0 for none."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    size = next((s for key in HEAD_SIZES if isinstance(s := getattr(parent, key, None), int)), 0)
+    out = len(dense_weight(model.get_submodule(name)))
+    return out // size if size and out % size == 0 and out > size else 0
 
 
 def inside(blocks: Sequence[str], name: str) -> str:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, holds
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.candidates import Candidate, Site, sites
+from bondwise.model.candidates import COLUMNS, EXACT, Candidate, Site, sites
+from bondwise.model.columns import low_rank_with_columns
 from bondwise.model.curves import shared_cores
 from bondwise.model.data import fitted_on
 from bondwise.model.fitted import FORMATS
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.model.refine import Refined, refine
+from bondwise.model.remainder import Columns
 from bondwise.model.storage import TensorLayer, share
 from bondwise.network.network import Network
 from bondwise.weight.fit import fit
@@ -45,7 +47,8 @@ class Effort:
         rate: its largest step.
         every: sensitivities are measured in every so many blocks.
         alphas: powers of the sensitivities to try; the best by held-out output is taken.
-        formats: networks to try beside low rank; each takes fits of its own.
+        exact: formats whose curves are in closed form, one decomposition for all ranks.
+        formats: networks to try beside them; each takes fits of its own.
     """
 
     drawn: int
@@ -53,13 +56,28 @@ class Effort:
     rate: float
     every: int
     alphas: tuple[float, ...]
+    exact: tuple[str, ...]
     formats: tuple[str, ...]
 
 
 EFFORT = {
-    "fast": Effort(drawn=1, steps=64, rate=1e-3, every=4, alphas=(1.0,), formats=("btt",)),
+    "fast": Effort(
+        drawn=1,
+        steps=64,
+        rate=1e-3,
+        every=4,
+        alphas=(1.0,),
+        exact=EXACT,
+        formats=("btt",),
+    ),
     "best": Effort(
-        drawn=3, steps=160, rate=1e-3, every=2, alphas=(0.75, 1.0, 1.25), formats=FORMATS
+        drawn=3,
+        steps=160,
+        rate=1e-3,
+        every=2,
+        alphas=(0.75, 1.0, 1.25),
+        exact=(*EXACT, COLUMNS),
+        formats=FORMATS,
     ),
 }
 
@@ -144,8 +162,11 @@ def fit_layers(
     """New layers for weights outside the blocks, fitted to the dense model's inputs."""
     found = Fitted()
     layers = {name: model.get_submodule(name) for name in picks}
-    for site in places:
-        chosen = [w for w in site.weights if w in picks]
+    for place in places:
+        chosen = [w for w in place.weights if w in picks]
+        if not chosen:
+            continue
+        site = _shrunk(place, picks)
         if site.metric is None:
             found.unseen += [w for w in chosen if not isinstance(layers[w], nn.Embedding)]
         for candidate in dict.fromkeys(picks[w] for w in chosen):
@@ -191,7 +212,7 @@ def _shrunk(site: Site, chosen: Mapping[str, Candidate]) -> Site:
     Tried on the largest weight, at the rank that was chosen for it; one for all weights.
     """
     metric, held_out = site.metric, site.held_out
-    name = max(site.weights, key=lambda w: site.weights[w].numel())
+    name = max(chosen.keys() & site.weights, key=lambda w: (site.weights[w].numel(), w))
     bonds = [size for net in chosen[name].networks for size in net.bonds.values()]
     if not isinstance(metric, Metric) or not isinstance(held_out, Metric) or not bonds:
         return site
@@ -210,38 +231,72 @@ def _networks(
     found: Fitted,
 ) -> dict[str, nn.Module]:
     """Layers for the weights of one candidate, fitted in the metric of their inputs."""
+    if len(candidate.weights) > 1:
+        return _shared(candidate, site, layers, found)
+    ((name,), (net,)) = candidate.weights, candidate.networks
+    if candidate.remainder:
+        return {name: _beside_columns(name, net, candidate.remainder, site, layers[name], found)}
+    held_out = site.held_out  # what is measured in is never shrunk
+    if isinstance(held_out, Metric):
+        held_out = replace(held_out, shrinkage=0.0)
+    done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=held_out)
+    found.errors[name] = (done.error, done.held_out)
+    return {name: _plain(done.network, done.cores, layers[name])}
+
+
+def _shared(
+    candidate: Candidate, site: Site, layers: Mapping[str, nn.Module], found: Fitted
+) -> dict[str, nn.Module]:
+    """Low rank of several weights with one common core on the side of the inputs."""
     names = candidate.weights
-    if len(names) == 1:
-        ((name,), (net,)) = names, candidate.networks
-        held_out = site.held_out  # what is measured in is never shrunk
-        if isinstance(held_out, Metric):
-            held_out = replace(held_out, shrinkage=0.0)
-        done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=held_out)
-        found.errors[name] = (done.error, done.held_out)
-        return {name: _plain(done.network, done.cores, layers[name])}
     moments = site.moments()
     weights = [site.weights[name].double() for name in names]
     ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
     lefts, right = shared_cores(weights, moments[0], rank)
-    rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
-    root = scale.sqrt()
-    right = root[:, None] * right
+    lefts, right = _balanced(lefts, right)
     made: list[TensorLayer] = []
     for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
-        left = left @ rotation * root
-        off = weight - left @ right
-        fitted, unseen = (metric_norm(off, m) / (metric_norm(weight, m) or 1.0) for m in moments)
-        found.errors[name] = (fitted, unseen)
+        found.errors[name] = _errors(weight, left @ right, moments)
         made.append(_plain(net, (left.float(), right.float()), layers[name]))
     share(made)
     return dict(zip(names, made, strict=True))
 
 
-def _plain(net: Network, cores: Sequence[Tensor], layer: nn.Module) -> TensorLayer:
+def _beside_columns(
+    name: str, net: Network, count: int, site: Site, layer: nn.Module, found: Fitted
+) -> TensorLayer:
+    """Low rank with some columns dense beside it, both fitted at once."""
+    weight, moments = site.weights[name].double(), site.moments()
+    (rank,) = net.bonds.values()
+    best = low_rank_with_columns(weight, moments[0], rank, count)
+    found.errors[name] = _errors(weight, best.dense(), moments)
+    (left,), right = _balanced([best.left], best.right)
+    rest = Columns(best.positions, best.values)
+    return _plain(net, (left.float(), right.float()), layer, rest)
+
+
+def _balanced(lefts: Sequence[Tensor], right: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The same products, with singular values split evenly, as training likes them."""
+    rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
+    root = scale.sqrt()
+    return [left @ rotation * root for left in lefts], root[:, None] * right
+
+
+def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Relative errors on the tokens that were fitted on, and on held-out ones."""
+    fitting, held_out = (
+        metric_norm(weight - new, m) / (metric_norm(weight, m) or 1.0) for m in moments
+    )
+    return fitting, held_out
+
+
+def _plain(
+    net: Network, cores: Sequence[Tensor], layer: nn.Module, rest: Columns | None = None
+) -> TensorLayer:
     if isinstance(layer, nn.Embedding):
         return TensorEmbedding(net, cores)
     bias = cast(Tensor | None, layer.bias)
-    return TensorLinear(net, cores, bias, origin=type(layer).__name__)
+    return TensorLinear(net, cores, bias, origin=type(layer).__name__, remainder=rest)
 
 
 def _stored(
@@ -278,16 +333,20 @@ def _compacted(
         forms = compact_shared(nets, cores, dtype, scale)
     else:
         forms = [compact(nets[0], cores[0], dtype, scale)]
-    made = [_layer(f, sources[w]) for f, w in zip(forms, candidate.weights, strict=True)]
+    made = [
+        _layer(form, sources[w], layer)
+        for form, w, layer in zip(forms, candidate.weights, plain, strict=True)
+    ]
     if len(made) > 1:
         share(made)
     return dict(zip(candidate.weights, made, strict=True))
 
 
-def _layer(form: Compact, source: nn.Module) -> TensorLayer:
+def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
     if isinstance(source, nn.Embedding):
         return TensorEmbedding.from_compact(form, source)
-    made = TensorLinear.from_compact(form, source)
+    rest = plain.rest() if isinstance(plain, TensorLinear) else None
+    made = TensorLinear.from_compact(form, source, rest)
     made.origin = source.origin if isinstance(source, TensorLinear) else made.origin
     return made
 

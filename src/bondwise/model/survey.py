@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, holds, precision
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.candidates import Candidate, Site, candidates, sites
+from bondwise.model.candidates import COLUMNS, EXACT, Candidate, Site, candidates, sites
 from bondwise.model.data import Batch, evaluating, feed, fitted_on, tokens
 from bondwise.model.layers import dense_weight
-from bondwise.model.scout import Scout
+from bondwise.model.scout import Scout, inside
 from bondwise.weight.whitened import whitened_split
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
@@ -82,6 +82,7 @@ def survey(
     *,
     bits: int,
     every: int,
+    formats: Sequence[str] = EXACT,
     scouted: Scout | None = None,
     progress: Progress,
 ) -> Survey:
@@ -97,6 +98,7 @@ def survey(
             None measures no sensitivities.
         bits: of a stored number.
         every: measure the sensitivities of every so many blocks, and of the first and the last.
+        formats: those in closed form, see `candidates`.
         scouted: which networks are worth a fit beside what has a closed form.
         progress: called with ("survey", done, total).
     """
@@ -110,7 +112,8 @@ def survey(
         judged = (other if held_out else fitting).part([0])
         probed = judge if at % every == 0 or at == len(blocks) - 1 else None
         with nullcontext() if probed is None else resumed(model, blocks, at, judged):
-            found = found.with_rest(look(model, sites(layers, seen, unseen), probed, bits, scouted))
+            places = sites(layers, seen, unseen)
+            found = found.with_rest(look(model, places, probed, bits, formats, scouted))
         fitting, other = after, other_after
         progress("survey", at + 1, len(blocks))
     return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
@@ -121,12 +124,15 @@ def look(
     places: Iterable[Site],
     judge: Judge | None,
     bits: int,
+    formats: Sequence[str] = EXACT,
     scouted: Scout | None = None,
 ) -> Survey:
     """Candidates of some sites and, where there is a judge, sensitivities of their weights."""
     found = Survey([], {})
     for site in places:
-        options = candidates(site, bits=bits)
+        # columns are the loudest inputs', which no token of a table or of an idle weight shows
+        known = [form for form in formats if form != COLUMNS or site.metric is not None]
+        options = candidates(site, bits=bits, formats=known)
         if scouted is not None:
             options += list(scouted.more(site, options))
         found.sites.append(options)
@@ -224,12 +230,10 @@ def _spread(
         return {}
     where = {w: k for w in weights for k, b in enumerate(blocks) if holds(b, w)}
 
-    def own(name: str) -> str:
-        return name.removeprefix(blocks[where[name]])
-
     found: dict[str, float] = {}
     for name in weights:
-        alike = [m for m in measured if own(m) == own(name)] or list(measured)
+        kind = inside(blocks, name)
+        alike = [m for m in measured if inside(blocks, m) == kind] or list(measured)
         nearest = min(alike, key=lambda m: abs(where[m] - where[name]))
         found[name] = measured[nearest]
     return found

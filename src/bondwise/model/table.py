@@ -146,7 +146,8 @@ def decided(weight: Weight, chosen: Candidate, site: Sequence[Candidate]) -> Row
     What weights that share a core take is split in proportion to what each stored before.
     """
     if not chosen.networks:
-        return Row(weight, "dense at this budget", weight.numbers)
+        reason = "protected" if weight.protected else "dense at this budget"
+        return Row(weight, reason, weight.numbers)
     at = chosen.weights.index(weight.name)
     sizes = [prod(net.shape) for net in chosen.networks]
     part = sizes[at] / sum(sizes)

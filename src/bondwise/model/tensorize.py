@@ -93,7 +93,13 @@ def plan_model(
     weights, notes = select(model, targets, ignore)
     build = builder(format)
     modules = dict(model.named_modules(remove_duplicate=False))
-    weights = [_guarded(w, modules, protect) for w in weights]
+    patterns = [protect] if isinstance(protect, str) else protect
+    weights = [replace(w, protected=_guards(patterns, w, modules)) for w in weights]
+    notes += [
+        f"protect pattern {pattern!r} matches nothing that was chosen"
+        for pattern in patterns
+        if not any(_guards([pattern], w, modules) for w in weights)
+    ]
     bits = {w.name: _bits(modules[w.name]) for w in weights if w.chosen}
     ladders = [Ladder(w, build, bits[w.name]) for w in weights if w.chosen]
     networks = uniform(ladders, keep)
@@ -311,13 +317,11 @@ def _bits(module: nn.Module) -> int:
     return torch.finfo(weight.dtype).bits
 
 
-def _guarded(weight: Weight, modules: Mapping[str, nn.Module], protect: Patterns) -> Weight:
-    patterns = [protect] if isinstance(protect, str) else protect
+def _guards(patterns: Sequence[str], weight: Weight, modules: Mapping[str, nn.Module]) -> bool:
     names = (weight.name, *weight.aliases)
-    found = weight.chosen and any(
+    return weight.chosen and any(
         matches(pattern, name, modules[weight.name]) for pattern in patterns for name in names
     )
-    return replace(weight, protected=found)
 
 
 def _why_dense(weight: Weight, keep: float, name: str) -> str:

@@ -184,10 +184,11 @@ def _survey(
         found = found.with_rest(
             survey(
                 model, blocks, names, stream, held, judge,
-                bits=bits, every=asked.work.every, scouted=scouted, progress=progress,
+                bits=bits, every=asked.work.every, formats=asked.work.exact,
+                scouted=scouted, progress=progress,
             )
         )  # fmt: skip
-    return found.with_rest(look(model, outside, judge, bits))
+    return found.with_rest(look(model, outside, judge, bits, asked.work.exact))
 
 
 def _preferred(found: Survey, asked: Settings) -> tuple[list[dict[str, Candidate]], list[str]]:
@@ -325,7 +326,9 @@ def _outcome(
     done = Outcome(modules=_modules(fitted))
     for fit in fitted:
         done.blocks |= fit.refined
-        done.notes += [f"no token reached {n}: fitted to the weight alone" for n in fit.unseen]
+        done.notes += [
+            f"no token but zeros reached {name}: fitted to the weight alone" for name in fit.unseen
+        ]
     errors = {n: e for fit in fitted for n, e in fit.errors.items()}
     for name, row in rows.items():
         if name in sites:
