@@ -233,7 +233,7 @@ def _networks(
     """Layers for the weights of one candidate, fitted in the metric of their inputs."""
     if len(candidate.weights) > 1:
         return _shared(candidate, site, layers, found)
-    (name,), net = candidate.weights, candidate.networks[0]
+    name, net = candidate.weights[0], candidate.networks[0]
     if candidate.remainder:
         return {name: _beside_columns(name, net, candidate.remainder, site, layers[name], found)}
     held_out = site.held_out  # what is measured in is never shrunk
