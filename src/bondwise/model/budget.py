@@ -15,7 +15,7 @@ from math import ceil
 
 from bondwise.errors import BudgetError
 from bondwise.model.candidates import Candidate
-from bondwise.model.cost import SECONDS_PER_STEP
+from bondwise.model.cost import spare
 from bondwise.model.hull import Point, front, gain, joined, lower_hull, segments
 from bondwise.model.ladder import check_keep
 
@@ -55,7 +55,7 @@ def allocate(
         floor: the least fraction that a weight, or weights that share, may keep.
         protect: names of weights that stay dense.
         prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
-            tokens; low rank may take the time of one more call for each weight.
+            tokens; a network of two cores may take the time of one more call.
 
     Raises:
         BudgetError: keep is outside (0, 1], the unit none of the four, or the budget below what
@@ -181,7 +181,7 @@ class _Problem:
         if self.prefer != "speed":
             return True
         names = candidate.weights
-        more = SECONDS_PER_STEP * len(names) if "lowrank" in candidate.format else 0.0
+        more = spare(candidate.networks)
         limits = [sum(self._dense[n].seconds[k] for n in names) + more for k in (0, 1)]
         return all(s <= limit for s, limit in zip(candidate.seconds, limits, strict=True))
 

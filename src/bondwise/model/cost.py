@@ -1,5 +1,6 @@
 """What a way to store a weight costs: numbers, bytes, multiplications and seconds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
@@ -100,6 +101,11 @@ def columns(out: int, count: int, bits: int) -> Cost:
     """A remainder of so many dense columns; each position takes 32 bits."""
     numbers, size = stored(out * count, 32 * count, bits)
     return Cost(numbers, size, out * count, _matmuls([(1, out, count)], bits), size)
+
+
+def spare(networks: Sequence[Network]) -> float:
+    """Seconds that networks may take beyond dense and still count as fast: a call for two cores."""
+    return SECONDS_PER_STEP * sum(len(net.cores) == 2 for net in networks)
 
 
 def _matmuls(products: list[tuple[int, int, int]], bits: int) -> tuple[float, float]:

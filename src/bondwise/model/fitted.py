@@ -24,6 +24,7 @@ from bondwise.weight.whitened import metric_norm
 Modes = tuple[int, ...]
 
 FORMATS = ("mpo", "btt", "tree", "tucker")
+SPLITS = (2, 3, 4, 6)  # blocks of the longer side
 SWEEPS = 3  # of a fit that is only compared; the one that is chosen is fitted to its end
 
 
@@ -64,7 +65,7 @@ def fitted(
         fractions: of the dense numbers, at which every shape is fitted once.
         bits: of one stored number.
         prefer: "speed" leaves out, before it is fitted, what is modelled slower than dense at batch
-            1 or 256; "size" and "quality" do not.
+            1 or 256 (two cores may take the time of one more call); "size" and "quality" do not.
         formats: some of mpo, btt, tree and tucker.
         heads: how many heads the rows of a weight are, for those that have heads.
         among: the only shapes to look at; all that there are by default.
@@ -83,7 +84,8 @@ def fitted(
             found = ladders(name, out, inp, form, bits, among, (heads or {}).get(name))
             for net in _networks(found, fractions):
                 price = cost.network(net, bits)
-                if prefer == "speed" and any(map(float.__gt__, price.seconds, limit)):
+                most = [seconds + cost.spare([net]) for seconds in limit]
+                if prefer == "speed" and any(map(float.__gt__, price.seconds, most)):
                     continue
                 error = _error(weight, net, metric, held)
                 yield Candidate.of((name,), form, (net,), price, (error,))
@@ -95,8 +97,9 @@ def shapes(
     """Ways to write an out x in weight in a format, as functions of (out, in, rank).
 
     mpo: two sites, split evenly; the inputs alone folded in two, so that both halves of the columns
-    share their row space; the outputs alone, in pairs of rows; three sites. btt: 1x2, 2x1, 2x2 and
-    4x4 blocks. tree: four sites. tucker: a row mode of heads.
+    share their row space; the outputs alone, in pairs of rows; three sites. btt: the longer side in
+    2, 3, 4 or 6 blocks, since near-square blocks of full rank store least without their gauge; 1x2,
+    2x1 and 2x2 blocks of a square weight. tree: four sites. tucker: a row mode of heads.
 
     >>> [build(16, 16, 2).core_shapes for build in shapes("mpo", 16, 16)][1]
     ((16, 2, 2), (2, 1, 8))
@@ -106,7 +109,7 @@ def shapes(
         "mpo": (mpo, [two, ((out, 1), (2, inp // 2)), ((out // 2, 2), (1, inp)), three]),
         "btt": (
             btt,
-            [((out // o, o), (i, inp // i)) for o, i in ((1, 2), (2, 1), (2, 2), (4, 4))],
+            [((out // o, o), (i, inp // i)) for o, i in _grids(out, inp)],
         ),
         "tree": (tree, [four]),
         "tucker": (tucker, [((heads, out // heads), (inp,))] if heads else []),
@@ -114,6 +117,13 @@ def shapes(
     build, found = splits[form]
     whole = [modes for modes in dict.fromkeys(found) if _shape(*modes) == (out, inp)]
     return [partial(_built, build, modes) for modes in whole]
+
+
+def _grids(out: int, inp: int) -> list[tuple[int, int]]:
+    """Numbers of blocks of rows and of columns."""
+    if out == inp:
+        return [(1, 2), (2, 1), (2, 2)]
+    return [(1, k) if inp > out else (k, 1) for k in SPLITS]
 
 
 def ladders(

@@ -231,9 +231,10 @@ def _networks(
     found: Fitted,
 ) -> dict[str, nn.Module]:
     """Layers for the weights of one candidate, fitted in the metric of their inputs."""
-    if len(candidate.weights) > 1:
+    name, *others = candidate.weights
+    if others:
         return _shared(candidate, site, layers, found)
-    name, net = candidate.weights[0], candidate.networks[0]
+    (net,) = candidate.networks
     if candidate.remainder:
         return {name: _beside_columns(name, net, candidate.remainder, site, layers[name], found)}
     held_out = site.held_out  # what is measured in is never shrunk

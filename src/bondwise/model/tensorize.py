@@ -159,7 +159,7 @@ def tensorize(
         format: see `plan_model`.
         effort: "fast" or "best": how long blocks are refined, and how many allocations are tried.
         prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
-            tokens (low rank may take the time of one more call), and says so where the budget
+            tokens (two cores may take the time of one more call), and says so where the budget
             cannot be met that way; "size" and "quality" leave out nothing. With data and
             ``format="auto"``.
         unit: what ``keep`` is a fraction of: "params", "bytes", "macs" for a token, or modelled
