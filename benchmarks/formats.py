@@ -1,6 +1,7 @@
 """Where tensor formats beat the matrix, at the same stored numbers: output error, weight by weight.
 
     python benchmarks/formats.py [--keep 0.6] [--blocks 0,9,19,29] [--kinds q_proj,..,down_proj]
+                                 [--formats "low rank;tree, 4 sites;.."]
 
 Every network gets the largest rank that stores at most ``keep`` of the weight's numbers without its
 gauge. It is fitted to the weight alone and in the metric of the calibration inputs; both are judged
@@ -49,13 +50,22 @@ def _split(size: int, parts: int) -> tuple[int, ...]:
     return tuple(balanced(size, parts))
 
 
+def _blocks(out: int, inp: int, count: int, rank: int) -> bw.Network:
+    """Blocks along the longer side (of a square weight: its inputs), each of its own low rank."""
+    if out > inp:
+        return bw.btt((out // count, count), (1, inp), rank)
+    return bw.btt((out, 1), (count, inp // count), rank)
+
+
 FORMATS: dict[str, Build] = {
     "low rank": bw.lowrank,
     "MPO, 2 sites": lambda out, inp, r: bw.mpo(_split(out, 2), _split(inp, 2), r),
     "MPO, input folded in 2": lambda out, inp, r: bw.mpo((out, 1), (2, inp // 2), r),
     "MPO, output folded in 2": lambda out, inp, r: bw.mpo((2, out // 2), (inp, 1), r),
     "btt, 2 x 2 blocks": lambda out, inp, r: bw.btt((out // 2, 2), (2, inp // 2), r),
-    "btt, 4 x 4 blocks": lambda out, inp, r: bw.btt((out // 4, 4), (4, inp // 4), r),
+    "btt, longer side in 2": lambda out, inp, r: _blocks(out, inp, 2, r),
+    "btt, longer side in 3": lambda out, inp, r: _blocks(out, inp, 3, r),
+    "btt, longer side in 4": lambda out, inp, r: _blocks(out, inp, 4, r),
     "tree, 4 sites": lambda out, inp, r: bw.tree(_split(out, 4), _split(inp, 4), r),
     "Tucker, 2 x 2 modes": lambda out, inp, r: bw.tucker(_split(out, 2), _split(inp, 2), r),
 }
@@ -66,6 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, default=0.6)
     parser.add_argument("--blocks", default="0,9,19,29")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--formats", default=";".join(FORMATS), help="names, semicolons between")
     parser.add_argument("--windows", type=int, default=64, help="windows of 256 tokens, each text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "formats")
@@ -130,7 +141,8 @@ def run(given: argparse.Namespace) -> None:
     )
     for name, (block, kind) in names.items():
         weight = loaded.model.get_submodule(name).weight.detach()
-        for label, build in FORMATS.items():
+        for label in given.formats.split(";"):
+            build = FORMATS[label]
             file = given.results / f"{given.keep:g}-{block}-{kind}-{label.replace(' ', '_')}.json"
             net = at_keep(build, *weight.shape, given.keep)
             if net is None or finished(file):
