@@ -231,7 +231,7 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path,
         AutoModel if kind == "bert" else AutoModelForCausalLM,
     )
     changed = [w["name"] for w in said.json["weights"] if w["action"] == "tensorize"]
-    assert networks(model) == len(changed) > 4
+    assert networks(model) == len(changed) >= 4  # of 8 or 14; the budget leaves others dense
     assert torch.equal(output(model), output(auto.from_pretrained(compressed, dtype="auto").eval()))
     assert model.dtype == (torch.bfloat16 if kind == "tied" else torch.float32)
     if kind == "tied":

@@ -198,12 +198,12 @@ def test_the_plot_keeps_what_is_off_the_axis_at_its_edge() -> None:
 
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_formats_meet_their_budget_and_report_the_output_error(name: str) -> None:
-    weight = random(48, 64)
-    net = formats.at_keep(formats.FORMATS[name], 48, 64, 0.6)
+    weight = random(48, 96)
+    net = formats.at_keep(formats.FORMATS[name], 48, 96, 0.6)
     assert net is not None
-    assert net.shape == (48, 64)
+    assert net.shape == (48, 96)
     assert 0.4 * weight.numel() < formats.numbers(net) <= 0.6 * weight.numel()
-    given = metric(64)
+    given = metric(96)
     found = formats.measure(weight, net, given, given)["weight"]
     fit = bw.fit(weight, net)
     lost = (weight - bw.dense(fit.network, fit.cores)).double().numpy()
