@@ -15,7 +15,7 @@ from math import ceil
 
 from bondwise.errors import BudgetError
 from bondwise.model.candidates import Candidate
-from bondwise.model.cost import spare
+from bondwise.model.cost import slower
 from bondwise.model.hull import Point, front, gain, joined, lower_hull, segments
 from bondwise.model.ladder import check_keep
 
@@ -180,10 +180,9 @@ class _Problem:
     def _fast(self, candidate: Candidate) -> bool:
         if self.prefer != "speed":
             return True
-        names = candidate.weights
-        more = spare(candidate.networks)
-        limits = [sum(self._dense[n].seconds[k] for n in names) + more for k in (0, 1)]
-        return all(s <= limit for s, limit in zip(candidate.seconds, limits, strict=True))
+        each = [self._dense[name].seconds for name in candidate.weights]
+        whole = [sum(seconds) for seconds in zip(*each, strict=True)]
+        return not slower(candidate.seconds, whole, candidate.networks)
 
 
 def _solutions(problem: _Problem, budget: float) -> Iterator[list[Choice]]:

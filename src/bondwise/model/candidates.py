@@ -129,7 +129,7 @@ def candidates(
         site: the weights and what their inputs look like.
         bits: of one stored number.
         formats: those to look at; "dense" cannot be left out, and "lowrank + columns" adds a
-            remainder of one dense column in a hundred to each weight.
+            remainder of one dense column in a hundred to each weight that tokens reached.
 
     >>> found = candidates(Site({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
     >>> sorted({c.format for c in found}), max(c.numbers for c in found)
@@ -147,7 +147,7 @@ def candidates(
         groups.append(names)
     for group in groups:
         found += _low_rank({name: wide[name] for name in group}, norms, (fitting, held), bits)
-    if COLUMNS in formats:
+    if COLUMNS in formats and site.metric is not None:  # the loudest inputs are not known else
         for name, weight in wide.items():
             found += _with_columns(name, weight, norms[name], (fitting, held), bits)
     return found

@@ -103,9 +103,17 @@ def columns(out: int, count: int, bits: int) -> Cost:
     return Cost(numbers, size, out * count, _matmuls([(1, out, count)], bits), size)
 
 
-def spare(networks: Sequence[Network]) -> float:
-    """Seconds that networks may take beyond dense and still count as fast: a call for two cores."""
-    return SECONDS_PER_STEP * sum(len(net.cores) == 2 for net in networks)
+def slower(
+    seconds: Sequence[float], dense_seconds: Sequence[float], networks: Sequence[Network]
+) -> bool:
+    """Whether networks take longer than dense for either batch; two cores may take one more call.
+
+    >>> net = lowrank(4, 6, 2)
+    >>> slower((2e-6, 5e-6), (1e-6, 4e-6), [net]), slower((3e-6, 5e-6), (1e-6, 4e-6), [net])
+    (False, True)
+    """
+    more = SECONDS_PER_STEP * sum(len(net.cores) == 2 for net in networks)
+    return any(took > limit + more for took, limit in zip(seconds, dense_seconds, strict=True))
 
 
 def _matmuls(products: list[tuple[int, int, int]], bits: int) -> tuple[float, float]:

@@ -84,8 +84,7 @@ def fitted(
             found = ladders(name, out, inp, form, bits, among, (heads or {}).get(name))
             for net in _networks(found, fractions):
                 price = cost.network(net, bits)
-                most = [seconds + cost.spare([net]) for seconds in limit]
-                if prefer == "speed" and any(map(float.__gt__, price.seconds, most)):
+                if prefer == "speed" and cost.slower(price.seconds, limit, [net]):
                     continue
                 error = _error(weight, net, metric, held)
                 yield Candidate.of((name,), form, (net,), price, (error,))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bondwise.model.blocks import Stream, holds, precision
 from bondwise.model.calibrate import Inputs, Progress
-from bondwise.model.candidates import COLUMNS, EXACT, Candidate, Site, candidates, sites
+from bondwise.model.candidates import EXACT, Candidate, Site, candidates, sites
 from bondwise.model.data import Batch, evaluating, feed, fitted_on, tokens
 from bondwise.model.layers import dense_weight
 from bondwise.model.scout import Scout, inside
@@ -130,9 +130,7 @@ def look(
     """Candidates of some sites and, where there is a judge, sensitivities of their weights."""
     found = Survey([], {})
     for site in places:
-        # columns are the loudest inputs', which no token of a table or of an idle weight shows
-        known = [form for form in formats if form != COLUMNS or site.metric is not None]
-        options = candidates(site, bits=bits, formats=known)
+        options = candidates(site, bits=bits, formats=formats)
         if scouted is not None:
             options += list(scouted.more(site, options))
         found.sites.append(options)
