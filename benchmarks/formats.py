@@ -1,7 +1,7 @@
 """Where tensor formats beat the matrix, at the same stored numbers: output error, weight by weight.
 
     python benchmarks/formats.py [--keep 0.6] [--blocks 0,9,19,29] [--kinds q_proj,..,down_proj]
-                                 [--formats "low rank;tree, 4 sites;.."]
+                                 [--formats "low rank" "tree, 4 sites" ..]
 
 Every network gets the largest rank that stores at most ``keep`` of the weight's numbers without its
 gauge. It is fitted to the weight alone and in the metric of the calibration inputs; both are judged
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, default=0.6)
     parser.add_argument("--blocks", default="0,9,19,29")
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--formats", default=";".join(FORMATS), help="names, semicolons between")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--windows", type=int, default=64, help="windows of 256 tokens, each text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "formats")
@@ -141,7 +141,7 @@ def run(given: argparse.Namespace) -> None:
     )
     for name, (block, kind) in names.items():
         weight = loaded.model.get_submodule(name).weight.detach()
-        for label in given.formats.split(";"):
+        for label in given.formats:
             build = FORMATS[label]
             file = given.results / f"{given.keep:g}-{block}-{kind}-{label.replace(' ', '_')}.json"
             net = at_keep(build, *weight.shape, given.keep)
@@ -164,10 +164,23 @@ def page(found: Sequence[Entry]) -> str:
     parts = ["## Where tensor formats beat the matrix", ABOUT] if found else []
     for keep in sorted({entry["keep"] for entry in found}, reverse=True):
         own = [entry for entry in found if entry["keep"] == keep]
-        command = f"`python benchmarks/formats.py --keep {keep:g}`"
-        parts += [f"### At keep {keep:g}", f"{command}, {len(own)} fits of each sort.", table(own)]
+        about = f"`{command(own, keep)}`, {len(own)} fits of each sort."
+        parts += [f"### At keep {keep:g}", about, table(own)]
         parts += against_data_free(own)
     return "\n\n".join(parts)
+
+
+def command(found: Sequence[Entry], keep: float) -> str:
+    """What makes these fits, and no others."""
+    blocks = ",".join(map(str, sorted({entry["block"] for entry in found})))
+    kinds = [kind for kind in KINDS if any(entry["kind"] == kind for entry in found)]
+    names = [name for name in FORMATS if any(entry["format"] == name for entry in found)]
+    parts = [f"python benchmarks/formats.py --keep {keep:g} --blocks {blocks}"]
+    if len(kinds) < len(KINDS):
+        parts.append("--kinds " + ",".join(kinds))
+    if len(names) < len(FORMATS):
+        parts.append("--formats " + " ".join(f'"{name}"' for name in names))
+    return " ".join(parts)
 
 
 ABOUT = """Output error on held-out Wikipedia tokens, fitted in the metric, over that of low rank in

@@ -222,16 +222,16 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path,
     compressed, merged = tmp_path / "out", tmp_path / "merged"
     said = bondwise(
         capsys, "compress", shelf / kind, "--data", shelf / "text.txt", "--out", compressed,
-        "--keep", 0.7, *FEW, "--json", "-q",
+        "--keep", 0.6, *FEW, "--json", "-q",
     )  # fmt: skip
-    assert 0.686 <= said.json["kept"] <= 0.7
+    assert 0.588 <= said.json["kept"] <= 0.6
     assert "eval" not in said.err if kind == "bert" else "bondwise eval" in said.err
     model, auto = (
         load_model(compressed).model,
         AutoModel if kind == "bert" else AutoModelForCausalLM,
     )
     changed = [w["name"] for w in said.json["weights"] if w["action"] == "tensorize"]
-    assert networks(model) == len(changed) >= 4  # of 8 or 14; the budget leaves others dense
+    assert networks(model) == len(changed) > 4
     assert torch.equal(output(model), output(auto.from_pretrained(compressed, dtype="auto").eval()))
     assert model.dtype == (torch.bfloat16 if kind == "tied" else torch.float32)
     if kind == "tied":
