@@ -249,8 +249,9 @@ def test_flags(capsys, shelf, desk, flags, says):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(capsys, shelf, desk):
-    for verb in ("plan", "compress", "merge", "eval"):
-        more = {"eval": ("--data", shelf / "text.txt"), "plan": ()}.get(verb, ("--out", "o"))
+    for verb in ("plan", "compress", "merge", "eval", "bench"):
+        more = {"eval": ("--data", shelf / "text.txt"), "plan": (), "bench": ()}
+        more = more.get(verb, ("--out", "o"))
         model = shelf / "llama"
         refused(capsys, verb, model, *more, "--device", "cuda", code=2, says="device='cuda' came")
 
@@ -266,6 +267,7 @@ def test_a_gpu_that_is_not_there(capsys, shelf, desk):
         (["merge", "m"], "Missing option '--out'; see bondwise merge --help"),
         (["eval", "m"], "Missing option '--data'"),
         (["plan"], "Missing argument 'MODEL'"),
+        (["bench"], "Missing argument 'DIR'"),
         (["demo", "--keep", "7", "--out", "o"], "keep=7 came"),
         (["demo", "--tiny", "--keep", "0", "--out", "o"], "keep=0 came"),
         (["demo", "--dtype", "int4", "--out", "o"], "dtype='int4' came"),

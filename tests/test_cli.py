@@ -28,6 +28,7 @@ VERBS = {
     ],
     "merge": ["--out", "--force"],
     "eval": ["--data", "--vs", "--windows", "--length"],
+    "bench": ["--vs", "--prompt", "--tokens", "--repeats", "--threads"],
 }
 LOADS_PLAIN = """
 import sys, torch
@@ -337,6 +338,24 @@ def test_eval_names_both_models(capsys, shelf, small):
     assert (alone.code, alone.err) == (0, "")
     assert "ratio" not in alone.out
     assert max(map(len, alone.out.splitlines())) <= 80
+
+
+def test_bench_names_both_models_in_80_columns(capsys, shelf, small):
+    said = bondwise(
+        capsys, "bench", small, "--vs", shelf / "llama", "--prompt", 16, "--tokens", 4,
+        "--repeats", 2, "--threads", 1,
+    )  # fmt: skip
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == "llama beside llama"
+    assert lines[2].split() == ["llama", "llama", "ratio"]
+    assert max(map(len, lines)) <= 80
+    for part in ("decode of 4", "prefill of 16", "time to first", "peak memory", "in memory"):
+        assert any(line.startswith(f" {part}") or f" {part} " in line for line in lines)
+    assert "Medians of 2 runs in turns, lowest and highest; cpu, 1 thread, float32." in said.out
+    assert "Note" not in said.out
+    stages = [line.partition(":")[0] for line in said.err.splitlines()]
+    assert stages == ["load", "warm up", "measure", "peak memory"]
 
 
 def test_windows_are_cut_to_the_positions_that_a_model_has(capsys, shelf, tmp_path):

@@ -239,6 +239,41 @@ def evaluate(
     _show(report, json_, "evaluation")
 
 
+@app.command(short_help="Speed, memory and multiplications, beside another model.")
+def bench(
+    folder: flags.Tensorized,
+    vs: flags.Versus = None,
+    prompt: flags.Prompt = 256,
+    tokens: flags.Written = 32,
+    repeats: flags.Repeats = 5,
+    threads: flags.Threads = None,
+    seed: flags.Seed = 0,
+    device: flags.Device = "cpu",
+    dtype: flags.Dtype = "auto",
+    json_: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Tokens per second, time to first token, memory and multiplications of a model.
+
+    With --vs also of another model, run in turns with it: decoding at batch 1 and the prefill of a
+    prompt, or for encoders one text and eight at a time.
+    """
+    from bondwise.bench.run import Load
+    from bondwise.bench.verb import bench as run
+    from bondwise.bench.verb import check_numbers
+    from bondwise.compress import check_device
+    from bondwise.compress import dtype as named
+    from bondwise.compress import threads as with_threads
+    from bondwise.progress import Bars
+
+    check_device(device)
+    kind = named(dtype)
+    check_numbers(threads=1 if threads is None else threads)
+    with Bars(quiet) as bars, with_threads(threads or 0):
+        report = run(folder, vs, Load(prompt, tokens, seed), repeats, device, kind, bars)
+    _show(report, json_, "benchmark")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a verb, and turns every error that a user can mend into one sentence."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
@@ -297,13 +332,14 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
     if as_json:
         _print_json(report)
         return
-    from bondwise.report import table
+    from bondwise.report import speeds, table
 
     shown = {
         "summary": lambda: table.summary(report),
         "samples": lambda: table.samples(report),
         "plan": lambda: table.plan_table(report, full=full),
         "evaluation": lambda: table.evaluation(report),
+        "benchmark": lambda: speeds.benchmark(report),
     }
     for view in views:
         if view != "samples" or report.get("samples"):

@@ -166,6 +166,34 @@ Evaluated = Annotated[
         help="A folder that compress wrote, another Hugging Face folder, or a GGUF file.",
     ),
 ]
+Prompt = Annotated[
+    int,
+    typer.Option(
+        parser=whole,
+        metavar="N",
+        help="Tokens read at once: the prompt, or each text of an encoder.",
+    ),
+]
+Written = Annotated[
+    int,
+    typer.Option(
+        parser=whole, metavar="N", help="Tokens written after the prompt; an encoder writes none."
+    ),
+]
+Repeats = Annotated[
+    int,
+    typer.Option(
+        parser=whole, metavar="N", help="Timed runs of each model, after one that is not."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole,
+        metavar="N",
+        help="Threads of the processor. [default: as many as torch takes]",
+    ),
+]
 HeldOut = Annotated[
     str, typer.Option(metavar="FILE", help="UTF-8 text, held out from calibration.")
 ]

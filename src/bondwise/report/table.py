@@ -42,23 +42,29 @@ def summary(report: Report) -> Table:
     compared with the dense model and, where the report knows it, with the file it came from.
     """
     groups = (_sizes(report), _evaluation(report), _similarity(report), _steps(report))
-    return _table(_title(report), _caption(report), groups)
+    return compared(_title(report), _caption(report), groups)
 
 
 def evaluation(report: Report) -> Table:
     """The quality alone, of one model or of one beside another, each column under its name."""
+    heading, heads = beside(report)
+    return compared(heading, "", (_evaluation(report),), heads)
+
+
+def beside(report: Report) -> tuple[Text, tuple[str, str, str]]:
+    """The line above a comparison of two models, and its heads; one model leaves some empty."""
     one, other = title(report), title({"source": report["vs"]}) if report.get("vs") else ""
     heading = Text(clip(f"{one} beside {other}" if other else one, WIDTH))
-    heads = (clip(other, 16), clip(one, 16), "ratio" if other else "")
-    return _table(heading, "", (_evaluation(report),), heads)
+    return heading, (clip(other, 16), clip(one, 16), "ratio" if other else "")
 
 
-def _table(
+def compared(
     title: Text,
     caption: str,
     groups: Sequence[list[Row]],
     heads: tuple[str, str, str] = ("before", "after", "ratio"),
 ) -> Table:
+    """Groups of lines with three columns of numbers, one table 80 columns wide."""
     table = Table(
         "", *heads, box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False,
         title=title, title_style="bold", title_justify="left",
@@ -86,7 +92,8 @@ def samples(report: Report) -> Table:
     return table
 
 
-def _row(label: str, before: str = "", after: str = "", ratio: str = "", style: str = "") -> Row:
+def line(label: str, before: str = "", after: str = "", ratio: str = "", style: str = "") -> Row:
+    """One line of `compared`."""
     return Text(label, style), before, after, ratio
 
 
@@ -106,7 +113,7 @@ def _caption(report: Report) -> str:
 
 def _pair(label: str, pair: Mapping[str, Any], unit: Any) -> Row:
     ratio = pair["after"] / pair["before"] if pair["before"] else None
-    return _row(label, unit(pair["before"]), unit(pair["after"]), decimal(ratio))
+    return line(label, unit(pair["before"]), unit(pair["after"]), decimal(ratio))
 
 
 def _sizes(report: Report) -> list[Row]:
@@ -132,8 +139,8 @@ def _quality(entry: Mapping[str, Any]) -> list[Row]:
     before, after = entry["before"], entry["after"]
     alone = "perplexity" not in before
     rows = [
-        _row(clip(str(entry["text"]), 42), style="bold"),
-        _row(
+        line(clip(str(entry["text"]), 42), style="bold"),
+        line(
             f"  perplexity ({windows(entry)})",
             "" if alone else decimal(before["perplexity"], 2),
             decimal(after.get("perplexity"), 2),
@@ -141,11 +148,11 @@ def _quality(entry: Mapping[str, Any]) -> list[Row]:
         ),
     ]
     if entry.get("ratio_low") is not None:
-        rows.append(_row("  95 % interval of the ratio", after=interval(entry)))
+        rows.append(line("  95 % interval of the ratio", after=interval(entry)))
     if after.get("kl") is not None:
-        rows.append(_row("  KL divergence to the dense model", after=decimal(after["kl"])))
+        rows.append(line("  KL divergence to the dense model", after=decimal(after["kl"])))
     if after.get("top1") is not None:
-        rows.append(_row("  top-1 agreement with it", after=percent(after["top1"])))
+        rows.append(line("  top-1 agreement with it", after=percent(after["top1"])))
     return rows
 
 
@@ -165,7 +172,7 @@ def interval(entry: Mapping[str, Any]) -> str:
 def _similarity(report: Report) -> list[Row]:
     entries: Sequence[Mapping[str, Any]] = report.get("similarity") or []
     rows = [
-        _row(
+        line(
             f"  {entry['name']}",
             decimal(entry["before"]),
             decimal(entry["after"]),
@@ -173,7 +180,7 @@ def _similarity(report: Report) -> list[Row]:
         )
         for entry in entries
     ]
-    return [_row("agreement with human ratings", style="bold"), *rows] if rows else []
+    return [line("agreement with human ratings", style="bold"), *rows] if rows else []
 
 
 def _steps(report: Report) -> list[Row]:
@@ -181,13 +188,13 @@ def _steps(report: Report) -> list[Row]:
     if not steps:
         return []
     rows = [
-        _row(f"  {step['name']}", duration(step["seconds"]), size(step["peak_bytes"]))
+        line(f"  {step['name']}", duration(step["seconds"]), size(step["peak_bytes"]))
         for step in steps
     ]
     total = duration(sum(step["seconds"] for step in steps))
     peak = size(max(step["peak_bytes"] for step in steps))
     head = (Text("step", "bold"), "time", "peak memory", "")
-    return [head, *rows, _row("  all steps", total, peak)]
+    return [head, *rows, line("  all steps", total, peak)]
 
 
 def plan_table(report: Report, full: bool = False) -> Group:

@@ -45,6 +45,26 @@ def duration(seconds: Number) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def instant(seconds: Number) -> str:
+    """A time too short for `duration`.
+
+    >>> instant(0.00084), instant(0.0841), instant(1.2345)
+    ('0.84 ms', '84.1 ms', '1.23 s')
+    """
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.{1 if seconds >= 0.01 else 2}f} ms"
+
+
+def rate(value: Number) -> str:
+    """So many in a second.
+
+    >>> rate(41.27), rate(20061.2)
+    ('41.3', '20,061')
+    """
+    return f"{value:,.{0 if value >= 1000 else 1}f}"
+
+
 def decimal(value: Number | None, digits: int = 3) -> str:
     """A measured number; `-` where there is none, powers of ten where it has grown long.
 

@@ -1,0 +1,207 @@
+"""What `bondwise bench` does: speed, memory and multiplications of a model, beside another."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bondwise.bench.count import multiplications, networks, resident_bytes
+from bondwise.bench.peak import peak_bytes
+from bondwise.bench.run import BATCH, Load, Parts, prompts, run, vocabulary, writes
+from bondwise.bench.speed import clock, interleaved, rates, ratios, spreads
+from bondwise.errors import BudgetError, DataError
+from bondwise.huggingface.loading import load_model
+from bondwise.model.text import fitting
+
+Progress = Callable[[str, int, int], None]
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    path: str
+    model: nn.Module
+    entries: int  # of its vocabulary
+
+
+def bench(
+    model: str,
+    vs: str | None,
+    load: Load,
+    repeats: int,
+    device: str,
+    dtype: torch.dtype | None,
+    progress: Progress,
+) -> Report:
+    """The report of one measurement, with as many threads as torch has at the time.
+
+    A first run of each model is not timed: it counts the multiplications and warms up. Peak memory
+    is measured last, when this process has let go of the models.
+
+    Raises:
+        BudgetError: a number of tokens or runs below one.
+        DataError: a model that takes no tokens, or not so many; two models of unlike kinds.
+        CheckpointError: a model cannot be loaded.
+    """
+    check_numbers(prompt=load.prompt, tokens=load.tokens, repeats=repeats)
+    paths = [path for path in (model, vs) if path is not None]
+    report, entries = _measured(paths, load, repeats, device, dtype, progress)
+    for done, (path, entry) in enumerate(zip(paths, entries, strict=True)):
+        progress("peak memory", done, len(paths))
+        entry["peak_bytes"] = _peak(path, load, device, dtype, report["notes"])
+    progress("peak memory", len(paths), len(paths))
+    ours, *other = entries
+    if other:
+        report["ratio"] |= _counts_over(ours, other[0])
+    asked: Report = {"source": model, "vs": vs, "seed": load.seed, "device": device}
+    return asked | report | {"before": other[0] if other else {}, "after": ours}
+
+
+def check_numbers(**numbers: int) -> None:
+    """Refuse numbers below one, and more threads than the machine has processors.
+
+    Raises:
+        BudgetError: with the name of the number.
+    """
+    for name, value in numbers.items():
+        if value < 1:
+            raise BudgetError(f"{name}={value} came; write a whole number of 1 or more.")
+    there = os.cpu_count() or 1
+    if numbers.get("threads", 1) > there:
+        raise BudgetError(
+            f"threads={numbers['threads']} came; this machine has {there} processors: write no "
+            "more than these."
+        )
+
+
+def _measured(
+    paths: Sequence[str],
+    load: Load,
+    repeats: int,
+    device: str,
+    dtype: torch.dtype | None,
+    progress: Progress,
+) -> tuple[Report, list[Report]]:
+    """All but the peak memory; the models are gone when it returns."""
+    progress("load", 0, len(paths))
+    subjects: list[_Subject] = []
+    for done, path in enumerate(paths, start=1):
+        subjects.append(_subject(path, load, device, dtype))
+        progress("load", done, len(paths))
+    _check_kinds(subjects)
+    ids = prompts(load, min(subject.entries for subject in subjects), device)
+    progress("warm up", 0, len(paths))
+    macs: list[Parts] = []
+    for done, subject in enumerate(subjects, start=1):
+        macs.append(_counted(subject, ids, load))
+        progress("warm up", done, len(paths))
+    now = clock(ids.device)
+    jobs = [partial(run, subject.model, ids, load, now) for subject in subjects]
+    took = interleaved(jobs, repeats, partial(progress, "measure"))
+    found = [[rates(seconds, load) for seconds in rounds] for rounds in took]
+    report: Report = {
+        "threads": torch.get_num_threads(),
+        "kind": "language" if writes(subjects[0].model) else "encoder",
+        "prompt": load.prompt,
+        "tokens": load.tokens,
+        "batch": BATCH,
+        "repeats": repeats,
+        "ratio": ratios(*found) if len(found) > 1 else {},
+        "notes": _notes(subjects),
+    }
+    entries = [
+        {
+            "networks": networks(subject.model),
+            "dtype": _dtype(subject.model),
+            **spreads(rounds),
+            "macs": counted,
+            "resident_bytes": resident_bytes(subject.model),
+        }
+        for subject, rounds, counted in zip(subjects, found, macs, strict=True)
+    ]
+    return report, entries
+
+
+def _subject(path: str, load: Load, device: str, dtype: torch.dtype | None) -> _Subject:
+    model = load_model(path, dtype, device).model
+    entries = vocabulary(model)
+    if entries is None:
+        raise DataError(
+            f"{path} holds a {type(model).__name__}, which takes no token ids; give a language "
+            "model or a text encoder"
+        )
+    needs = load.prompt + (load.tokens if writes(model) else 0)
+    there = fitting(model, needs)
+    if there < needs:
+        raise DataError(
+            f"A run of {needs} tokens came, prompt and written ones together, and {path} has "
+            f"{there} positions; write a smaller --prompt or --tokens"
+        )
+    return _Subject(path, model, entries)
+
+
+def _check_kinds(subjects: Sequence[_Subject]) -> None:
+    if len({writes(subject.model) for subject in subjects}) > 1:
+        writer, reader = sorted(subjects, key=lambda subject: not writes(subject.model))
+        raise DataError(
+            f"{writer.path} continues a text and {reader.path} only reads one; "
+            "give two models of one kind"
+        )
+
+
+def _counted(subject: _Subject, ids: torch.Tensor, load: Load) -> Parts:
+    """The first run, with multiplications per token in place of seconds."""
+    try:
+        with multiplications(subject.model) as made:
+            parts = run(subject.model, ids, load, made)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a model raises that wants more than token ids
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(
+            f"{subject.path} does not run on token ids alone ({said[:200]}); give a causal "
+            "language model or a text encoder, or a smaller prompt"
+        ) from error
+    tokens = {"decode": load.tokens, "batched": BATCH * load.prompt}
+    return {name: count / tokens.get(name, load.prompt) for name, count in parts.items()}
+
+
+def _peak(
+    path: str, load: Load, device: str, dtype: torch.dtype | None, notes: list[str]
+) -> int | None:
+    try:
+        return peak_bytes(path, load, device, dtype)
+    except DataError as error:
+        notes.append(str(error))
+        return None
+
+
+def _notes(subjects: Sequence[_Subject]) -> list[str]:
+    notes: list[str] = []
+    if not networks(subjects[0].model):
+        notes.append(f"{subjects[0].path} has no layer that is a tensor network")
+    if len({subject.entries for subject in subjects}) > 1:
+        sizes = " and ".join(f"{subject.entries:,}" for subject in subjects)
+        notes.append(f"the models know {sizes} tokens: their heads and embeddings differ too")
+    if len({_dtype(subject.model) for subject in subjects}) > 1:
+        kinds = " and ".join(_dtype(subject.model) for subject in subjects)
+        notes.append(f"the models run in {kinds}; --dtype gives both the same")
+    return notes
+
+
+def _counts_over(ours: Report, other: Report) -> Report:
+    """Ours over the other's, of what is counted and not timed; None where there is no number."""
+    over: Report = {
+        name: ours[name] / other[name] if ours[name] and other[name] else None
+        for name in ("resident_bytes", "peak_bytes")
+    }
+    both = ((name, ours["macs"][name], other["macs"][name]) for name in ours["macs"])
+    return over | {"macs": {name: one / two if two else None for name, one, two in both}}
+
+
+def _dtype(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")

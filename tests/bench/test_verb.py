@@ -1,0 +1,198 @@
+"""`bondwise bench` from end to end on tiny models; no test looks at how fast they are."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from bondwise.bench import verb
+from verbs import bondwise
+
+FEW = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
+WRITER, READER = ("decode", "prefill", "time_to_first_token"), ("forward", "batched")
+
+
+@pytest.fixture
+def peaks(monkeypatch):
+    """Peak memory without processes: what was asked, in order."""
+    asked = []
+    monkeypatch.setattr(verb, "peak_bytes", lambda path, *_: asked.append(path) or 1000)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_json_has_every_number_and_nothing_else_is_printed(capsys, shelf, small, peaks, kind):
+    said = bondwise(capsys, "bench", small / kind, "--vs", shelf / kind, *FEW, "--json")
+    assert (said.code, said.err) == (0, "")
+    report = said.json
+    assert (report["source"], report["vs"]) == (str(small / kind), str(shelf / kind))
+    assert (report["prompt"], report["tokens"], report["repeats"]) == (16, 4, 3)
+    assert (report["threads"], report["device"]) == (torch.get_num_threads(), "cpu")
+    assert report["kind"] == ("encoder" if kind == "bert" else "language")
+    assert report["notes"] == []
+    for name in READER if kind == "bert" else WRITER:
+        for part in ("before", "after", "ratio"):
+            spread = report[part][name]
+            assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+    ours, other, ratio = (report[part] for part in ("after", "before", "ratio"))
+    assert (ours["networks"] > 4, other["networks"]) == (True, 0)
+    assert ours["dtype"] == other["dtype"] == "float32"
+    assert 0 < ours["resident_bytes"] < other["resident_bytes"]
+    assert ratio["resident_bytes"] == ours["resident_bytes"] / other["resident_bytes"]
+    assert (ours["peak_bytes"], ratio["peak_bytes"]) == (1000, 1)
+    assert set(ours["macs"]) == (
+        {"forward", "batched"} if kind == "bert" else {"decode", "prefill"}
+    )
+    for part, count in ours["macs"].items():
+        assert 0 < count < other["macs"][part]
+        assert ratio["macs"][part] == count / other["macs"][part]
+    assert peaks == [str(small / kind), str(shelf / kind)]
+
+
+def test_models_run_in_turns_after_one_run_that_is_not_timed(
+    capsys, shelf, small, peaks, monkeypatch
+):
+    order, run = [], verb.run
+
+    def noted(model, *more):
+        order.append("A" if verb.networks(model) else "B")
+        return run(model, *more)
+
+    monkeypatch.setattr(verb, "run", noted)
+    assert bondwise(capsys, "bench", small / "llama", "--vs", shelf / "llama", *FEW).code == 0
+    assert "".join(order) == "AB" + 3 * "AB"
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_alone_it_has_no_ratio_and_fits_80_columns(capsys, small, peaks, kind):
+    said = bondwise(capsys, "bench", small / kind, *FEW)
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == kind
+    assert "ratio" not in said.out
+    assert "in turns" not in said.out
+    report = bondwise(capsys, "bench", small / kind, *FEW, "--json").json
+    assert (report["vs"], report["before"], report["ratio"]) == (None, {}, {})
+
+
+def test_dtype_is_what_both_run_in(capsys, shelf, small, peaks):
+    args = ("bench", small / "llama", "--vs", shelf / "tied", *FEW, "--json")
+    report = bondwise(capsys, *args).json
+    assert (report["after"]["dtype"], report["before"]["dtype"]) == ("float32", "bfloat16")
+    assert report["notes"] == [
+        "the models run in float32 and bfloat16; --dtype gives both the same"
+    ]
+    report = bondwise(capsys, *args, "--dtype", "bfloat16").json
+    assert report["after"]["dtype"] == report["before"]["dtype"] == "bfloat16"
+    assert report["notes"] == []
+
+
+def test_threads_are_set_for_the_measurement_alone(capsys, small, peaks, monkeypatch):
+    monkeypatch.setattr(verb.os, "cpu_count", lambda: 4)
+    before = torch.get_num_threads()
+    report = bondwise(capsys, "bench", small / "llama", *FEW, "--threads", 2, "--json").json
+    assert report["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+def test_a_dense_model_and_another_vocabulary_are_noted(capsys, shelf, peaks, tmp_path):
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50, n_positions=32,
+                        bos_token_id=1, eos_token_id=1)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "other")
+    said = bondwise(capsys, "bench", shelf / "llama", "--vs", tmp_path / "other", *FEW)
+    assert said.code == 0
+    assert f"Note: {shelf / 'llama'} has no layer that is a tensor network\n" in said.out
+    assert "Note: the models know 128 and 50 tokens: their heads" in said.out
+
+
+def test_a_peak_that_cannot_be_measured_is_noted(capsys, shelf, small, tmp_path, monkeypatch):
+    def fails(path, *_):
+        raise verb.DataError(f"no memory for {path}")
+
+    monkeypatch.setattr(verb, "peak_bytes", fails)
+    said = bondwise(capsys, "bench", small / "llama", "--vs", shelf / "llama", *FEW)
+    assert said.code == 0
+    assert f"Note: no memory for {small / 'llama'}\n" in said.out
+    row = next(line for line in said.out.splitlines() if "peak memory" in line)
+    assert row.split()[-3:] == ["-", "-", "-"]
+
+
+def never(*_, **__):
+    raise AssertionError("looked at the model before the numbers")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--prompt", 0], "prompt=0 came; write a whole number of 1 or more"),
+        (["--tokens", -3], "tokens=-3 came"),
+        (["--repeats", 0], "repeats=0 came"),
+        (["--threads", 0], "threads=0 came"),
+        (["--threads", 10**9], "threads=1000000000 came; this machine has"),
+        (["--repeats", "x"], "'--repeats': 'x' came; write a whole number"),
+        (["--prompt", 2**80], "fits 64 bits"),
+        (["--dtype", "int8"], "dtype='int8' came"),
+        (["--device", "nosuch"], "device='nosuch' came"),
+        (["another"], "unexpected extra argument"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_loaded(capsys, small, monkeypatch, flags, says):
+    monkeypatch.setattr(verb, "load_model", never)
+    refused(capsys, small / "llama", *flags, code=2, says=says)
+
+
+def refused(capsys, *arguments, code, says):
+    said = bondwise(capsys, "bench", *arguments, "-q")
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith("bondwise: ")
+    assert said.err.endswith(".\n")
+    assert said.err.count("\n") == 1
+    assert says in said.err
+
+
+def test_what_a_model_cannot_do_is_one_sentence(capsys, shelf, small, peaks, tmp_path):
+    llama, bert = small / "llama", shelf / "bert"
+    says = (
+        f"A run of 92 tokens came, prompt and written ones together, and {llama} has 64 positions"
+    )
+    refused(capsys, llama, "--prompt", 60, code=2, says=says)
+    refused(capsys, bert, "--prompt", 65, code=2, says="has 64 positions; write a smaller --prompt")
+    says = f"{llama} continues a text and {bert} only reads one; give two models of one kind"
+    refused(capsys, llama, "--vs", bert, *FEW[:-1], code=2, says=says)
+    refused(capsys, bert, "--vs", llama, *FEW[:-1], code=2, says=says)
+    refused(capsys, tmp_path, code=1, says="has no config.json")
+    refused(
+        capsys,
+        llama,
+        "--vs",
+        tmp_path / "none",
+        *FEW[:-1],
+        code=1,
+        says="There is no folder or file",
+    )
+    assert peaks == []
+
+
+def test_models_that_want_more_than_token_ids(capsys, tmp_path):
+    T5ForConditionalGeneration(
+        T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=64)
+    ).save_pretrained(tmp_path)
+    refused(capsys, tmp_path, *FEW[:-1], code=2, says="does not run on token ids alone (You ")
+
+
+def test_a_prompt_longer_than_any_memory_is_one_sentence(capsys, shelf, tmp_path, peaks):
+    folder = shutil.copytree(shelf / "llama", tmp_path / "endless")
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 2**62
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(capsys, folder, "--prompt", 2**50, code=2, says="came, which memory does not hold")
+
+
+def test_tokens_of_the_prompt_are_known_to_both(capsys, small, peaks, tmp_path):
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=3, n_positions=32,
+                        bos_token_id=1, eos_token_id=1)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "few")
+    assert bondwise(capsys, "bench", small / "llama", "--vs", tmp_path / "few", *FEW).code == 0

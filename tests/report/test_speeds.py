@@ -1,0 +1,81 @@
+"""The table of a measurement fits 80 columns and holds its numbers."""
+
+from copy import deepcopy
+
+import pytest
+
+from bondwise.report.speeds import benchmark
+from bondwise.report.table import render
+
+
+def spread(middle, wide=0.1):
+    return {"median": middle, "low": middle * (1 - wide), "high": middle * (1 + wide)}
+
+
+def entry(factor):
+    return {
+        "networks": 3,
+        "dtype": "float32",
+        "decode": spread(41.27 * factor),
+        "prefill": spread(20061.2 * factor),
+        "time_to_first_token": spread(0.0841 / factor),
+        "macs": {"prefill": 106.2e6 / factor, "decode": 134.5e6 / factor},
+        "resident_bytes": 538e6 / factor,
+        "peak_bytes": 1.4e9 / factor,
+    }
+
+
+@pytest.fixture
+def speeds():
+    timed = ("decode", "prefill", "time_to_first_token")
+    ratio = {name: spread(1.312) for name in timed}
+    ratio |= {"macs": {"prefill": 0.6, "decode": 0.65}, "resident_bytes": 0.7, "peak_bytes": 0.8}
+    return {
+        "source": "/models/a-folder-with-a-very-long-name-for-a-model-at-keep-0.6",
+        "vs": "/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "threads": 1, "device": "cuda:1", "prompt": 256, "tokens": 32, "batch": 8, "repeats": 5,
+        "before": entry(1.0), "after": entry(2.0), "ratio": ratio,
+    }  # fmt: skip
+
+
+def test_every_number_is_there_within_80_columns(speeds):
+    text = render(benchmark(speeds))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text  # nothing cut
+    for number in ("41.3", "82.5", "20,061", "40,122", "84.1 ms", "42.0 ms", "75.7..92.5 ms"):
+        assert number in text
+    for number in (
+        "1.4 GB",
+        "538.0 MB",
+        "269.0 MB",
+        "134.5 M",
+        "53.1 M",
+        "0.650",
+        "0.700",
+        "1.312",
+    ):
+        assert number in text
+    assert "1.181..1.443" in text
+    assert "cuda:1, 1 thread, float32" in text
+
+
+def test_slow_and_huge_models_fit_too(speeds):
+    slow = deepcopy(speeds)
+    for part in ("before", "after"):
+        slow[part]["time_to_first_token"] = {"median": 1.2, "low": 0.9, "high": 123.4}
+        slow[part]["prefill"] = spread(1234567.8)
+    text = render(benchmark(slow))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "900.0 ms..123.40 s" in text
+
+
+def test_an_encoder_and_a_model_alone(speeds):
+    after = {key: speeds["after"][key] for key in ("networks", "dtype", "resident_bytes")}
+    after |= {"forward": spread(100), "batched": spread(700), "peak_bytes": None}
+    after["macs"] = {"forward": 10.6e6, "batched": 10.6e6}
+    text = render(benchmark(speeds | {"vs": None, "before": {}, "after": after, "ratio": {}}))
+    for part in ("1 text of 256", "8 texts of 256", "multiplications, forward"):
+        assert part in text
+    assert "ratio" not in text
+    assert "in turns" not in text
+    assert next(line for line in text.splitlines() if "peak" in line).split()[-1] == "-"
