@@ -140,7 +140,7 @@ def never(*_, **__):
     ],
 )
 def test_bad_numbers_are_refused_before_anything_is_loaded(capsys, small, monkeypatch, flags, says):
-    monkeypatch.setattr(verb, "load_model", never)
+    monkeypatch.setattr(verb, "subject", never)
     refused(capsys, small / "llama", *flags, code=2, says=says)
 
 

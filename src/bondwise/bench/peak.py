@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from bondwise.bench.run import Load, prompts, run, vocabulary
+from bondwise.bench.run import Load, prompts, run
+from bondwise.bench.subject import subject
 from bondwise.errors import DataError
-from bondwise.huggingface.loading import load_model
 from bondwise.model.steps import Steps
 
 
@@ -46,14 +46,14 @@ def measured(given: dict[str, Any]) -> int:
     """Load a model, run it once, and return the peak since it was loaded."""
     torch.set_num_threads(given["threads"])
     dtype = None if given["dtype"] is None else getattr(torch, given["dtype"])
-    model = load_model(given["path"], dtype, given["device"]).model
     load, device = Load(**given["load"]), torch.device(given["device"])
-    ids = prompts(load, vocabulary(model) or 1, device)
+    found = subject(given["path"], load, given["device"], dtype)
+    ids = prompts(load, found.entries, device)
     steps = Steps()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with steps("run"):
-        run(model, ids, load, lambda: 0.0)
+        run(found.model, ids, load, lambda: 0.0)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return steps.done[0]["peak_bytes"]

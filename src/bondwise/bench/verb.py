@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,21 +10,13 @@ from torch import nn
 
 from bondwise.bench.count import multiplications, networks, resident_bytes
 from bondwise.bench.peak import peak_bytes
-from bondwise.bench.run import BATCH, Load, Parts, prompts, run, vocabulary, writes
+from bondwise.bench.run import BATCH, Load, Parts, prompts, run, writes
 from bondwise.bench.speed import clock, interleaved, rates, ratios, spreads
+from bondwise.bench.subject import Subject, subject
 from bondwise.errors import BudgetError, DataError
-from bondwise.huggingface.loading import load_model
-from bondwise.model.text import fitting
 
 Progress = Callable[[str, int, int], None]
 Report = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Subject:
-    path: str
-    model: nn.Module
-    entries: int  # of its vocabulary
 
 
 def bench(
@@ -88,19 +79,19 @@ def _measured(
 ) -> tuple[Report, list[Report]]:
     """All but the peak memory; the models are gone when it returns."""
     progress("load", 0, len(paths))
-    subjects: list[_Subject] = []
+    subjects: list[Subject] = []
     for done, path in enumerate(paths, start=1):
-        subjects.append(_subject(path, load, device, dtype))
+        subjects.append(subject(path, load, device, dtype))
         progress("load", done, len(paths))
     _check_kinds(subjects)
-    ids = prompts(load, min(subject.entries for subject in subjects), device)
+    ids = prompts(load, min(each.entries for each in subjects), device)
     progress("warm up", 0, len(paths))
     macs: list[Parts] = []
-    for done, subject in enumerate(subjects, start=1):
-        macs.append(_counted(subject, ids, load))
+    for done, each in enumerate(subjects, start=1):
+        macs.append(_counted(each, ids, load))
         progress("warm up", done, len(paths))
     now = clock(ids.device)
-    jobs = [partial(run, subject.model, ids, load, now) for subject in subjects]
+    jobs = [partial(run, each.model, ids, load, now) for each in subjects]
     took = interleaved(jobs, repeats, partial(progress, "measure"))
     found = [[rates(seconds, load) for seconds in rounds] for rounds in took]
     report: Report = {
@@ -115,55 +106,37 @@ def _measured(
     }
     entries = [
         {
-            "networks": networks(subject.model),
-            "dtype": _dtype(subject.model),
+            "networks": networks(each.model),
+            "dtype": _dtype(each.model),
             **spreads(rounds),
             "macs": counted,
-            "resident_bytes": resident_bytes(subject.model),
+            "resident_bytes": resident_bytes(each.model),
         }
-        for subject, rounds, counted in zip(subjects, found, macs, strict=True)
+        for each, rounds, counted in zip(subjects, found, macs, strict=True)
     ]
     return report, entries
 
 
-def _subject(path: str, load: Load, device: str, dtype: torch.dtype | None) -> _Subject:
-    model = load_model(path, dtype, device).model
-    entries = vocabulary(model)
-    if entries is None:
-        raise DataError(
-            f"{path} holds a {type(model).__name__}, which takes no token ids; give a language "
-            "model or a text encoder"
-        )
-    needs = load.prompt + (load.tokens if writes(model) else 0)
-    there = fitting(model, needs)
-    if there < needs:
-        raise DataError(
-            f"A run of {needs} tokens came, prompt and written ones together, and {path} has "
-            f"{there} positions; write a smaller --prompt or --tokens"
-        )
-    return _Subject(path, model, entries)
-
-
-def _check_kinds(subjects: Sequence[_Subject]) -> None:
-    if len({writes(subject.model) for subject in subjects}) > 1:
-        writer, reader = sorted(subjects, key=lambda subject: not writes(subject.model))
+def _check_kinds(subjects: Sequence[Subject]) -> None:
+    if len({writes(each.model) for each in subjects}) > 1:
+        writer, reader = sorted(subjects, key=lambda each: not writes(each.model))
         raise DataError(
             f"{writer.path} continues a text and {reader.path} only reads one; "
             "give two models of one kind"
         )
 
 
-def _counted(subject: _Subject, ids: torch.Tensor, load: Load) -> Parts:
+def _counted(each: Subject, ids: torch.Tensor, load: Load) -> Parts:
     """The first run, with multiplications per token in place of seconds."""
     try:
-        with multiplications(subject.model) as made:
-            parts = run(subject.model, ids, load, made)
+        with multiplications(each.model) as made:
+            parts = run(each.model, ids, load, made)
     except DataError:
         raise
     except Exception as error:  # whatever a model raises that wants more than token ids
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
-            f"{subject.path} does not run on token ids alone ({said[:200]}); give a causal "
+            f"{each.path} does not run on token ids alone ({said[:200]}); give a causal "
             "language model or a text encoder, or a smaller prompt"
         ) from error
     tokens = {"decode": load.tokens, "batched": BATCH * load.prompt}
@@ -180,15 +153,15 @@ def _peak(
         return None
 
 
-def _notes(subjects: Sequence[_Subject]) -> list[str]:
+def _notes(subjects: Sequence[Subject]) -> list[str]:
     notes: list[str] = []
     if not networks(subjects[0].model):
         notes.append(f"{subjects[0].path} has no layer that is a tensor network")
-    if len({subject.entries for subject in subjects}) > 1:
-        sizes = " and ".join(f"{subject.entries:,}" for subject in subjects)
+    if len({each.entries for each in subjects}) > 1:
+        sizes = " and ".join(f"{each.entries:,}" for each in subjects)
         notes.append(f"the models know {sizes} tokens: their heads and embeddings differ too")
-    if len({_dtype(subject.model) for subject in subjects}) > 1:
-        kinds = " and ".join(_dtype(subject.model) for subject in subjects)
+    if len({_dtype(each.model) for each in subjects}) > 1:
+        kinds = " and ".join(_dtype(each.model) for each in subjects)
         notes.append(f"the models run in {kinds}; --dtype gives both the same")
     return notes
 
