@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-tiny test check bench-quality bench-formats clean
+.PHONY: demo demo-tiny test check bench-quality bench-formats bench-models clean
 
 demo: $(READY)
 	$(BIN)/bondwise demo --force
@@ -35,6 +35,10 @@ bench-layers: $(READY)
 	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		tensorly-torch==0.5.0 torchTT==0.5.0
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/layers.py $(ARGS)
+
+# On a machine that does nothing else. ARGS=DIR takes SmolLM2 as compress left it there.
+bench-models: $(READY)
+	$(BIN)/python benchmarks/models.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (torch and friends, about 1 GB; once, a few minutes) .."

@@ -144,6 +144,15 @@ def _child(cell: Cell, setting: Setting) -> None:
 
 def _surroundings(setting: Setting) -> dict[str, Any]:
     """What a number depends on besides the method."""
+    return {
+        "windows": setting.draw.windows,
+        "length": setting.draw.length,
+        "threads": setting.threads,
+    } | versions()
+
+
+def versions() -> dict[str, Any]:
+    """Of all that computes."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,
@@ -152,9 +161,6 @@ def _surroundings(setting: Setting) -> dict[str, Any]:
         cwd=Path(__file__).parent,
     )
     return {
-        "windows": setting.draw.windows,
-        "length": setting.draw.length,
-        "threads": setting.threads,
         "bondwise": bw.__version__,
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,

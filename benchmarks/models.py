@@ -1,0 +1,258 @@
+"""How fast whole models run, compressed and dense in turns: decoding at batch 1, and prefill.
+
+    python benchmarks/models.py [DIR] [--models smollm2,wide] [--dtypes float32,bfloat16]
+
+``smollm2`` is SmolLM2-135M as ``bondwise compress`` left it in DIR; without DIR it is compressed at
+keep 0.6 once and kept in the cache. ``wide`` is a Llama of width 2048 with random weights, low rank
+at keep 0.5 with the ranks of the budget without data: speed does not depend on values. Each model
+in each dtype is one JSON file, measured anew by every run; the page docs/benchmarks.md is made from
+the files at the end, --page makes it and measures nothing. Run it on a machine that does nothing
+else.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison.cells import versions, write
+from comparison.page import PAGE, write_between
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import bondwise as bw
+from bondwise.bench.run import Load
+from bondwise.bench.verb import bench
+from bondwise.compress import compress, dtype, threads
+from bondwise.demo import assets
+from bondwise.huggingface.cache import cache_directory, filling
+from bondwise.model.recipe import Recipe
+from bondwise.progress import Bars
+from bondwise.report.units import count, instant, rate, size
+from bondwise.weight.gauge import free_shapes, gauge_form
+from bondwise.weight.pivots import pack
+
+HERE = Path(__file__).parent
+KEPT = cache_directory() / "benchmarks" / "speed"
+KEEPS = {"smollm2": 0.6, "wide": 0.5}
+DTYPES = ("float32", "bfloat16")
+
+Entry = dict[str, Any]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="SmolLM2 as compress left it")
+    parser.add_argument("--models", type=_some(KEEPS), default=list(KEEPS))
+    parser.add_argument("--dtypes", type=_some(DTYPES), default=list(DTYPES))
+    parser.add_argument("--layers", type=int, default=4, help="blocks of the wide Llama")
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "speed")
+    parser.add_argument("--page", action="store_true", help="make the page and measure nothing")
+    return parser.parse_args()
+
+
+def _some(known):
+    def names(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return names
+
+
+def smollm2(given: argparse.Namespace) -> tuple[Path, Path]:
+    """SmolLM2-135M, compressed and dense."""
+    dense = assets.smollm2()
+    target = Path(given.folder) if given.folder else KEPT / f"smollm2-{KEEPS['smollm2']:g}"
+    if not target.exists():
+        text = KEPT / "calibration.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        articles = assets.calibration_articles()
+        text.write_text("\n\n".join(article.text for article in articles), encoding="utf-8")
+        recipe = Recipe(model=str(dense), data=str(text), keep=KEEPS["smollm2"])
+        with Bars() as bars:
+            compress(recipe, target, progress=bars)
+    return target, dense
+
+
+def wide(given: argparse.Namespace) -> tuple[Path, Path]:
+    """A Llama of width 2048 with random weights, at low rank and dense."""
+    target = KEPT / f"wide-{given.layers}-layers-{KEEPS['wide']:g}"
+    if not target.exists():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(_config(given.layers)).eval()
+        with filling(target) as folder:
+            bw.save(model, folder / "dense")
+            bw.save(randomly_low_rank(model, KEEPS["wide"]), folder / "low-rank")
+    return target / "low-rank", target / "dense"
+
+
+def _config(layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=4096,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def randomly_low_rank(model: nn.Module, keep: float) -> nn.Module:
+    """The model with random low-rank weights in place of its own, stored without their gauge."""
+    for row in bw.plan_model(model, keep=keep, format="lowrank"):
+        if row.network is not None:
+            parent, _, name = row.name.rpartition(".")
+            linear = model.get_submodule(row.name)
+            setattr(model.get_submodule(parent), name, random_layer(row.network, linear))
+    return model
+
+
+def random_layer(net: bw.Network, linear: nn.Module) -> bw.TensorLinear:
+    """A layer with random entries beside an identity block at random inputs."""
+    (rank,) = net.bonds.values()
+    inp, form = net.shape[1], gauge_form(net)
+    outer, inner = (torch.randn(shape) for shape in free_shapes(net, form)[0])
+    outer *= 0.02 * rank**-0.5  # so that the weight has entries of about 0.02, as at its start
+    pivots = pack(torch.randperm(inp)[:rank].sort().values, inp)
+    return bw.TensorLinear(
+        net, (outer, inner.clamp(-1, 1)), linear.bias, form=form, pivots=(None, pivots)
+    )
+
+
+SUBJECTS: dict[str, Callable[[argparse.Namespace], tuple[Path, Path]]] = {
+    "smollm2": smollm2,
+    "wide": wide,
+}
+
+
+def run(given: argparse.Namespace) -> None:
+    """Measure every model in every dtype."""
+    for name in given.models:
+        ours, dense = (str(path) for path in SUBJECTS[name](given))
+        for kind in given.dtypes:
+            load = Load(given.prompt, given.tokens)
+            with Bars() as bars, threads(given.threads):
+                report = bench(ours, dense, load, given.repeats, "cpu", dtype(kind), bars)
+            entry = {"model": name, "keep": KEEPS[name], "layers": given.layers, "dtype": kind}
+            entry |= {"processor": processor()} | versions() | report
+            del entry["source"], entry["vs"]  # where they lie says nothing
+            write(given.results / f"model-{name}-{KEEPS[name]:g}-{kind}.json", entry)
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((s.partition(":")[2].strip() for s in lines if s.startswith("model name")), "?")
+
+
+def page(found: Sequence[Entry]) -> str:
+    """A table for every model."""
+    parts = ["## How fast models run", about(found)] if found else []
+    for name in KEEPS:
+        own = [entry for entry in found if entry["model"] == name]
+        if own:
+            parts += [f"### {title(own[0])}", table(own)]
+    return "\n\n".join(parts)
+
+
+def title(entry: Entry) -> str:
+    if entry["model"] == "smollm2":
+        return f"SmolLM2-135M at keep {entry['keep']:g}"
+    return (
+        f"A Llama of width 2048, random weights, blocks: {entry['layers']}; low rank at keep "
+        f"{entry['keep']:g}"
+    )
+
+
+def about(found: Sequence[Entry]) -> str:
+    first = found[0]
+    told = {
+        name: ", ".join(sorted({str(entry[name]) for entry in found}))
+        for name in ("threads", "processor", "torch", "commit", "repeats")
+    }
+    return (
+        f"`{command(found)}`: dense and ours in turns, medians of {told['repeats']} runs with the "
+        f"lowest and the highest ratio, run by run. Decoding writes {first['tokens']} tokens after "
+        f"a prompt of {first['prompt']}; prefill reads the prompt; both at batch 1. Threads: "
+        f"{told['threads']}, {told['processor']}, torch {told['torch']}, at commit "
+        f"{told['commit']}. Multiplications are a token's, in linear layers. Peak memory is that "
+        "of a process that runs one model once, libraries included."
+    )
+
+
+def command(found: Sequence[Entry]) -> str:
+    """What measures these files."""
+    parts = ["python benchmarks/models.py"]
+    usual = {"prompt": 256, "tokens": 32, "repeats": 9, "threads": 1}
+    wide = [entry for entry in found if entry["model"] == "wide"]
+    layers = {} if not wide or wide[0]["layers"] == 4 else {"layers": wide[0]["layers"]}
+    changed = {name: found[0][name] for name in usual if found[0][name] != usual[name]} | layers
+    names = {
+        "models": [name for name in KEEPS if any(e["model"] == name for e in found)],
+        "dtypes": [name for name in DTYPES if any(e["dtype"] == name for e in found)],
+    }
+    for name, all_ in {"models": list(KEEPS), "dtypes": list(DTYPES)}.items():
+        changed |= {} if names[name] == all_ else {name: ",".join(names[name])}
+    return " ".join([*parts, *(f"--{name} {value}" for name, value in changed.items())])
+
+
+ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "decode": ("decode, tokens/s", rate),
+    "prefill": ("prefill, tokens/s", rate),
+    "time_to_first_token": ("time to first token", instant),
+    "resident_bytes": ("the model in memory", size),
+    "peak_bytes": ("peak memory of a process", size),
+}
+
+
+def table(found: Sequence[Entry]) -> str:
+    """What is measured down; dense, ours and the ratio of each dtype across."""
+    entries = sorted(found, key=lambda entry: DTYPES.index(entry["dtype"]))
+    heads = "".join(f" {e['dtype']}: dense | ours | ours over dense |" for e in entries)
+    lines = [f"| |{heads}", "|---" * (3 * len(entries) + 1) + "|"]
+    for name, (label, unit) in ROWS.items():
+        cells = (_cells(*(e[side][name] for side in SIDES), unit) for e in entries)
+        lines.append(f"| {label} |{''.join(cells)}")
+    for part in ("decode", "prefill"):
+        cells = (_cells(*(e[side]["macs"][part] for side in SIDES), count) for e in entries)
+        lines.append(f"| multiplications, {part} |{''.join(cells)}")
+    return "\n".join(lines)
+
+
+SIDES = ("before", "after", "ratio")
+
+
+def _cells(dense: Any, ours: Any, over: Any, unit: Callable[[Any], str]) -> str:
+    """Three cells; what was timed is a spread."""
+    if over is None:  # a peak that could not be measured
+        return " | | |"
+    if not isinstance(over, dict):
+        return f" {unit(dense)} | {unit(ours)} | {over:.3f} |"
+    ratio = f"{over['median']:.2f} [{over['low']:.2f}, {over['high']:.2f}]"
+    return f" {unit(dense['median'])} | {unit(ours['median'])} | {ratio} |"
+
+
+def main() -> None:
+    given = arguments()
+    if not given.page:
+        run(given)
+    files = sorted(given.results.glob("model-*.json"))
+    write_between(PAGE, "models", page([json.loads(file.read_text("utf-8")) for file in files]))
+
+
+if __name__ == "__main__":
+    main()

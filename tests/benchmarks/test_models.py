@@ -1,0 +1,69 @@
+"""The speed of whole models: random low-rank layers are sound, and the page says what was found."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bondwise as bw
+import tiny
+from bondwise.weight.pivots import unpack
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import models
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
+def test_a_random_layer_is_low_rank_and_stores_no_gauge(shape):
+    out, inp = shape
+    linear, rank = nn.Linear(inp, out), 9
+    layer = models.random_layer(bw.lowrank(out, inp, rank), linear)
+    x = torch.randn(5, inp)
+    torch.testing.assert_close(layer(x), x @ layer.dense().T + linear.bias, atol=1e-5, rtol=1e-4)
+    assert torch.linalg.matrix_rank(layer.dense().double(), rtol=1e-6) == rank
+    assert sum(core.numel() for core in layer.matrices()) == rank * (out + inp - rank)
+    assert int(unpack(layer.pivots_1, inp).sum()) == rank
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The script on a tiny Llama, away from the cache and the docs."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- models -->\n<!-- end of models -->\nafter\n")
+    monkeypatch.setattr(models, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(models, "PAGE", page)
+    monkeypatch.setattr(models, "_config", lambda _: tiny.llama().config)
+    return page
+
+
+def test_it_measures_and_writes_its_section(page, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    flags = ["--models", "wide", "--dtypes", "float32", "--results", str(results)]
+    few = ["--prompt", "16", "--tokens", "4", "--repeats", "2"]
+    monkeypatch.setattr(sys, "argv", ["models.py", *flags, *few])
+    models.main()
+    entry = json.loads((results / "model-wide-0.5-float32.json").read_text())
+    assert str(tmp_path) not in json.dumps(entry)
+    assert 0.4 < entry["ratio"]["macs"]["prefill"] < 0.7
+    assert entry["after"]["networks"] == 14
+    text = page.read_text()
+    assert text.startswith("before\n<!-- models -->\n\n## How fast models run\n")
+    assert text.endswith("<!-- end of models -->\nafter\n")
+    for part in ("decode, tokens/s", "time to first token", "the model in memory", "peak memory"):
+        assert f"| {part}" in text
+    assert "--models wide --dtypes float32`" in text
+    assert f"{entry['ratio']['decode']['median']:.2f} [" in text
+    monkeypatch.setattr(sys, "argv", ["models.py", "--page", "--results", str(results)])
+    models.main()
+    assert page.read_text() == text
+
+
+def test_without_results_the_section_is_empty(page, tmp_path, monkeypatch):
+    before = page.read_text()
+    monkeypatch.setattr(sys, "argv", ["models.py", "--page", "--results", str(tmp_path / "none")])
+    models.main()
+    assert page.read_text() == before
