@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, so that runs repeat to the bit and no two fight for cores."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import tiny
 
 torch.set_num_threads(1)
+os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine that was not measured
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,20 @@
 """A tree of products as arithmetic: permutations, shapes and one matmul for each step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, permutations
 from math import inf, prod
 from typing import Literal
 
+from bondwise.compute.machine import Rates
 from bondwise.compute.search import Names, Pair, search
 
 BATCH = "*"  # the name of the batch index; no index of a network can be called so
 ANY = -1  # its size in a shape: whatever comes, 0 included
+ORDERS = 24  # orders of new indices that are looked at: all, up to four
+KEPT = 6  # layouts of a value that are followed on, the cheapest
 
-Kind = Literal["linear", "bmm", "mul"]
+Kind = Literal["linear", "push", "bmm", "mul"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +28,17 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One product: ``linear`` (M K, N K), ``bmm`` (G M K, G N K) or ``mul`` (G M 1, G 1 N).
+    """One product of two values, which come as matrices.
 
-    Operands are counted as they come, the products of earlier steps after them. The result has
-    the axes (G, M, N), opened up to ``shape``. ``over`` are the indices that are summed (K),
-    ``extents`` the sizes (G, M, N, K) at the batch that the order was sought for.
+    - ``linear``: (M K), (N K) -> (M N)
+    - ``push``: (G M K), (N K) -> (G N M): a matrix that multiplies in the middle, as it lies
+    - ``bmm``: (G M K), (G N K) -> (G M N)
+    - ``mul``: (G M 1), (G 1 N) -> (G M N)
+
+    Operands are counted as they come, the products of earlier steps after them. The result is
+    opened up to ``shape``. ``over`` are the indices that are summed (K), ``extents`` the sizes
+    (G, M, N, K) at the batch that the order was sought for, and ``moved`` the numbers that the left
+    operand copies into another order, at that batch.
     """
 
     left: int
@@ -39,6 +49,8 @@ class Step:
     shape: tuple[int, ...]
     over: Names
     extents: tuple[int, int, int, int]
+    moved: int = 0
+    grows: int | None = None  # which of G and M grows with the batch; None for weights alone
 
     @property
     def macs(self) -> int:
@@ -59,29 +71,86 @@ class Recipe:
         return sum(step.macs for step in self.steps)
 
 
-def recipe(inputs: Sequence[Names], output: Names, sizes: dict[str, int]) -> Recipe:
-    """The cheapest order of an einsum, lowered to matmuls.
+def recipe(
+    inputs: Sequence[Names],
+    output: Names,
+    sizes: dict[str, int],
+    pairs: Sequence[Pair] | None = None,
+    rates: Rates | None = None,
+) -> Recipe:
+    """An einsum as matmuls: in the cheapest order, or in that of the given pairs.
 
     An index on one operand only and not in the output is summed away first, which counts as no
-    multiplication. Every other index of the einsum may sit on any number of operands.
+    multiplication. Every other index of the einsum may sit on any number of operands. Products
+    without the batch come first: nothing of the input is in them. The others are the *path* of the
+    input. Each of its values may lie in memory in several orders; those that copy least, by the
+    rates of a machine, are chosen along the whole path.
 
     >>> sizes = {"o": 8, "a": 2, "i": 8, "*": 64}
     >>> found = recipe([("o", "a"), ("a", "i"), ("*", "i")], ("*", "o"), sizes)
     >>> [(step.left, step.right, step.kind, step.shape) for step in found.steps], found.macs
     ([(2, 1, 'linear', (-1, 2)), (3, 0, 'linear', (-1, 8))], 2048)
     """
-    values = [_without_lonely(k, inputs, output) for k in range(len(inputs))]
-    held = [tuple(names) for names in inputs]  # before lonely indices are summed away
-    pairs = search(values, output, sizes)
-    ends = _ends(values, output, pairs)
-    steps: list[Step] = []
-    for at, pair in enumerate(pairs):
-        left, right = sorted(pair, key=lambda k: _weight(values[k], sizes), reverse=True)
-        product = _Product(values[left], values[right], at, ends, sizes)
-        steps.append(product.step(left, right, held[left], held[right]))
-        values.append(product.result)
-        held.append(product.result)
-    return Recipe(tuple(steps), _view(held[-1], output, _shape(output, sizes), sizes))
+    values = operands(inputs, output, sizes)
+    pairs = search(values, squeezed(output, sizes), sizes) if pairs is None else pairs
+    return _Tree(tuple(inputs), tuple(values), output, sizes).lowered(pairs, rates or Rates())
+
+
+def operands(inputs: Sequence[Names], output: Names, sizes: dict[str, int]) -> list[Names]:
+    """What is left to multiply: indices larger than 1 that another operand or the output has."""
+    left = list[Names]()
+    for k, names in enumerate(inputs):
+        needed = {*output}.union(*(other for j, other in enumerate(inputs) if j != k))
+        left.append(squeezed(tuple(name for name in names if name in needed), sizes))
+    return left
+
+
+def squeezed(names: Names, sizes: dict[str, int]) -> Names:
+    """Without the indices of size 1, which no product needs; the batch always stays."""
+    return tuple(name for name in names if sizes[name] > 1 or name == BATCH)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """An einsum whose products are to be lowered."""
+
+    inputs: tuple[Names, ...]  # before lonely indices are summed away
+    values: tuple[Names, ...]
+    output: Names
+    sizes: dict[str, int]
+
+    def lowered(self, pairs: Sequence[Pair], rates: Rates) -> Recipe:
+        pairs = self._weights_first(pairs)
+        one_path = sum(BATCH in names for names in self.inputs) == 1
+        ends = _ends(self.values, self.output, pairs)
+        values, held = list(self.values), list(self.inputs)
+        steps: list[Step] = []
+        for at, pair in enumerate(pairs):
+            left, right = sorted(pair, key=lambda k: self._weight(values[k]), reverse=True)
+            product = _Product(values[left], values[right], at, ends, self.sizes)
+            if BATCH in product.left and one_path:
+                path = _Path(self, pairs[at:], at, ends, values, held, rates)
+                return Recipe((*steps, *path.steps), path.result)
+            steps.append(product.step(left, right, held[left], held[right]))
+            values.append(product.result)
+            held.append(product.result)
+        return Recipe(tuple(steps), view(held[-1], self.output, self.sizes))
+
+    def _weights_first(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The same tree, its products without the batch before the others."""
+        count = len(self.inputs)
+        batched = [BATCH in names for names in self.inputs]
+        for a, b in pairs:
+            batched.append(batched[a] or batched[b])
+        order = sorted(range(len(pairs)), key=lambda at: batched[count + at])
+        place = {count + at: count + new for new, at in enumerate(order)}
+        return [
+            (place.get(pairs[at][0], pairs[at][0]), place.get(pairs[at][1], pairs[at][1]))
+            for at in order
+        ]
+
+    def _weight(self, names: Names) -> tuple[bool, int]:
+        return BATCH in names, prod(self.sizes[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,52 +173,138 @@ class _Product:
 
     @property
     def only_left(self) -> Names:
-        names = tuple(n for n in self.left if n not in self.right)
-        return names if BATCH in self.left else self._soonest_last(names)
+        return tuple(n for n in self.left if n not in self.right)
 
     @property
     def only_right(self) -> Names:
-        return self._soonest_last(tuple(n for n in self.right if n not in self.left))
+        # what is summed next stands last, where a matmul wants it
+        return tuple(
+            sorted((n for n in self.right if n not in self.left), key=lambda n: -self.ends[n])
+        )
 
     @property
     def result(self) -> Names:
         return (*self.shared, *self.only_left, *self.only_right)
 
-    def _soonest_last(self, names: Names) -> Names:
-        # what is summed next stands last, where a matmul wants it; the side with the batch is large
-        # and stays as it is, so that it need not be copied
-        return tuple(sorted(names, key=lambda n: -self.ends[n]))
-
     def step(self, left: int, right: int, held_left: Names, held_right: Names) -> Step:
-        g, m, n, k = self.shared, self.only_left, self.only_right, self.summed
-        size = self._size
+        return self.lowered(left, right, held_left, held_right, self.only_right)
+
+    def lowered(self, left: int, right: int, held: Names, held_right: Names, n: Names) -> Step:
+        """The product as one matmul whose new indices have the order ``n``."""
+        g, m, k = self.shared, self.only_left, self.summed
         kind: Kind = "mul" if not k else "bmm" if g else "linear"
         shapes = {
-            "linear": ((size(m), size(k)), (size(n), size(k))),
-            "bmm": ((size(g), size(m), size(k)), (size(g), size(n), size(k))),
-            "mul": ((size(g), size(m), 1), (size(g), 1, size(n))),
+            "linear": ((m, k), (n, k)),
+            "bmm": ((g, m, k), (g, n, k)),
+            "mul": ((g, m, ()), (g, (), n)),
         }[kind]
         return Step(
             left,
             right,
             kind,
-            _view(held_left, (*g, *m, *k), shapes[0], self.sizes),
-            _view(held_right, (*g, *n, *k), shapes[1], self.sizes),
-            _shape(self.result, self.sizes),
+            view(held, (*g, *m, *k), self.sizes, shapes[0]),
+            view(held_right, (*g, *n, *k), self.sizes, shapes[1]),
+            _shape((*g, *m, *n), self.sizes),
             k,
             (self._extent(g), self._extent(m), self._extent(n), self._extent(k)),
+            0 if _lies(held, (g, m, k), self.sizes) else self._extent(held),
+            self._grows(g, m),
         )
 
-    def _size(self, names: Names) -> int:
-        return ANY if BATCH in names else self._extent(names)
+    def pushed(self, left: int, right: int, held: Names, held_right: Names, n: Names) -> Step:
+        """The product in the middle: what is summed lies between two other groups of indices."""
+        k, (before, after) = self.summed, self.around
+        return Step(
+            left,
+            right,
+            "push",
+            view(held, (*before, *k, *after), self.sizes, (before, k, after)),
+            view(held_right, (*n, *k), self.sizes, (n, k)),
+            _shape((*before, *n, *after), self.sizes),
+            k,
+            (self._extent(before), self._extent(after), self._extent(n), self._extent(k)),
+            0,
+            self._grows(before, after),
+        )
+
+    @property
+    def around(self) -> tuple[Names, Names]:
+        """What lies before and after the summed indices."""
+        at = [self.left.index(name) for name in self.summed]
+        return self.left[: at[0]], self.left[at[-1] + 1 :]
+
+    @property
+    def pushes(self) -> bool:
+        """Whether what is summed is one piece with something behind it, and nothing is shared."""
+        at = [self.left.index(name) for name in self.summed]
+        if not at or self.shared:
+            return False
+        return at == list(range(at[0], at[-1] + 1)) and at[-1] + 1 < len(self.left)
 
     def _extent(self, names: Names) -> int:
         return prod(self.sizes[name] for name in names)
 
+    def _grows(self, *groups: Names) -> int | None:
+        return next((k for k, names in enumerate(groups) if BATCH in names), None)
 
-def _without_lonely(k: int, inputs: Sequence[Names], output: Names) -> Names:
-    needed = {*output}.union(*(names for j, names in enumerate(inputs) if j != k))
-    return tuple(name for name in inputs[k] if name in needed)
+
+class _Path:
+    """The products that the input goes through, in the layouts that cost least altogether."""
+
+    def __init__(
+        self,
+        tree: _Tree,
+        pairs: Sequence[Pair],
+        first: int,
+        ends: dict[str, float],
+        values: Sequence[Names],
+        held: Sequence[Names],
+        rates: Rates,
+    ) -> None:
+        self.tree, self.ends, self.rates = tree, ends, rates
+        at = next(k for k in pairs[0] if BATCH in values[k])
+        raw = held[at]  # the input as it comes, with its indices of size 1
+        found: dict[Names, tuple[float, tuple[Step, ...]]] = {values[at]: (0.0, ())}
+        for offset, pair in enumerate(pairs):
+            (other,) = (k for k in pair if k != at)
+            after: dict[Names, tuple[float, tuple[Step, ...]]] = {}
+            for layout, (cost, steps) in found.items():
+                product = _Product(layout, values[other], first + offset, ends, tree.sizes)
+                lies = layout if offset else raw
+                for step, result in self._ways(product, at, other, lies, held[other]):
+                    best = after.get(result, (inf, ()))
+                    whole = cost + self._seconds(step)
+                    if whole < best[0]:
+                        after[result] = (whole, (*steps, step))
+            found = dict(sorted(after.items(), key=lambda item: item[1][0])[:KEPT])
+            at = len(values) + offset
+        layout = min(found, key=lambda names: found[names][0] + self._last(names))
+        self.steps = found[layout][1]
+        self.result = view(layout, tree.output, tree.sizes)
+
+    def _ways(
+        self, product: _Product, left: int, right: int, held: Names, held_right: Names
+    ) -> Iterator[tuple[Step, Names]]:
+        g, m = product.shared, product.only_left
+        first = product.only_right
+        orders = permutations(first) if prod(range(1, len(first) + 1)) <= ORDERS else [first]
+        for n in orders:
+            yield product.lowered(left, right, held, held_right, n), (*g, *m, *n)
+            if product.pushes:
+                before, after = product.around
+                yield product.pushed(left, right, held, held_right, n), (*before, *n, *after)
+
+    def _seconds(self, step: Step) -> float:
+        copy = self.rates.permuted(step.moved, ITEMSIZE) if step.moved else 0.0
+        return copy + self.rates.product(step.extents, ITEMSIZE)
+
+    def _last(self, held: Names) -> float:
+        if held == squeezed(self.tree.output, self.tree.sizes):
+            return 0.0
+        return self.rates.permuted(prod(self.tree.sizes[name] for name in held), ITEMSIZE)
+
+
+ITEMSIZE = 4  # layouts are chosen once, as for float32
 
 
 def _ends(inputs: Sequence[Names], output: Names, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -167,18 +322,37 @@ def _ends(inputs: Sequence[Names], output: Names, pairs: Sequence[Pair]) -> dict
     return ends
 
 
-def _weight(names: Names, sizes: dict[str, int]) -> tuple[bool, int]:
-    return BATCH in names, prod(sizes[name] for name in names)
-
-
-def _view(held: Names, wanted: Names, shape: tuple[int, ...], sizes: dict[str, int]) -> View | None:
+def view(
+    held: Names,
+    wanted: Names,
+    sizes: dict[str, int],
+    groups: Sequence[Names] | None = None,
+) -> View | None:
+    """From the indices that a value has to those wanted, each group of them as one axis."""
+    shape = _shape(wanted, sizes) if groups is None else tuple(_size(g, sizes) for g in groups)
     if held == wanted and shape == _shape(held, sizes):
         return None
-    sums = tuple(axis for axis, name in enumerate(held) if name not in wanted)
-    left = [name for name in held if name in wanted]
-    order = tuple(left.index(name) for name in wanted)
+    sums = tuple(axis for axis, name in enumerate(held) if name not in wanted and sizes[name] > 1)
+    left = [name for axis, name in enumerate(held) if axis not in sums]
+    ones = [axis for axis, name in enumerate(left) if name not in wanted]
+    order = (*ones, *(left.index(name) for name in wanted if name in left))
     return View(sums, () if order == tuple(range(len(left))) else order, shape)
 
 
 def _shape(names: Names, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(ANY if name == BATCH else sizes[name] for name in names)
+    return tuple(_size((name,), sizes) for name in names)
+
+
+def _size(names: Names, sizes: dict[str, int]) -> int:
+    return ANY if BATCH in names else prod(sizes[name] for name in names)
+
+
+def _lies(held: Names, groups: Sequence[Names], sizes: dict[str, int]) -> bool:
+    """Whether a contiguous value has the groups as strided axes that a matmul takes as they are."""
+    held = squeezed(held, sizes)
+    groups = [group for group in groups if group]
+    places = [[held.index(name) for name in group] for group in groups]
+    if any(b != a + 1 for place in places for a, b in pairwise(place)):
+        return False
+    last = len(held) - 1  # one of the two axes of the matrix is the fastest
+    return not held or any(place[-1] == last for place in places[-2:])

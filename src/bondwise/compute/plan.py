@@ -1,30 +1,51 @@
 """In which order to contract: the cheapest tree of pairwise steps, with the input as an operand."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
-from bondwise.compute.lower import ANY, BATCH, Recipe, Step, recipe
+from bondwise.compute.lower import ANY, BATCH, Recipe, Step, operands, recipe, squeezed
+from bondwise.compute.machine import CHUNKS, Rates, machine
+from bondwise.compute.search import ALL_TREES, Pair, every, rebuilt, search
 from bondwise.compute.table import table
 from bondwise.errors import PlanError
 from bondwise.network.network import Network
 
 GOALS = ("macs", "time")
+CALLS_PER_CHUNK = 4  # to cut the input and to put the output in its place
+CHUNK_MARGIN = 0.1  # what chunks must gain by the model, to be worth what it does not know
+NOMINAL = (4, 256)  # batches that orders and layouts are sought for, where time decides
 
 
 @dataclass(frozen=True)
 class Plan:
     """An order of contraction, lowered to matmuls: plain data, and right for any batch size.
 
-    ``batch`` is the size that the order was sought for; ``macs`` the multiplications at that size.
+    Products of weights alone come first (``weights``); the others are the ``path`` of the input.
+
+    Attributes:
+        network: what is contracted.
+        batch: the size that the order was sought for; ``macs`` are the multiplications at it.
+        goal: what was to be small.
+        recipe: the steps.
+        shape: (out, in) of the weight.
+        core_shapes: of the cores that it takes.
+        entry: the shape of x as an operand: any batch, then the column modes.
+        chunk: rows of the input that go along the path at a time, so that what lies between the
+            products stays in the cache; None: all of them.
+        seconds: modelled for the batch, with ``goal="time"``.
     """
 
     network: Network
     batch: int
     goal: str
     recipe: Recipe
-    shape: tuple[int, int]  # (out, in) of the weight
+    shape: tuple[int, int]
     core_shapes: tuple[tuple[int, ...], ...]
-    entry: tuple[int, ...]  # the shape of x as an operand: any batch, then the column modes
+    entry: tuple[int, ...]
+    chunk: int | None = None
+    seconds: float | None = None
 
     @property
     def macs(self) -> int:
@@ -36,20 +57,36 @@ class Plan:
         """The products in order; operands are the cores, then x, then results of earlier steps."""
         return self.recipe.steps
 
+    @property
+    def weights(self) -> tuple[Step, ...]:
+        """The products that the input has no part in."""
+        return tuple(step for step in self.steps if step.grows is None)
+
+    @property
+    def path(self) -> tuple[Step, ...]:
+        """The products that the input goes through; the right operand is a weight."""
+        return tuple(step for step in self.steps if step.grows is not None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+        return self  # frozen, and large: every copy of a layer has it
+
     def __str__(self) -> str:
-        return table(self.network, self.batch, self.goal, self.steps)
+        return table(self.network, self.batch, self.goal, self.steps, self.chunk)
 
 
 def plan(net: Network, batch: int = 64, goal: str = "macs") -> Plan:
-    """The order of contraction with the fewest multiplications for a batch of inputs.
+    """The order of contraction that is cheapest for a batch of inputs.
 
     The einsum ``y[n, rows] = sum x[n, cols] * core_0 * core_1 ..`` is searched as a whole, so
     pushing the input through the cores and rebuilding the weight first are two of its trees, and
-    the batch decides. The search is exhaustive up to nine cores. The same arguments give the same
-    plan on any machine.
+    the batch decides.
 
-    ``goal="time"`` is what layers ask for. There is no cost model in seconds yet: it gives the
-    plan of ``"macs"``. Among trees of equal cost the one that the search meets first is kept.
+    ``goal="macs"``: the fewest multiplications. The search is exhaustive up to nine cores. The same
+    arguments give the same plan on any machine. Among trees of equal cost the one that the search
+    meets first is kept.
+
+    ``goal="time"``: the fewest seconds in float32, by the rates of this machine
+    (`bondwise.compute.machine`), which also say how many rows to take at a time.
 
     >>> from bondwise import lowrank
     >>> plan(lowrank(64, 64, 4), batch=8).macs        # through the bond: 8 * 64 * 4, twice
@@ -62,16 +99,158 @@ def plan(net: Network, batch: int = 64, goal: str = "macs") -> Plan:
     """
     if goal not in GOALS:
         raise PlanError(f"Goal {goal!r} came; write one of {', '.join(GOALS)}.")
+    check_batch(batch)
+    if goal == "time":
+        return timed(net, batch, machine().rates(4), 4, ready=False)
+    return _made(net, batch, goal, _recipe(net, batch))
+
+
+def check_batch(batch: int) -> None:
+    """Refuse what is no number of inputs.
+
+    Raises:
+        PlanError: it is not a whole number of at least 1.
+    """
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise PlanError(
             f"Batch {batch!r} came; write the whole number of inputs to plan for, at least 1 "
             "(the plan then runs any batch, an empty one too)."
         )
+
+
+@cache
+def timed(net: Network, batch: int, rates: Rates, itemsize: int, ready: bool) -> Plan:
+    """The plan that takes the fewest seconds by these rates, for numbers of so many bytes.
+
+    ``ready``: the weights of the path are prepared beforehand and kept, so that only the path
+    counts.
+    """
+    found = [
+        (seconds(each, batch, chunk, rates, itemsize, ready), at, each, chunk)
+        for at, each in enumerate(_recipes(net, rates))
+        for chunk in (None, *(rows for rows in CHUNKS if rows < batch))
+    ]
+    took, _, best, chunk = min(found, key=lambda way: way[:2])
+    made = _made(net, batch, "time", resized(best, batch))
+    return replace(made, chunk=chunk, seconds=took)
+
+
+def seconds(
+    lowered: tuple[int, Recipe],
+    batch: int,
+    chunk: int | None,
+    rates: Rates,
+    itemsize: int,
+    ready: bool,
+) -> float:
+    """Modelled seconds of a recipe, given with the batch that it was lowered for."""
+    whole, rest = divmod(batch, chunk or batch)
+    path = whole * _path_seconds(resized(lowered, chunk or batch), rates, itemsize)
+    if rest:
+        path += _path_seconds(resized(lowered, rest), rates, itemsize)
+    if chunk is not None and chunk < batch:
+        width = _result_numbers(lowered[1].steps[-1]) // lowered[0]
+        path += 2 * batch * width * itemsize / rates.cached  # into their place
+        path += (whole + bool(rest)) * CALLS_PER_CHUNK * rates.call
+        path *= 1 + CHUNK_MARGIN
+    return path if ready else path + _weights_seconds(lowered[1], rates, itemsize)
+
+
+def resized(lowered: tuple[int, Recipe], rows: int) -> Recipe:
+    """A recipe, given with the batch that it was lowered for, with the sizes at another batch."""
+    nominal, found = lowered
+
+    def again(step: Step) -> Step:
+        if step.grows is None:
+            return step
+        extents = list(step.extents)
+        extents[step.grows] = extents[step.grows] // nominal * rows
+        g, m, n, k = extents
+        return replace(step, extents=(g, m, n, k), moved=step.moved // nominal * rows)
+
+    return replace(found, steps=tuple(again(step) for step in found.steps))
+
+
+def _path_seconds(found: Recipe, rates: Rates, itemsize: int) -> float:
+    total = 0.0
+    for step in found.steps:
+        if step.grows is not None:
+            total += rates.product(step.extents, itemsize)
+            total += rates.permuted(step.moved, itemsize) if step.moved else 0.0
+    last = found.result
+    if last is not None and last.order:
+        total += rates.permuted(_result_numbers(found.steps[-1]), itemsize)
+    return total
+
+
+def _weights_seconds(found: Recipe, rates: Rates, itemsize: int) -> float:
+    total = 0.0
+    for step in found.steps:
+        g, m, n, k = step.extents
+        if step.grows is None:
+            total += rates.product(step.extents, itemsize)
+            if step.left_view and step.left_view.order:
+                total += rates.permuted(g * m * k, itemsize)
+        if step.right_view and step.right_view.order:
+            total += rates.permuted((1 if step.kind == "push" else g) * n * k, itemsize)
+    return total
+
+
+def _result_numbers(step: Step) -> int:
+    g, m, n, _ = step.extents
+    return g * m * n
+
+
+def _made(net: Network, batch: int, goal: str, found: Recipe) -> Plan:
     entry = (ANY, *(index.size for index in net.cols))
-    return Plan(net, batch, goal, _recipe(net, batch), net.shape, net.core_shapes, entry)
+    return Plan(net, batch, goal, found, net.shape, net.core_shapes, entry)
 
 
 @cache
 def _recipe(net: Network, batch: int) -> Recipe:
+    inputs, output, sizes = _einsum(net, batch)
+    return recipe(inputs, output, sizes)
+
+
+@cache
+def _recipes(net: Network, rates: Rates) -> tuple[tuple[int, Recipe], ...]:
+    """Recipes worth looking at, each with the batch that it was lowered for."""
+    found = dict[Recipe, int]()
+    for batch in NOMINAL:
+        inputs, output, sizes = _einsum(net, batch)
+        for pairs in _trees(net):
+            made = recipe(inputs, output, sizes, pairs, rates)
+            found.setdefault(resized((batch, made), NOMINAL[0]), NOMINAL[0])
+    return tuple((batch, each) for each, batch in found.items())
+
+
+@cache
+def _trees(net: Network) -> tuple[tuple[Pair, ...], ...]:
+    if len(net.cores) < ALL_TREES:
+        return tuple(tuple(tree) for tree in every(len(net.cores) + 1))
+    found = list[list[Pair]]()
+    for batch in (1, 16, 256, 4096):
+        inputs, output, sizes = _einsum(net, batch)
+        values = operands(inputs, output, sizes)
+        found.append(search(values, squeezed(output, sizes), sizes))
+    inputs, output, sizes = _einsum(net, NOMINAL[0])
+    found.append(rebuilt(operands(inputs, output, sizes), squeezed(output, sizes), sizes))
+    found += _in_turn(len(net.cores))
+    return tuple(dict.fromkeys(tuple(tree) for tree in found))
+
+
+def _in_turn(cores: int) -> Iterator[list[Pair]]:
+    """The input meets one core after another, from either end."""
+    for order in (range(cores), reversed(range(cores))):
+        at, pairs = cores, list[Pair]()
+        for offset, core in enumerate(order):
+            pairs.append((core, at))
+            at = cores + 1 + offset
+        yield pairs
+
+
+def _einsum(
+    net: Network, batch: int
+) -> tuple[list[tuple[str, ...]], tuple[str, ...], dict[str, int]]:
     rows, cols = (tuple(index.name for index in side) for side in (net.rows, net.cols))
-    return recipe([*net.names, (BATCH, *cols)], (BATCH, *rows), net.sizes | {BATCH: batch})
+    return [*net.names, (BATCH, *cols)], (BATCH, *rows), net.sizes | {BATCH: batch}

@@ -5,11 +5,11 @@ from typing import cast
 
 import opt_einsum
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.compute.lower import Recipe, View
+from bondwise.compute.lower import Recipe, Step
+from bondwise.compute.path import multiply, run, take
 from bondwise.compute.plan import Plan
 from bondwise.errors import ShapeError
 from bondwise.network.network import Network
@@ -50,7 +50,9 @@ def apply(
 ) -> Float[Tensor, "*batch out"]:
     """``y = W x`` for every x of the batch, ``(*batch, in) -> (*batch, out)``, along the plan.
 
-    Right for any batch size, whatever the plan was made for. Differentiable in cores and x.
+    Right for any batch size, whatever the plan was made for. Differentiable in cores and x, by
+    ``torch.func`` too; what lies between the products is computed again for the gradient and not
+    kept.
 
     >>> from bondwise import lowrank
     >>> from bondwise.compute.plan import plan
@@ -61,31 +63,35 @@ def apply(
         ShapeError: x is not as wide as the weight, or the cores are not the network's.
     """
     check_shapes(plan.network, plan.core_shapes, cores)
-    out, inp = plan.shape
-    if x.shape[-1:] != (inp,):
-        raise ShapeError(
-            f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
-            f"the weight has {inp} columns, so write x as (.., {inp})."
-        )
-    return contract(plan.recipe, [*cores, x.reshape(plan.entry)]).reshape(*x.shape[:-1], out)
+    return run(plan, prepare(plan, cores), x)
+
+
+def prepare(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
+    """The weights of a plan's path, one per step: products of cores, as the matmuls take them."""
+    values: list[Tensor | None] = [*cores, None]
+    for step in plan.weights:
+        values.append(_product(step, values))
+    return [take(_value(values, step.right), step.right_view) for step in plan.path]
 
 
 def contract(recipe: Recipe, operands: Sequence[Tensor]) -> Tensor:
     """Run a recipe: a loop over its steps, freeing each operand when it has been used."""
     values: list[Tensor | None] = list(operands)
     for step in recipe.steps:
-        left, right = (
-            _take(values, step.left, step.left_view),
-            _take(values, step.right, step.right_view),
-        )
-        if step.kind == "linear":
-            product = F.linear(left, right)
-        elif step.kind == "bmm":
-            product = torch.bmm(left, right.mT)
-        else:
-            product = left * right
-        values.append(product.reshape(step.shape))
-    return _take(values, -1, recipe.result)
+        values.append(_product(step, values))
+    return take(_value(values, -1), recipe.result)
+
+
+def _product(step: Step, values: list[Tensor | None]) -> Tensor:
+    left = take(_value(values, step.left), step.left_view)
+    right = take(_value(values, step.right), step.right_view)
+    return multiply(step, left, right).reshape(step.shape)
+
+
+def _value(values: list[Tensor | None], at: int) -> Tensor:
+    value = cast(Tensor, values[at])
+    values[at] = None  # an operand is used once: free it before the next product
+    return value
 
 
 def check_cores(net: Network, cores: Sequence[Tensor]) -> None:
@@ -112,15 +118,3 @@ def check_shapes(net: Network, shapes: Sequence[tuple[int, ...]], cores: Sequenc
                 f"Core {k} of '{net}' came with shape {tuple(core.shape)}; "
                 f"its indices {names} make it {shape}."
             )
-
-
-def _take(values: list[Tensor | None], at: int, view: View | None) -> Tensor:
-    value = cast(Tensor, values[at])
-    values[at] = None  # an operand is used once: free it before the next product
-    if view is None:
-        return value
-    if view.sums:
-        value = value.sum(view.sums)
-    if view.order:
-        value = value.permute(view.order)
-    return value.reshape(view.shape)

@@ -1,20 +1,22 @@
 """Linear and embedding layers: a network, its cores and the plans they run by."""
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
 from math import prod
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bondwise.compute import gathered
 from bondwise.compute.lookup import lookup
-from bondwise.compute.plan import Plan, plan
-from bondwise.compute.run import apply
+from bondwise.compute.path import run
+from bondwise.compute.plan import Plan, check_batch, resized
+from bondwise.compute.run import prepare
 from bondwise.errors import ShapeError
 from bondwise.model.remainder import KINDS, Remainder
 from bondwise.model.storage import Spec, TensorLayer, empty
+from bondwise.model.ways import ALL_ROOM, NO_ROOM, Ready, Way, chosen, ways
 from bondwise.network.network import Network
 from bondwise.weight.fit import fit
 from bondwise.weight.gauge import Compact, GaugeForm, positions
@@ -26,6 +28,11 @@ class TensorLinear(TensorLayer):
 
     ``y = (W + R) x + b``, with the network ``W`` and, where there is one, a remainder ``R``: the
     parameter ``remainder`` holds its values, the buffer ``remainder_at`` (int32) their positions.
+
+    It runs by the plan that takes the fewest seconds for the number of rows that come, by the rates
+    of this machine. Outside training, weights that such a plan needs, up to the whole dense weight,
+    are made once and kept until a parameter changes (`bondwise.model.ways.Ready`), in at most
+    ``cache_bytes`` bytes: by default those of the dense weight; 0 keeps none.
 
     >>> from bondwise import lowrank
     >>> layer = TensorLinear(lowrank(6, 4, 2), bias=True)
@@ -57,17 +64,82 @@ class TensorLinear(TensorLayer):
         self._remainder = None if remainder is None else type(remainder)
         self._keep(remainder)
         self.register_parameter("bias", self._bias(bias))
-        self.plans = _plans(net)
         # [I | F] P on the input side of a low-rank weight runs as it is stored
         self._runs_compact = form is not None and tuple(form.pinned) == _pinned_input(net)
         self._order: Tensor | None = None
+        self._ready = Ready()
+        self._frozen: Plan | None = None
+        self._cache_bytes = prod(net.shape) * self.core_0.element_size()
         self.settle()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
-        y = self._forward_compact(x) if self._runs_compact else self._forward_planned(x)
+        if self._frozen is not None:
+            y = run(self._frozen, self._frozen_weights(), x, self.bias)
+        elif self._runs_compact:
+            y = self._forward_compact(x)
+        else:
+            y = self._forward_planned(x)
         rest = self.rest()
         return y if rest is None else y + rest.apply(x, self.out_features).to(y.dtype)
+
+    def freeze(self, batch: int | None = 1) -> "TensorLinear":
+        """Run by one plan only, with its weights made now: for export, or for serving.
+
+        The weights are buffers that are not saved, and no longer follow the parameters. They may
+        take more memory than the cores. ``freeze(None)``, and ``train()``, undo it.
+
+        Args:
+            batch: rows that the plan is sought for; it runs any number.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            PlanError: a batch that is not a whole number of at least 1.
+        """
+        if self._frozen is not None:
+            for k in range(len(self._frozen.path)):
+                delattr(self, f"frozen_{k}")
+            self._frozen = None
+        if batch is not None:
+            check_batch(batch)
+            found = ways(self.network, self.core_0.element_size(), ALL_ROOM, self.form is None)
+            made = found[chosen(found, batch)].plan
+            with torch.no_grad():
+                weights = prepare(made, self.cores())
+            for k, weight in enumerate(weights):
+                own = weight.detach().contiguous().clone()
+                self.register_buffer(f"frozen_{k}", own, persistent=False)
+            self._frozen = replace(made, chunk=None)
+        return self
+
+    def train(self, mode: bool = True) -> "TensorLinear":
+        """Training mode or not; a layer that trains keeps no weights ready."""
+        if mode:
+            self.freeze(None)
+            self._ready.clear()
+        return super().train(mode)
+
+    def refresh(self) -> None:
+        """Forget the weights kept ready: after writing into ``core_0.data`` in place."""
+        self._ready.clear()
+
+    def resident_bytes(self) -> int:
+        """Bytes in memory: parameters, buffers, and the weights that are kept ready."""
+        own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        order = [] if self._order is None else [self._order]
+        kept = self._ready.bytes(self.matrices())
+        return kept + sum(t.numel() * t.element_size() for t in (*own, *order))
+
+    def macs(self, rows: int) -> int:
+        """Multiplications for so many rows, by the plan that runs them; the remainder's too."""
+        rest = 0 if self.remainder is None else rows * self.remainder.numel()
+        if self._frozen is None and self._runs_compact:
+            rank, others = self.core_1.shape
+            return rest + rows * rank * (others + self.out_features)
+        found = self._frozen or self.plan_for(rows)
+        return rest + sum(step.macs for step in resized((found.batch, found.recipe), rows).steps)
 
     def rest(self) -> Remainder | None:
         """The remainder, if there is one."""
@@ -87,25 +159,48 @@ class TensorLinear(TensorLayer):
             return numbers, places
         return [*numbers, self.remainder], [*places, self.remainder_at]
 
-    def plan_for(self, x: Tensor) -> Plan:
-        """The plan for a batch of this size."""
-        rows = prod(x.shape[:-1])
-        return next((p for p in self.plans if rows <= p.batch), self.plans[-1])
+    def plan_for(self, rows: int) -> Plan:
+        """The plan for a batch of so many rows, where no gradients of the cores are asked for."""
+        found = self._ways(self.cache_bytes)
+        return found[chosen(found, rows)].plan
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that weights kept ready may take, outside training."""
+        return self._cache_bytes
+
+    @cache_bytes.setter
+    def cache_bytes(self, room: int) -> None:
+        self._cache_bytes = room
+        self.settle()
+
+    def _ways(self, room: int) -> tuple[Way, ...]:
+        return ways(self.network, self.core_0.element_size(), room, self.form is None)
 
     def _forward_planned(self, x: Tensor) -> Tensor:
-        y = apply(self.plan_for(x), self.cores(), x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        own = [value for value in self._parameters.values() if value is not None]
+        graded = torch.is_grad_enabled() and any(value.requires_grad for value in own)
+        each_time = graded or torch.compiler.is_compiling()
+        found = self._each_time if each_time else self._with_room
+        at = chosen(found, prod(x.shape[:-1]))
+        plan = found[at].plan
+        if found[at].ready:
+            weights = self._ready.weights(at, own, lambda: prepare(plan, self.cores()))
+        else:
+            weights = prepare(plan, self.cores())
+        return run(plan, weights, x, self.bias)
+
+    def _frozen_weights(self) -> list[Tensor]:
+        assert self._frozen is not None
+        return [getattr(self, f"frozen_{k}") for k in range(len(self._frozen.path))]
 
     def _forward_compact(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
+        if x.shape[-1:] != (self.in_features,):
             raise ShapeError(
-                f"Inputs of width {x.shape[-1]} came; this layer takes {self.in_features}."
+                f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
+                f"this layer takes {self.in_features}, so write x as (.., {self.in_features})."
             )
-        rank = self.core_1.shape[0]
-        x = x.index_select(-1, self._pivots_first(x.device))
-        return F.linear(
-            x[..., :rank] + F.linear(x[..., rank:], self.core_1), self.core_0, self.bias
-        )
+        return gathered.linear(x, self._pivots_first(x.device), self.core_1, self.core_0, self.bias)
 
     def _pivots_first(self, device: torch.device) -> Tensor:
         """Input columns, the identity block's first; not saved, since the pivots give them."""
@@ -115,9 +210,11 @@ class TensorLinear(TensorLayer):
         return self._order
 
     def settle(self) -> None:
-        """Order the inputs now, where the pivots are known, since `torch.compile` cannot."""
+        """Plan now, and order the inputs where the pivots are known: `torch.compile` cannot."""
         self._order = None
-        if self._runs_compact and not self.pivots_1.is_meta and bool(self.pivots_1.any()):
+        if not self._runs_compact:
+            self._each_time, self._with_room = self._ways(NO_ROOM), self._ways(self.cache_bytes)
+        elif not self.pivots_1.is_meta and bool(self.pivots_1.any()):
             self._pivots_first(self.pivots_1.device)
 
     def take_core(self, core: int, source: TensorLayer) -> None:
@@ -309,17 +406,6 @@ def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a dense layer as out x in (GPT-2's ``Conv1D`` keeps it as in x out)."""
     weight = cast(Tensor, module.weight).detach()
     return weight.T if type(module).__name__ == "Conv1D" else weight
-
-
-@cache
-def _plans(net: Network) -> tuple[Plan, ...]:
-    """Distinct plans from a single row to thousands, each with the largest batch that it is for."""
-    made = [plan(net, batch, "time") for batch in (1, 32, 1024, 32768)]
-    return tuple(
-        p
-        for p, after in zip(made, [*made[1:], None], strict=True)
-        if after is None or p.steps != after.steps
-    )
 
 
 def _pinned_input(net: Network) -> tuple[str | None, ...]:

@@ -1,0 +1,218 @@
+"""The input along its path: matmuls and views, in chunks that stay in the cache, and back."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bondwise.compute.lower import Step, View
+from bondwise.compute.plan import Plan
+from bondwise.errors import ShapeError
+
+BACKWARD_ROWS = 1024  # at most so many at a time: what is computed again is not kept for all
+
+
+def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``y = W x + b`` for every x of the batch, with the weights that `prepare` made.
+
+    Raises:
+        ShapeError: x is not as wide as the weight.
+    """
+    out, inp = plan.shape
+    if x.shape[-1:] != (inp,):
+        raise ShapeError(
+            f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
+            f"the weight has {inp} columns, so write x as (.., {inp})."
+        )
+    path = plan.path
+    if len(path) == 1 and path[0].kind == "linear" and plan.recipe.result is None:
+        return F.linear(x, weights[0], bias)  # a weight made whole: nothing lies in between
+    rows = x.reshape(-1, inp)
+    if torch.compiler.is_compiling() or transformed():
+        y = walk(plan, weights, rows)
+    elif torch.is_grad_enabled() and any(value.requires_grad for value in (x, *weights)):
+        y = _differentiable(plan, rows, weights)
+    else:
+        y = in_chunks(plan, weights, rows)
+    y = y.reshape(*x.shape[:-1], out)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def walk(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """All rows along the path at once."""
+    value = rows.reshape(plan.entry)
+    for step, weight in zip(plan.path, weights, strict=True):
+        value = multiply(step, take(value, step.left_view), weight).reshape(step.shape)
+    return take(value, plan.recipe.result).reshape(rows.shape[0], plan.shape[0])
+
+
+def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Rows along the path, as many at a time as the plan says."""
+    if plan.chunk is None or rows.shape[0] <= plan.chunk:
+        return walk(plan, weights, rows)
+    first, *others = rows.split(plan.chunk)
+    found = walk(plan, weights, first)
+    y = found.new_empty(rows.shape[0], plan.shape[0])
+    places = y.split(plan.chunk)
+    places[0].copy_(found)
+    for place, part in zip(places[1:], others, strict=True):
+        place.copy_(walk(plan, weights, part))
+    return y
+
+
+def take(value: Tensor, view: View | None) -> Tensor:
+    """A value as an operand."""
+    if view is None:
+        return value
+    if view.sums:
+        value = value.sum(view.sums)
+    if view.order:
+        value = value.permute(view.order)
+    return value.reshape(view.shape)
+
+
+def multiply(step: Step, left: Tensor, right: Tensor) -> Tensor:
+    """One product of two operands, as `bondwise.compute.lower.Step` has them."""
+    if step.kind == "linear":
+        return F.linear(left, right)
+    if step.kind == "push":
+        return torch.bmm(right.expand(left.shape[0], *right.shape), left)
+    if step.kind == "bmm":
+        return torch.bmm(left, right.mT)
+    return left * right
+
+
+def _differentiable(plan: Plan, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    kind = rows.device.type
+    if torch.is_autocast_enabled(kind):
+        lower = torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, enabled=False):
+            args = [value.to(lower) for value in (rows, *weights)]
+            return cast(Tensor, _Chunked.apply(plan, *args))
+    return cast(Tensor, _Chunked.apply(plan, rows, *weights))
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work, which want plain ops."""
+    return bool(
+        torch._C._are_functorch_transforms_active()  # pyright: ignore
+        or forward_ad._current_level >= 0  # pyright: ignore
+    )
+
+
+class _Chunked(torch.autograd.Function):
+    """The path, whose values are computed again, chunk by chunk, for the gradient."""
+
+    @staticmethod
+    def forward(plan: Plan, rows: Tensor, *weights: Tensor) -> Tensor:  # type: ignore[override]
+        return in_chunks(plan, weights, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        ctx.plan = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:]
+        found = _backward(ctx.plan, rows, weights, grads[0], wanted)
+        return (None, *found)
+
+
+def _backward(
+    plan: Plan,
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of the rows and of each weight, where wanted."""
+    size = min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS)
+    parts = list[Tensor]()
+    totals: list[Tensor | None] = [None] * len(weights)
+    for chunk, d_chunk in zip(rows.split(size), grad.split(size), strict=True):
+        d_rows, d_weights = _back(plan, chunk, weights, d_chunk, wanted)
+        if d_rows is not None:
+            parts.append(d_rows)
+        totals = [
+            new if old is None or new is None else _sum(old, new)
+            for old, new in zip(totals, d_weights, strict=True)
+        ]
+    if not wanted[0]:
+        return [None, *totals]
+    return [parts[0] if len(parts) == 1 else torch.cat(parts), *totals]
+
+
+def _sum(total: Tensor, new: Tensor) -> Tensor:
+    return total + new if torch.is_grad_enabled() else total.add_(new)
+
+
+def _back(
+    plan: Plan,
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    path, value = plan.path, rows.reshape(plan.entry)
+    lefts, shapes = list[Tensor](), list[torch.Size]()
+    for step, weight in zip(path, weights, strict=True):
+        shapes.append(value.shape)
+        lefts.append(take(value, step.left_view))
+        if step is not path[-1]:
+            value = multiply(step, lefts[-1], weight).reshape(step.shape)
+    opened = (rows.shape[0] if size < 0 else size for size in path[-1].shape)
+    grad = _untake(grad, plan.recipe.result, torch.Size(opened))
+    found: list[Tensor | None] = [None] * len(weights)
+    for at in reversed(range(len(path))):
+        step, left, weight = path[at], lefts[at], weights[at]
+        lefts.pop()
+        grad = grad.reshape(_result(step, left, weight))
+        if wanted[at + 1]:
+            found[at] = _weight_gradient(step, left, weight, grad)
+        if not any(wanted[: at + 1]):
+            return None, found
+        grad = _untake(_left_gradient(step, grad, weight, left), step.left_view, shapes[at])
+    return grad.reshape(rows.shape), found
+
+
+def _untake(grad: Tensor, view: View | None, shape: torch.Size) -> Tensor:
+    """The gradient of a value from that of the operand taken from it; sums do not occur."""
+    if view is None or not view.order:
+        return grad.reshape(shape)
+    grad = grad.reshape([shape[axis] for axis in view.order])
+    back = sorted(range(len(view.order)), key=lambda axis: view.order[axis])
+    return grad.permute(back)
+
+
+def _result(step: Step, left: Tensor, weight: Tensor) -> tuple[int, ...]:
+    if step.kind == "linear":
+        return left.shape[0], weight.shape[0]
+    if step.kind == "push":
+        return left.shape[0], weight.shape[0], left.shape[2]
+    return weight.shape[0], left.shape[1], weight.shape[1 if step.kind == "bmm" else 2]
+
+
+def _weight_gradient(step: Step, left: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    if step.kind == "linear":
+        return grad.mT @ left
+    if step.kind == "push":  # (G N M), (G M K): all G as one long sum
+        out, inp = weight.shape
+        return grad.transpose(0, 1).reshape(out, -1) @ left.transpose(0, 1).reshape(inp, -1).mT
+    if step.kind == "bmm":
+        return torch.bmm(grad.mT, left)
+    return (grad * left).sum(1, keepdim=True)
+
+
+def _left_gradient(step: Step, grad: Tensor, weight: Tensor, left: Tensor) -> Tensor:
+    if step.kind == "linear":
+        return grad @ weight
+    if step.kind == "push":
+        return torch.bmm(weight.mT.expand(left.shape[0], *weight.mT.shape), grad)
+    if step.kind == "bmm":
+        return torch.bmm(grad, weight)
+    return (grad * weight).sum(2, keepdim=True)
