@@ -29,6 +29,7 @@ VERBS = {
     "merge": ["--out", "--force"],
     "eval": ["--data", "--vs", "--windows", "--length"],
     "bench": ["--vs", "--prompt", "--tokens", "--repeats", "--threads"],
+    "tune": ["--threads"],
 }
 LOADS_PLAIN = """
 import sys, torch
@@ -386,3 +387,46 @@ def test_as_a_process_it_gives_the_same_bytes_and_clean_output(shelf, small, tmp
     assert done.stderr.startswith("Wrote ")
     assert done.stderr.count("\n") == 2
     assert weights(tmp_path / "again") == weights(small)
+
+
+@pytest.fixture
+def quick_tuning(tmp_path, monkeypatch):
+    from bondwise.compute import machine, tune
+
+    monkeypatch.setenv("BONDWISE_TUNING", str(tmp_path / "tuning.json"))
+    monkeypatch.setattr(tune, "SHORTEST", 1e-5)
+    monkeypatch.setattr(tune, "REPEATS", 1)
+    monkeypatch.setattr(tune, "SIDES", (1, 8, 32))
+    monkeypatch.setattr(tune, "SIDES_OF_BATCHES", (8, 32))
+    machine._read.cache_clear()
+    yield tmp_path / "tuning.json"
+    machine._read.cache_clear()
+
+
+def test_tune_measures_and_keeps_what_later_plans_use(capsys, quick_tuning):
+    from bondwise.compute.machine import machine
+
+    said = bondwise(capsys, "tune", "-q")
+    assert said.code == 0
+    assert str(quick_tuning) in said.out
+    assert max(map(len, said.out.splitlines()[:-1])) <= 80
+    assert machine().measured
+    report = json.loads(bondwise(capsys, "tune", "--json", "-q").out)
+    assert report["threads"] == 1
+    assert report["float32"]["peak"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--threads", "0"), "threads=0 came"),
+        (("--threads", "99999"), "processors"),
+        (("--device", "cuda"), "write cpu"),
+        (("--dtype", "int3"), "dtype='int3' came"),
+    ],
+)
+def test_tune_refuses_in_one_sentence(capsys, quick_tuning, flags, says):
+    said = bondwise(capsys, "tune", *flags)
+    assert said.code == 2
+    assert says in said.err
+    assert not quick_tuning.exists()

@@ -105,6 +105,14 @@ class Machine:
         """The rates for numbers of so many bytes."""
         return self.half if itemsize < 4 else self.single
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it, with the number of threads that it was measured with."""
+        return {
+            "threads": torch.get_num_threads(),
+            "float32": asdict(self.single),
+            "bfloat16": asdict(self.half),
+        }
+
 
 STATED = Machine()
 """What is taken where nothing was measured: one thread of a Xeon with AVX-512 and AMX, of 2023."""

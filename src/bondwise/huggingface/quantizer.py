@@ -6,6 +6,7 @@ lazily, without this import.
 
 from typing import Any
 
+from torch import Tensor
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -72,11 +73,21 @@ class BondwiseQuantizer(HfQuantizer):
         for group, core in self.loose:
             share(group, core)
             _point_offloaded(group, core)
+        copies = dict[int, Tensor]()
         for module in model.modules():
+            if isinstance(module, TensorLayer):
+                _own_pivots(module, copies)
             if isinstance(module, TensorLinear):
                 module.settle()
         attach(model)
         return model
+
+
+def _own_pivots(layer: TensorLayer, copies: dict[int, Tensor]) -> None:
+    """Copy the pivots: as they were read they keep the whole file in memory."""
+    for name, pivots in layer._buffers.items():  # pyright: ignore[reportPrivateUsage]
+        if name.startswith("pivots_") and pivots is not None and not pivots.is_meta:
+            layer._buffers[name] = copies.setdefault(id(pivots), pivots.clone())  # pyright: ignore[reportPrivateUsage]
 
 
 def _point_offloaded(group: list[TensorLayer], core: int) -> None:

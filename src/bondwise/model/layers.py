@@ -6,6 +6,7 @@ from math import prod
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bondwise.compute import gathered
@@ -200,7 +201,13 @@ class TensorLinear(TensorLayer):
                 f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
                 f"this layer takes {self.in_features}, so write x as (.., {self.in_features})."
             )
-        return gathered.linear(x, self._pivots_first(x.device), self.core_1, self.core_0, self.bias)
+        order, free = self._pivots_first(x.device), self.core_1
+        once = self.once if 1 in self.sharing else None
+        if once is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return gathered.linear(x, order, free, self.core_0, self.bias)
+        takers = len(self.sharing[1])
+        inner = once.of(id(self), takers, x, free, lambda: gathered.inner(x, order, free))
+        return F.linear(inner, self.core_0, self.bias)
 
     def _pivots_first(self, device: torch.device) -> Tensor:
         """Input columns, the identity block's first; not saved, since the pivots give them."""
