@@ -116,15 +116,17 @@ def main(typed: Sequence[str]) -> None:
     given = arguments(typed)
     torch.set_num_threads(given.threads)
     file = given.results / f"{given.dtype}.json"
-    if not given.page:
-        setting = Setting(getattr(torch, given.dtype), given.repeats, given.least)
-        if absent := missing(setting.peers):
-            print(f"Not installed, and left out: {', '.join(absent)}. {how_to_install(absent)}")
-        chosen = list(cases(given.weights, given.formats, given.batches, given.kinds))
-        run(chosen, setting, file, surroundings(given, setting, typed))
-        for ask in asks(json.loads(file.read_text("utf-8"))["cells"]):
-            verdict = "met" if ask.met else "NOT met"
-            print(f"{ask.what}: {ask.value:.2f} ({ask.asked:g} asked, {verdict})")
+    page.refresh(given.results, given.target)  # a page without marks fails now, not after the run
+    if given.page:
+        return
+    setting = Setting(getattr(torch, given.dtype), given.repeats, given.least)
+    if absent := missing(setting.peers):
+        print(f"Not installed, and left out: {', '.join(absent)}. {how_to_install(absent)}")
+    chosen = list(cases(given.weights, given.formats, given.batches, given.kinds))
+    run(chosen, setting, file, surroundings(given, setting, typed))
+    for ask in asks(json.loads(file.read_text("utf-8"))["cells"]):
+        verdict = "met" if ask.met else "NOT met"
+        print(f"{ask.what}: {ask.value:.2f} ({ask.asked:g} asked, {verdict})")
     page.refresh(given.results, given.target)
 
 

@@ -97,14 +97,14 @@ def _agreeing(
                 subject = make()
                 wrong = _difference(_results(subject, x, pull, train), right)
         except Exception as error:  # a peer may raise anything; ours may not
-            if name == OURS:
+            if name.startswith(OURS):
                 raise
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
             continue
         if wrong <= TOLERANCE[setting.dtype]:
             subjects[name] = subject
-        elif name == OURS:
-            raise ValueError(f"{case.label} of {case.weight}: ours is off by {wrong:.1e}.")
+        elif name.startswith(OURS):
+            raise ValueError(f"{case.label} of {case.weight}: {name} is off by {wrong:.1e}.")
         else:
             left_out[name] = f"off by {wrong:.1e}"
     return subjects, left_out
@@ -114,7 +114,7 @@ def _agreeing(
 def _quiet_unless_ours(name: str) -> Iterator[None]:
     """What a peer warns of is not for our readers, and no crash where warnings are errors."""
     with warnings.catch_warnings():
-        if name != OURS:
+        if not name.startswith(OURS):
             warnings.simplefilter("ignore")
         yield
 

@@ -79,22 +79,17 @@ def at_most_half(cells: Iterable[Entry]) -> list[Entry]:
     return [c for c in cells if c["batch"] >= 256 and 2 * c["macs"] <= c["dense_macs"]]
 
 
-def over(name: str) -> Ratio:
-    """How many times faster ours is than the quickest mode of a subject."""
+def over(*names: str, own: str = OURS) -> Ratio:
+    """How many times faster ours is than the quickest mode of the quickest of some subjects."""
 
     def ratio(cell: Entry) -> float | None:
-        times = [t for who, t in cell["seconds"].items() if who.split(",")[0] == name]
-        return min(times) / cell["seconds"][OURS] if times else None
+        times = [t for who, t in cell["seconds"].items() if who.split(",")[0] in names]
+        return min(times) / cell["seconds"][own] if times and own in cell["seconds"] else None
 
     return ratio
 
 
-over_dense, over_tltorch = over(DENSE), over(TLTORCH)
-
-
-def over_best(cell: Entry) -> float | None:
-    """How many times faster ours is than the quickest peer."""
-    return min((r for name in PEERS if (r := over(name)(cell)) is not None), default=None)
+over_dense, over_tltorch, over_best = over(DENSE), over(TLTORCH), over(*PEERS)
 
 
 def share(cell: Entry) -> float:
