@@ -78,10 +78,12 @@ def multiply(step: Step, left: Tensor, right: Tensor) -> Tensor:
     """One product of two operands, as `bondwise.compute.lower.Step` has them."""
     if step.kind == "linear":
         return F.linear(left, right)
-    if step.kind == "push":
-        return torch.bmm(right.expand(left.shape[0], *right.shape), left)
     if step.kind == "bmm":
         return torch.bmm(left, right.mT)
+    if torch.compiler.is_exporting():  # all as MatMul
+        return torch.matmul(right, left) if step.kind == "push" else torch.matmul(left, right)
+    if step.kind == "push":
+        return torch.bmm(right.expand(left.shape[0], *right.shape), left)
     return left * right
 
 
