@@ -208,7 +208,12 @@ def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     lost["seconds"][NOTHING_KEPT] = 4.0
     lost["left_out"] = {f"{TORCHTT}, layer": "RuntimeError: why"}
     setting = {"dtype": "float32", "threads": 1, "repeats": 3, "least": 0.02, "missing": []}
-    setting |= {"command": "python benchmarks/layers.py", "torch": "2", "commit": "c"}
+    setting |= {
+        "tuned": False,
+        "command": "python benchmarks/layers.py",
+        "torch": "2",
+        "commit": "c",
+    }
     text = page.sections([{"setting": setting, "cells": [lost]}])
     assert "- 0.50 of dense: forward, low rank, 1/8, 8 x 8, batch 256" in text
     assert "- torchTT, layer, RuntimeError: 1 cells" in text
