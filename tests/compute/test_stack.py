@@ -1,14 +1,17 @@
+import re
 from functools import reduce
 from itertools import islice, permutations
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.compute.stack import stack
-from bondwise.errors import PlanError
+from bondwise.compute.stack import checked_order, stack
+from bondwise.errors import PlanError, ShapeError
 
+LARGE = 300  # values of a state, for a dense gauge on it
 ORDERS = 60  # of a network, spread over all of them
 
 
@@ -83,8 +86,106 @@ def test_gradients_reach_the_cores(make_cores):
 @pytest.mark.parametrize("order", [(), (0,), (0, 0), (0, 2), (0, 1, 1), (-1, 0)])
 def test_an_impossible_order_is_refused(order, make_cores):
     net = bw.lowrank(6, 4, 2)
-    with pytest.raises(PlanError, match="each of 0 to 1 once"):
+    with pytest.raises(
+        PlanError, match=re.escape(f"Order {order} came for 2 cores; write each of")
+    ):
         stack(net, make_cores(net), order)
+
+
+@pytest.mark.parametrize("order", [(1.0, 0.0), "10", (None, 0), (True, False)])
+def test_an_order_is_whole_numbers(order):
+    with pytest.raises(PlanError, match="each of 0 to 1 once"):
+        checked_order(bw.lowrank(6, 4, 2), order)
+
+
+def test_an_order_may_come_as_any_whole_numbers():
+    assert checked_order(bw.lowrank(6, 4, 2), np.array([1, 0])) == (1, 0)
+    assert checked_order(bw.lowrank(6, 4, 2), torch.tensor([1, 0])) == (1, 0)
+
+
+def test_cores_must_be_the_networks(net, make_cores):
+    cores = make_cores(net)
+    with pytest.raises(ShapeError, match=f"{len(cores) + 1} cores came"):
+        stack(net, [*cores, cores[0]])
+    with pytest.raises(ShapeError, match=re.escape("Core 0 of")):
+        stack(net, [cores[0][None], *cores[1:]])
+
+
+def gauge(size, seed=0):
+    """Far from the identity, and well conditioned."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, size, generator=generator, dtype=torch.float64) + 3 * torch.eye(size)
+
+
+def test_a_gauge_between_any_two_floors_keeps_the_product(net, reference, make_cores):
+    cores = make_cores(net)
+    W = reference(net, cores)
+    for order in orders(net)[:4]:
+        st = stack(net, cores, order)
+        for at in (at for at in range(len(st) - 1) if st.shapes[at][0] <= LARGE):
+            X = gauge(st.shapes[at][0])
+            other = st.with_gauge(at, X)
+            assert_close(product(list(other)), W)
+            assert_close(other[at].to_dense(), X @ st[at].to_dense())
+            assert (other.order, other.shapes) == (st.order, st.shapes)
+            assert all(factor.is_coalesced() for factor in other)
+            for k in set(range(len(st))) - {at, at + 1}:
+                assert other[k] is st[k]
+
+
+def test_a_gauge_on_a_bond_is_one_on_the_state_beside_identities(make_cores):
+    net = bw.mpo((2, 3), (4, 5), 6)
+    cores = make_cores(net)
+    st = stack(net, cores, (1, 0))
+    assert [index.name for index in st.floors[0].after] == ["i1", "a", "o2"]
+    X = gauge(6)
+    on_bond = stack(net, bw.insert_gauge(net, cores, "a", X), (1, 0))
+    eyes = [torch.eye(size, dtype=torch.float64) for size in (4, 3)]
+    whole = torch.kron(eyes[0], torch.kron(torch.linalg.inv(X).contiguous(), eyes[1]))
+    on_state = st.with_gauge(0, whole)
+    for one, two in zip(on_bond, on_state, strict=True):
+        assert_close(one.to_dense(), two.to_dense())
+
+
+def test_a_gauge_keeps_the_dtype_and_passes_gradients_on(make_cores):
+    net = bw.lowrank(6, 4, 2)
+    cores = [core.float().requires_grad_() for core in make_cores(net)]
+    st = stack(net, cores).with_gauge(0, gauge(2))
+    assert all(factor.dtype == torch.float32 for factor in st)
+    grads = torch.autograd.grad(product(list(st)).sum(), cores)
+    expected = torch.autograd.grad((cores[0] @ cores[1]).sum(), cores)
+    for one, two in zip(grads, expected, strict=True):
+        assert_close(one, two)
+
+
+@pytest.mark.parametrize("at", [-1, 1, 2, True])
+def test_a_gauge_needs_two_floors(at, make_cores):
+    net = bw.lowrank(6, 4, 2)
+    with pytest.raises(PlanError, match=f"after floor {at} of 2; write at = 0 to 0"):
+        stack(net, make_cores(net)).with_gauge(at, torch.eye(2))
+
+
+def test_a_single_floor_takes_no_gauge():
+    net = bw.parse("o i -> (o) (i)", o=3, i=4)
+    with pytest.raises(PlanError, match="network of two cores"):
+        stack(net, [torch.ones(3, 4)]).with_gauge(0, torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("X", "says"),
+    [
+        (torch.eye(3), r"X of shape (3, 3) came; .* state (a) has 2 values, so write (2, 2)"),
+        (torch.ones(2, 3), r"X of shape (2, 3) came"),
+        (torch.ones(2, 2), r"the state (a) of size 2, 2 x 2, has condition number"),
+        (torch.zeros(2, 2), r"condition number"),
+        (torch.diag(torch.tensor([1.0, 1e-9])), r"condition number 1e+09"),
+        (torch.full((2, 2), torch.inf), r"not finite"),
+    ],
+)
+def test_a_bad_gauge_is_refused(X, says, make_cores):
+    net = bw.lowrank(6, 4, 2)
+    with pytest.raises(ShapeError, match=re.escape(says).replace(r"\.\*", ".*")):
+        stack(net, make_cores(net)).with_gauge(0, X)
 
 
 def test_many_cores_stack_too(make_cores):

@@ -1,19 +1,22 @@
 """The stack view: the weight as a product of sparse matrices, one for each core."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from operator import index as whole
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from bondwise.compute.inverse import inverse
 from bondwise.compute.run import check_cores
-from bondwise.errors import PlanError
-from bondwise.network.network import Index, Network
+from bondwise.errors import PlanError, ShapeError
+from bondwise.network.floors import Floor, State, floors, state
+from bondwise.network.network import Network
 
 EXHAUSTIVE = 10  # cores; every subset of them is looked at
-
-State = tuple[Index, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,11 @@ class Stack:
     factors: tuple[Tensor, ...]
 
     @property
+    def floors(self) -> tuple[Floor, ...]:
+        """What the data carries before and after each factor, by name."""
+        return floors(self.network, self.order)
+
+    @property
     def nnz(self) -> int:
         """Entries of all factors."""
         return sum(factor.values().numel() for factor in self.factors)
@@ -36,6 +44,43 @@ class Stack:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of each factor; the inner sizes are the bonds that data passes over."""
         return tuple((factor.shape[0], factor.shape[1]) for factor in self.factors)
+
+    def with_gauge(self, at: int, X: Float[Tensor, "size size2"]) -> "Stack":
+        """The same product with ``X^-1 X`` between factor ``at`` and the next one.
+
+            W = st[-1] .. (st[at + 1] X^-1) (X st[at]) .. st[0]
+
+        The data there, the whole state, becomes ``X`` times what it was. The two factors are then
+        no longer a core beside identities, unless ``X`` is: `bondwise.insert_gauge` puts a gauge on
+        a single bond, and gives cores. Entries that are zero are not stored.
+
+        >>> from bondwise import lowrank
+        >>> st = stack(lowrank(3, 4, 2), [torch.rand(3, 2), torch.rand(2, 4)])
+        >>> other = st.with_gauge(0, torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+        >>> torch.allclose(other[1] @ other[0].to_dense(), st[1] @ st[0].to_dense())
+        True
+
+        Raises:
+            PlanError: no factor, or no next one, at this place.
+            ShapeError: X of another size than the state, or without an inverse.
+        """
+        last = len(self) - 1
+        if isinstance(at, bool) or not 0 <= at < last:
+            places = f"write at = 0 to {last - 1}" if last else "give a network of two cores"
+            raise PlanError(
+                f"A gauge came for the place after floor {at} of {len(self)}; {places}."
+            )
+        size, names = self.shapes[at][0], " ".join(index.name for index in self.floors[at].after)
+        if tuple(X.shape) != (size, size):
+            raise ShapeError(
+                f"X of shape {tuple(X.shape)} came; between floors {at} and {at + 1} the state "
+                f"({names}) has {size} values, so write ({size}, {size})."
+            )
+        below, above = (factor.to_dense() for factor in self.factors[at : at + 2])
+        back = inverse(X, f"the state ({names}) of size {size}").to(above.device)
+        pair = (X.to(below.device).double() @ below.double(), above.double() @ back)
+        both = tuple(factor.to(below.dtype).to_sparse() for factor in pair)
+        return replace(self, factors=(*self.factors[:at], *both, *self.factors[at + 2 :]))
 
     def __len__(self) -> int:
         return len(self.factors)
@@ -74,19 +119,29 @@ def stack(net: Network, cores: Sequence[Tensor], order: Sequence[int] | None = N
         ShapeError: the cores are not the network's.
     """
     check_cores(net, cores)
-    chosen = cheapest_order(net) if order is None else tuple(order)
+    chosen = checked_order(net, order)
+    return Stack(net, chosen, tuple(factor(f, cores[f.core]) for f in floors(net, chosen)))
+
+
+def checked_order(net: Network, order: Iterable[Any] | None) -> tuple[int, ...]:
+    """The order as it is meant: the cheapest where none is given.
+
+    Raises:
+        PlanError: it leaves out a core, repeats one, or names one that is not there.
+    """
+    if order is None:
+        return cheapest_order(net)
+    given = tuple(order)
+    try:
+        chosen = tuple(-1 if isinstance(core, bool) else whole(core) for core in given)
+    except TypeError:  # not whole numbers
+        chosen = ()
     if sorted(chosen) != list(range(len(net.cores))):
         raise PlanError(
-            f"Order {chosen} came for {len(net.cores)} cores; write each of 0 to "
+            f"Order {given} came for {len(net.cores)} cores; write each of 0 to "
             f"{len(net.cores) - 1} once, the core that meets the input first."
         )
-    states = [_state(net, frozenset(chosen[:k])) for k in range(len(chosen))]
-    states.append(net.rows)
-    factors = tuple(
-        _factor(cores[core], net.cores[core], before, after)
-        for core, before, after in zip(chosen, states, states[1:], strict=False)
-    )
-    return Stack(net, chosen, factors)
+    return chosen
 
 
 def cheapest_order(net: Network) -> tuple[int, ...]:
@@ -121,19 +176,12 @@ def _greedy(net: Network) -> tuple[int, ...]:
 
 
 def _entries(net: Network, met: frozenset[int], core: int) -> int:
-    return prod(i.size for i in {*_state(net, met), *_state(net, met | {core})})
+    return prod(i.size for i in {*state(net, met), *state(net, met | {core})})
 
 
-def _state(net: Network, met: frozenset[int]) -> State:
-    """What the data carries when a set of cores has been met; their order does not matter to it."""
-    needed = {index for k, core in enumerate(net.cores) if k not in met for index in core}
-    needed.update(net.rows)
-    known = (*net.cols, *(index for k in sorted(met) for index in net.cores[k]))
-    return tuple(dict.fromkeys(index for index in known if index in needed))
-
-
-def _factor(core: Tensor, indices: State, before: State, after: State) -> Tensor:
+def factor(floor: Floor, core: Tensor) -> Tensor:
     """The layer from one state to the next: an entry for each value of the indices of both."""
+    indices, before, after = floor.indices, floor.before, floor.after
     lonely = [axis for axis, index in enumerate(indices) if index not in (*before, *after)]
     if lonely:
         core = core.sum(lonely)
