@@ -94,6 +94,14 @@ def test_what_is_kept_ready_follows_the_parameters(net, gauge, change):
         assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
 
 
+def test_autocast_leaves_no_rounded_weights_behind():
+    layer, x = layer_of(NETS[0], gauge=True), torch.randn(300, 48)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+
+
 def ready_bytes(layer):
     return layer._ready.bytes(layer.matrices())
 

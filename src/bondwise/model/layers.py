@@ -16,6 +16,7 @@ from bondwise.compute.plan import Plan, check_batch, resized
 from bondwise.compute.run import prepare
 from bondwise.errors import ShapeError
 from bondwise.model.remainder import KINDS, Remainder
+from bondwise.model.stacked import stacked
 from bondwise.model.storage import Spec, TensorLayer, empty
 from bondwise.model.ways import ALL_ROOM, NO_ROOM, Ready, Way, chosen, ways
 from bondwise.network.network import Network
@@ -107,9 +108,7 @@ class TensorLinear(TensorLayer):
             check_batch(batch)
             found = ways(self.network, self.core_0.element_size(), ALL_ROOM, self.form is None)
             made = found[chosen(found, batch)].plan
-            with torch.no_grad():
-                weights = prepare(made, self.cores())
-            for k, weight in enumerate(weights):
+            for k, weight in enumerate(self._exactly(made)):
                 own = weight.detach().contiguous().clone()
                 self.register_buffer(f"frozen_{k}", own, persistent=False)
             self._frozen = replace(made, chunk=None)
@@ -153,6 +152,10 @@ class TensorLinear(TensorLayer):
         W, rest = super().dense(), self.rest()
         return W if rest is None else rest.add_to(W)
 
+    def as_stack(self, order: Sequence[int] | None = None) -> nn.Sequential:
+        """The same as sparse linear layers, one for each core (`bondwise.model.stacked`)."""
+        return stacked(self, order, self.bias, self.rest())
+
     def stored(self) -> tuple[list[Tensor], list[Tensor]]:
         """What stands for the weight: tensors of numbers, and tensors of their positions."""
         numbers, places = super().stored()
@@ -186,10 +189,15 @@ class TensorLinear(TensorLayer):
         at = chosen(found, prod(x.shape[:-1]))
         plan = found[at].plan
         if found[at].ready:
-            weights = self._ready.weights(at, own, lambda: prepare(plan, self.cores()))
+            weights = self._ready.weights(at, own, lambda: self._exactly(plan))
         else:
             weights = prepare(plan, self.cores())
         return run(plan, weights, x, self.bias)
+
+    def _exactly(self, plan: Plan) -> list[Tensor]:
+        """A plan's weights in their own dtype, whatever autocast says at this call."""
+        with torch.no_grad(), torch.autocast(self.core_0.device.type, enabled=False):
+            return prepare(plan, self.cores())
 
     def _frozen_weights(self) -> list[Tensor]:
         assert self._frozen is not None
