@@ -40,7 +40,9 @@ class SparseLinear(nn.Module):
         carried: values at the end of the data that only pass.
     """
 
+    core: nn.Parameter
     pivots: Tensor | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class AddRemainder(nn.Module):
     The parameter ``remainder`` is the layer's own.
     """
 
+    remainder: nn.Parameter
     positions: Tensor
 
     def __init__(self, rest: Remainder, width: int, out_features: int) -> None:
@@ -131,7 +134,7 @@ class AddRemainder(nn.Module):
         """The outputs with the remainder."""
         _check_width(self, x)
         y, carried = x[..., : self.out_features], x[..., self.out_features :]
-        rest = self._kind(self.positions, self.remainder)  # pyright: ignore[reportArgumentType]
+        rest = self._kind(self.positions, self.remainder)
         return y + rest.apply(carried, self.out_features).to(y.dtype)
 
     def extra_repr(self) -> str:
@@ -167,7 +170,7 @@ def stacked(
     made = floors(net, checked_order(net, order))
     columns, narrow = (None, None) if rest is None else _narrowed(rest, net.shape[1])
     width = 0 if columns is None else len(columns)
-    chain: list[nn.Module] = [
+    chain = [
         SparseLinear(
             floor,
             forms[floor.core],
@@ -178,10 +181,10 @@ def stacked(
         )
         for floor in made
     ]
-    if columns is not None and narrow is not None:
-        add = AddRemainder(narrow, width, net.shape[0])
-        chain = [Carry(columns, net.shape[1]), *chain, add]
-    return nn.Sequential(*chain)
+    if columns is None or narrow is None:
+        return nn.Sequential(*chain)
+    first, last = Carry(columns, net.shape[1]), AddRemainder(narrow, width, net.shape[0])
+    return nn.Sequential(first, *chain, last)
 
 
 def _narrowed(rest: Remainder, width: int) -> tuple[Tensor, Remainder]:
