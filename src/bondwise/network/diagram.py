@@ -1,9 +1,8 @@
 """A network as SVG or text: cores, bonds drawn by size, row modes up, column modes down."""
 
 from collections.abc import Sequence
-from math import hypot, log2
+from math import log2
 from textwrap import wrap
-from xml.sax.saxutils import escape, quoteattr
 
 from bondwise.network.layout import (
     LEG,
@@ -20,11 +19,9 @@ from bondwise.network.layout import (
     width,
 )
 from bondwise.network.network import Index, Network
+from bondwise.network.picture import BOND, DOT, MODE, Picture, stroke
 
-LANE, CORNER, DOT = 26.0, 9.0, 4.0
-CORE = "fill:var(--bondwise-core,#8db4dd);stroke:none"
-BOND = "fill:none;stroke:var(--bondwise-bond,#c77b2c)"
-MODE = "fill:none;stroke:currentColor"
+LANE = 26.0
 
 
 def svg(net: Network, title: str | None = None) -> str:
@@ -39,7 +36,7 @@ def svg(net: Network, title: str | None = None) -> str:
     >>> svg(lowrank(6, 4, 2))[:33]
     '<svg xmlns="http://www.w3.org/200'
     """
-    picture = _Picture()
+    picture = Picture()
     where = layout(net)
     _bonds(picture, net, where)
     for side, up in ((net.rows, -1), (net.cols, 1)):
@@ -47,21 +44,8 @@ def svg(net: Network, title: str | None = None) -> str:
         _blocks(picture, net, where, side, up)
     for node, point in where.points.items():
         if isinstance(node, int):
-            with_number = picture.circle(point, RADIUS, CORE) + picture.text(
-                str(node), (point[0], point[1] + 4.5), "middle", "fill:#12243a"
-            )
-            names = " ".join(net.names[node])
-            picture.group("core", with_number, name=str(node), indices=names)
+            picture.core(node, point, net.names[node])
     return picture.render(title or str(net))
-
-
-def stroke(size: int) -> float:
-    """Width of the line of an index: it grows with the logarithm of its size.
-
-    >>> stroke(1), stroke(16)
-    (1.0, 3.4)
-    """
-    return round(1 + 0.6 * log2(size), 2)
 
 
 def text(net: Network) -> str:
@@ -91,65 +75,7 @@ def text(net: Network) -> str:
     return "\n".join(part for line in lines for part in wrap(line, 80, subsequent_indent="    "))
 
 
-class _Picture:
-    """Elements drawn so far and the box around them."""
-
-    def __init__(self) -> None:
-        self.elements: list[str] = []
-        self.xs: list[float] = []
-        self.ys: list[float] = []
-
-    def reach(self, x: float, y: float, margin: float = 0.0) -> None:
-        self.xs += [x - margin, x + margin]
-        self.ys += [y - margin, y + margin]
-
-    def path(self, points: Sequence[Point], style: str, size: int) -> str:
-        for x, y in points:
-            self.reach(x, y, 2 + stroke(size) / 2)
-        return f'<path d="{_rounded(points)}" style="{style}" stroke-width="{stroke(size)}"/>'
-
-    def circle(self, at: Point, radius: float, style: str) -> str:
-        self.reach(*at, radius + 1)
-        return f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}" style="{style}"/>'
-
-    def text(self, words: str, at: Point, anchor: str, style: str = "fill:currentColor") -> str:
-        left = {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * width(words)
-        self.reach(at[0] - left, at[1] - 11)
-        self.reach(at[0] - left + width(words), at[1] + 4)
-        place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}"'
-        return f'<text {place} style="{style}">{escape(words)}</text>'
-
-    def group(self, kind: str, inside: str, **data: str) -> None:
-        extra = "".join(f" data-{key}={quoteattr(value)}" for key, value in data.items())
-        self.elements.append(f'<g class="{kind}"{extra}>{inside}</g>')
-
-    def render(self, title: str) -> str:
-        x, y = min(self.xs) - 6, min(self.ys) - 6
-        w, h = max(self.xs) + 6 - x, max(self.ys) + 6 - y
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{w:.0f}" height="{h:.0f}" '
-            f'viewBox="{x:.1f} {y:.1f} {w:.1f} {h:.1f}" font-family="system-ui,sans-serif" '
-            f'font-size="13" stroke-linecap="round" style="max-width:100%;height:auto">'
-            f"<title>{escape(title)}</title>{''.join(self.elements)}</svg>"
-        )
-
-
-def _rounded(points: Sequence[Point]) -> str:
-    """Straight lines through the points, with rounded corners."""
-    parts = [f"M{points[0][0]:.1f} {points[0][1]:.1f}"]
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-        (x1, y1), (x2, y2) = (_towards(corner, end, CORNER) for end in (before, after))
-        parts.append(f"L{x1:.1f} {y1:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {x2:.1f} {y2:.1f}")
-    return "".join([*parts, f"L{points[-1][0]:.1f} {points[-1][1]:.1f}"])
-
-
-def _towards(start: Point, end: Point, length: float) -> Point:
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    part = min(0.5, length / (hypot(dx, dy) or 1))
-    return start[0] + part * dx, start[1] + part * dy
-
-
-def _bonds(picture: _Picture, net: Network, where: Layout) -> None:
+def _bonds(picture: Picture, net: Network, where: Layout) -> None:
     below: list[Edge] = []
     beside: dict[tuple[object, ...], list[Edge]] = {}
     for edge in edges(net):
@@ -168,7 +94,7 @@ def _bonds(picture: _Picture, net: Network, where: Layout) -> None:
     _dots(picture, net, where)
 
 
-def _dots(picture: _Picture, net: Network, where: Layout) -> None:
+def _dots(picture: Picture, net: Network, where: Layout) -> None:
     """Where the lines of an index on three or more cores meet."""
     for name, size in net.bonds.items():
         if name in where.points:
@@ -193,7 +119,7 @@ def _is_led_below(edge: Edge, where: Layout) -> bool:
     return False
 
 
-def _straight(picture: _Picture, net: Network, where: Layout, edge: Edge, aside: float) -> None:
+def _straight(picture: Picture, net: Network, where: Layout, edge: Edge, aside: float) -> None:
     (x1, y1), (x2, y2) = (where.points[end] for end in edge.ends)
     size = net.sizes[edge.name]
     bent = [(x1, y1), (x1 + 24, y1 + aside), (x2 - 24, y2 + aside), (x2, y2)]
@@ -207,7 +133,7 @@ def _straight(picture: _Picture, net: Network, where: Layout, edge: Edge, aside:
 
 
 def _beside(
-    picture: _Picture, net: Network, edge: Edge, one: Point, two: Point, aside: float
+    picture: Picture, net: Network, edge: Edge, one: Point, two: Point, aside: float
 ) -> str:
     """The label of a straight bond: above a flat line, outside a steep one."""
     size = net.sizes[edge.name]
@@ -222,7 +148,7 @@ def _beside(
     return picture.text(words, (x + outside * (9 + stroke(size) / 2), y + 4), anchor)
 
 
-def _led_below(picture: _Picture, net: Network, where: Layout, edge: Edge, lane: int) -> None:
+def _led_below(picture: Picture, net: Network, where: Layout, edge: Edge, lane: int) -> None:
     """From the one core down, under all legs, and up to the other; around the ends of the row."""
     row = next(row for row in where.rows if edge.ends[0] in row)
     one, two = sorted(edge.ends, key=lambda end: where.points[end])
@@ -247,7 +173,7 @@ def _clear(net: Network, core: Node, room: float) -> float:
     return max(room, *(leg_step(side) * len(side) / 2 + room - RADIUS - 12 for side in sides))
 
 
-def _stub(picture: _Picture, at: Point, name: str, size: int) -> None:
+def _stub(picture: Picture, at: Point, name: str, size: int) -> None:
     """A summed index on one core: a short line that ends in a dot."""
     end = (at[0] + 32, at[1] + 32)
     inside = picture.path([at, end], BOND, size) + picture.circle(end, DOT, "fill:currentColor")
@@ -255,7 +181,7 @@ def _stub(picture: _Picture, at: Point, name: str, size: int) -> None:
     picture.group("bond", inside + words, name=name, size=str(size))
 
 
-def _modes(picture: _Picture, net: Network, where: Layout, side: Sequence[Index], up: int) -> None:
+def _modes(picture: Picture, net: Network, where: Layout, side: Sequence[Index], up: int) -> None:
     for core in range(len(net.cores)):
         x, y = where.points[core]
         own = legs(net, core, side)
@@ -264,7 +190,7 @@ def _modes(picture: _Picture, net: Network, where: Layout, side: Sequence[Index]
             _leg(picture, [(x, y), tip], index, up)
 
 
-def _leg(picture: _Picture, points: Sequence[Point], index: Index, up: int, more: str = "") -> None:
+def _leg(picture: Picture, points: Sequence[Point], index: Index, up: int, more: str = "") -> None:
     x, y = points[-1]
     line = picture.path(points, MODE, index.size)
     words = picture.text(label(index), (x, y - 7 if up < 0 else y + 17), "middle")
@@ -272,7 +198,7 @@ def _leg(picture: _Picture, points: Sequence[Point], index: Index, up: int, more
     picture.group(f"mode {kind}", more + line + words, name=index.name, size=str(index.size))
 
 
-def _blocks(picture: _Picture, net: Network, where: Layout, side: Sequence[Index], up: int) -> None:
+def _blocks(picture: Picture, net: Network, where: Layout, side: Sequence[Index], up: int) -> None:
     """Modes on several cores: their lines meet in a dot, and one leg goes on."""
     shared = [index for index in side if len(net.places[index.name]) > 1]
     for k, index in enumerate(shared):
