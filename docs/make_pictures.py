@@ -1,4 +1,4 @@
-"""The pictures of docs/topologies.md, drawn from the networks themselves.
+"""The pictures of docs/topologies.md and docs/stack.md, drawn from the networks themselves.
 
 `python docs/make_pictures.py` writes them again to docs/pictures.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bondwise as bw
 from bondwise.network.diagram import svg
+from bondwise.network.stack_diagram import stack_svg
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -25,7 +26,19 @@ NETWORKS = {
     "hyperedge": bw.parse("o1 i1 s, o2 i2 s, o3 i3 s -> (o1 o2 o3) (i1 i2 i3)",
                           o1=4, i1=4, o2=4, i2=4, o3=4, i3=4, s=8),
     "uneven": bw.mpo((8, 8), (4, 4, 4), (8, 4)),
+    "bond-1": bw.mpo((8, 8), (8, 8), 1),
+    "bond-4": bw.mpo((8, 8), (8, 8), 4),
+    "bond-64": bw.mpo((8, 8), (8, 8), 64),
 }  # fmt: skip
+
+# Of which network, in which order of its cores.
+STACKS = {
+    "stack-up": ("mpo", (0, 1, 2)),
+    "stack-middle-first": ("mpo", (1, 0, 2)),
+    "stack-ring": ("ring", (0, 1, 2)),
+    "stack-tucker": ("tucker", (2, 4, 0, 1, 3)),
+    "stack-cp": ("cp", (1, 3, 0, 2)),
+}
 
 # An <img> takes no colours from its page, so the picture brings a panel that is legible on any.
 STYLE = (
@@ -48,7 +61,9 @@ def standalone(picture: str) -> str:
 
 def pictures() -> dict[str, str]:
     """The text of every picture, by file name."""
-    return {f"{name}.svg": standalone(svg(net)) for name, net in NETWORKS.items()}
+    drawn = {name: svg(net) for name, net in NETWORKS.items()}
+    drawn |= {name: stack_svg(NETWORKS[net], order) for name, (net, order) in STACKS.items()}
+    return {f"{name}.svg": standalone(picture) for name, picture in drawn.items()}
 
 
 if __name__ == "__main__":

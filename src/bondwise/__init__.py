@@ -1,8 +1,10 @@
 """bondwise: the dense weights of any PyTorch model as tensor networks."""
 
+from bondwise.compute.orders import orders
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
+from bondwise.compute.timings import time_orders
 from bondwise.model.checkpoint import load, save
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.model.tensorize import merge, plan_model, tensorize
@@ -41,6 +43,7 @@ __all__ = [
     "lowrank",
     "merge",
     "mpo",
+    "orders",
     "parse",
     "plan",
     "plan_model",
@@ -48,6 +51,7 @@ __all__ = [
     "save",
     "stack",
     "tensorize",
+    "time_orders",
     "tree",
     "tucker",
 ]
