@@ -184,8 +184,15 @@ def test_macs_are_those_of_the_plan_that_runs(net, gauge):
         counted = layer.macs(rows)
         assert counted > 0
         assert counted == rows * layer.macs(1) or rows > 2 or gauge  # one plan up to two rows
-    if gauge and net == NETS[5]:
-        assert layer.macs(10) == 10 * 12 * (48 + 48 - 12)
+
+
+def test_low_rank_runs_as_it_is_stored_where_no_plan_is_faster():
+    layer = layer_of(bw.lowrank(512, 512, 400), gauge=True)  # expanded, 400 x 400 more products
+    x = torch.randn(10, 512)
+    with torch.no_grad():
+        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+    assert layer.macs(10) == 10 * 400 * (512 + 512 - 400)
+    assert ready_bytes(layer) == 0
 
 
 def shared_layers(count=3):

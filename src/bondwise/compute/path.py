@@ -1,6 +1,7 @@
 """The input along its path: matmuls and views, in chunks that stay in the cache, and back."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,8 @@ from bondwise.compute.lower import Step, View
 from bondwise.compute.plan import Plan
 from bondwise.errors import ShapeError
 
-BACKWARD_ROWS = 1024  # at most so many at a time: what is computed again is not kept for all
+FEWEST_ROWS = 16  # at a time, where gradients are asked for: below, matmuls are slow
+BACKWARD_ROWS = 1024  # and the most: what is computed again is not kept for all
 
 
 def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,13 +24,13 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
         ShapeError: x is not as wide as the weight.
     """
     out, inp = plan.shape
-    if x.shape[-1:] != (inp,):
+    shape = x.shape
+    if not shape or shape[-1] != inp:
         raise ShapeError(
             f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
             f"the weight has {inp} columns, so write x as (.., {inp})."
         )
-    path = plan.path
-    if len(path) == 1 and path[0].kind == "linear" and plan.recipe.result is None:
+    if plan.whole:
         return F.linear(x, weights[0], bias)  # a weight made whole: nothing lies in between
     rows = x.reshape(-1, inp)
     if torch.compiler.is_compiling() or transformed():
@@ -51,12 +53,16 @@ def walk(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
 
 def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
     """Rows along the path, as many at a time as the plan says."""
-    if plan.chunk is None or rows.shape[0] <= plan.chunk:
+    return _in_chunks(plan, weights, rows, plan.chunk)
+
+
+def _in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor, chunk: int | None) -> Tensor:
+    if chunk is None or rows.shape[0] <= chunk or rows.device.type != "cpu":
         return walk(plan, weights, rows)
-    first, *others = rows.split(plan.chunk)
+    first, *others = rows.split(chunk)
     found = walk(plan, weights, first)
     y = found.new_empty(rows.shape[0], plan.shape[0])
-    places = y.split(plan.chunk)
+    places = y.split(chunk)
     places[0].copy_(found)
     for place, part in zip(places[1:], others, strict=True):
         place.copy_(walk(plan, weights, part))
@@ -106,23 +112,45 @@ def transformed() -> bool:
 
 
 class _Chunked(torch.autograd.Function):
-    """The path, whose values are computed again, chunk by chunk, for the gradient."""
+    """The path; values on it that are large are computed again, in chunks, for the gradient."""
 
     @staticmethod
-    def forward(plan: Plan, rows: Tensor, *weights: Tensor) -> Tensor:  # type: ignore[override]
-        return in_chunks(plan, weights, rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        ctx.plan = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
+    def forward(ctx: Any, plan: Plan, rows: Tensor, *weights: Tensor) -> Tensor:
+        ctx.plan, ctx.count = plan, len(weights)
+        if not _small(plan, rows.shape[0], weights):
+            ctx.save_for_backward(rows, *weights)
+            return _in_chunks(plan, weights, rows, _training_rows(plan))
+        y, lefts = _kept(plan, rows, weights)
+        ctx.save_for_backward(rows, *weights, *lefts)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *weights = ctx.saved_tensors
+        rows, *others = ctx.saved_tensors
+        weights, lefts = others[: ctx.count], others[ctx.count :]
         wanted = ctx.needs_input_grad[1:]
-        found = _backward(ctx.plan, rows, weights, grads[0], wanted)
-        return (None, *found)
+        if lefts and not torch.is_grad_enabled():  # a second gradient needs how they were made
+            found, d_weights = _back(ctx.plan, rows, weights, lefts, grads[0], wanted)
+            return (None, found, *d_weights)
+        return (None, *_backward(ctx.plan, rows, weights, grads[0], wanted))
+
+
+def _small(plan: Plan, rows: int, weights: Sequence[Tensor]) -> bool:
+    """Whether the values on the path take no more than what the dense weight would, beyond ours."""
+    between = sum(step.extents[3] * _per_row(plan, step) for step in plan.path[1:])
+    return rows * between <= prod(plan.shape) - sum(weight.numel() for weight in weights)
+
+
+def _per_row(plan: Plan, step: Step) -> int:
+    g, m, _, _ = step.extents
+    return g * m // plan.batch
+
+
+def _training_rows(plan: Plan) -> int:
+    """As many at a time as the plan says, but values of at most half the weight's numbers."""
+    out, inp = plan.shape
+    few = max(FEWEST_ROWS, out * inp // (2 * plan.width))
+    return min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few)
 
 
 def _backward(
@@ -133,11 +161,12 @@ def _backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of the rows and of each weight, where wanted."""
-    size = min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS)
+    size = _training_rows(plan)
     parts = list[Tensor]()
     totals: list[Tensor | None] = [None] * len(weights)
     for chunk, d_chunk in zip(rows.split(size), grad.split(size), strict=True):
-        d_rows, d_weights = _back(plan, chunk, weights, d_chunk, wanted)
+        _, lefts = _kept(plan, chunk, weights, last=False)
+        d_rows, d_weights = _back(plan, chunk, weights, lefts, d_chunk, wanted)
         if d_rows is not None:
             parts.append(d_rows)
         totals = [
@@ -153,36 +182,50 @@ def _sum(total: Tensor, new: Tensor) -> Tensor:
     return total + new if torch.is_grad_enabled() else total.add_(new)
 
 
+def _kept(
+    plan: Plan, rows: Tensor, weights: Sequence[Tensor], last: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """The outputs, and the left operand of each step; without the last product, no outputs."""
+    value, lefts = rows.reshape(plan.entry), list[Tensor]()
+    for step, weight in zip(plan.path, weights, strict=True):
+        lefts.append(take(value, step.left_view))
+        if last or step is not plan.path[-1]:
+            value = multiply(step, lefts[-1], weight).reshape(step.shape)
+    if not last:
+        return rows, lefts
+    return take(value, plan.recipe.result).reshape(rows.shape[0], plan.shape[0]), lefts
+
+
 def _back(
     plan: Plan,
     rows: Tensor,
     weights: Sequence[Tensor],
+    lefts: Sequence[Tensor],
     grad: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    path, value = plan.path, rows.reshape(plan.entry)
-    lefts, shapes = list[Tensor](), list[torch.Size]()
-    for step, weight in zip(path, weights, strict=True):
-        shapes.append(value.shape)
-        lefts.append(take(value, step.left_view))
-        if step is not path[-1]:
-            value = multiply(step, lefts[-1], weight).reshape(step.shape)
-    opened = (rows.shape[0] if size < 0 else size for size in path[-1].shape)
-    grad = _untake(grad, plan.recipe.result, torch.Size(opened))
+    """Gradients of the rows and of each weight, from the last step to the first."""
+    path, lefts = plan.path, list(lefts)
+    shapes = [plan.entry, *(step.shape for step in path)]
+    grad = _untake(grad, plan.recipe.result, _sized(shapes[-1], rows.shape[0]))
     found: list[Tensor | None] = [None] * len(weights)
     for at in reversed(range(len(path))):
-        step, left, weight = path[at], lefts[at], weights[at]
-        lefts.pop()
+        step, left, weight = path[at], lefts.pop(), weights[at]
         grad = grad.reshape(_result(step, left, weight))
         if wanted[at + 1]:
             found[at] = _weight_gradient(step, left, weight, grad)
         if not any(wanted[: at + 1]):
             return None, found
-        grad = _untake(_left_gradient(step, grad, weight, left), step.left_view, shapes[at])
+        grad = _left_gradient(step, grad, weight, left)
+        grad = _untake(grad, step.left_view, _sized(shapes[at], rows.shape[0]))
     return grad.reshape(rows.shape), found
 
 
-def _untake(grad: Tensor, view: View | None, shape: torch.Size) -> Tensor:
+def _sized(shape: Sequence[int], rows: int) -> list[int]:
+    return [rows if size < 0 else size for size in shape]
+
+
+def _untake(grad: Tensor, view: View | None, shape: Sequence[int]) -> Tensor:
     """The gradient of a value from that of the operand taken from it; sums do not occur."""
     if view is None or not view.order:
         return grad.reshape(shape)
@@ -202,8 +245,10 @@ def _result(step: Step, left: Tensor, weight: Tensor) -> tuple[int, ...]:
 def _weight_gradient(step: Step, left: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     if step.kind == "linear":
         return grad.mT @ left
-    if step.kind == "push":  # (G N M), (G M K): all G as one long sum
+    if step.kind == "push":  # (G N M), (G K M)
         out, inp = weight.shape
+        if out * inp <= (out + inp) * left.shape[2]:
+            return torch.bmm(grad, left.mT).sum(0)
         return grad.transpose(0, 1).reshape(out, -1) @ left.transpose(0, 1).reshape(inp, -1).mT
     if step.kind == "bmm":
         return torch.bmm(grad.mT, left)

@@ -1,7 +1,7 @@
 """In which order to contract: the cheapest tree of pairwise steps, with the input as an operand."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,8 @@ from bondwise.errors import PlanError
 from bondwise.network.network import Network
 
 GOALS = ("macs", "time")
+AGAIN = 1.4  # what a path of several steps takes with its gradients, over one step's
+VIEWS = 1.5  # calls that it takes to see a value as a matrix, and a product as a value
 CALLS_PER_CHUNK = 4  # to cut the input and to put the output in its place
 CHUNK_MARGIN = 0.1  # what chunks must gain by the model, to be worth what it does not know
 NOMINAL = (4, 256)  # batches that orders and layouts are sought for, where time decides
@@ -21,8 +23,6 @@ NOMINAL = (4, 256)  # batches that orders and layouts are sought for, where time
 @dataclass(frozen=True)
 class Plan:
     """An order of contraction, lowered to matmuls: plain data, and right for any batch size.
-
-    Products of weights alone come first (``weights``); the others are the ``path`` of the input.
 
     Attributes:
         network: what is contracted.
@@ -35,6 +35,10 @@ class Plan:
         chunk: rows of the input that go along the path at a time, so that what lies between the
             products stays in the cache; None: all of them.
         seconds: modelled for the batch, with ``goal="time"``.
+        weights: the products that the input has no part in.
+        path: the products that the input goes through; the right operand is a weight.
+        whole: whether the path is one ``F.linear`` by the weight made whole.
+        width: numbers of the largest value on the path, for each row of the input.
     """
 
     network: Network
@@ -46,6 +50,23 @@ class Plan:
     entry: tuple[int, ...]
     chunk: int | None = None
     seconds: float | None = None
+    weights: tuple[Step, ...] = field(init=False, repr=False, compare=False)
+    path: tuple[Step, ...] = field(init=False, repr=False, compare=False)
+    whole: bool = field(init=False, repr=False, compare=False)
+    width: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        path = tuple(step for step in self.steps if step.grows is not None)
+        first = path[0]
+        products = (step.macs // (step.extents[3] * self.batch) for step in path)
+        derived = {
+            "path": path,
+            "weights": tuple(step for step in self.steps if step.grows is None),
+            "whole": path == (first,) and first.kind == "linear" and self.recipe.result is None,
+            "width": max(self.shape[1], *products),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     @property
     def macs(self) -> int:
@@ -56,16 +77,6 @@ class Plan:
     def steps(self) -> tuple[Step, ...]:
         """The products in order; operands are the cores, then x, then results of earlier steps."""
         return self.recipe.steps
-
-    @property
-    def weights(self) -> tuple[Step, ...]:
-        """The products that the input has no part in."""
-        return tuple(step for step in self.steps if step.grows is None)
-
-    @property
-    def path(self) -> tuple[Step, ...]:
-        """The products that the input goes through; the right operand is a weight."""
-        return tuple(step for step in self.steps if step.grows is not None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
         return self  # frozen, and large: every copy of a layer has it
@@ -119,14 +130,16 @@ def check_batch(batch: int) -> None:
 
 
 @cache
-def timed(net: Network, batch: int, rates: Rates, itemsize: int, ready: bool) -> Plan:
+def timed(
+    net: Network, batch: int, rates: Rates, itemsize: int, ready: bool, training: bool = False
+) -> Plan:
     """The plan that takes the fewest seconds by these rates, for numbers of so many bytes.
 
     ``ready``: the weights of the path are prepared beforehand and kept, so that only the path
-    counts.
+    counts. ``training``: gradients follow, for which a path of several steps is partly gone again.
     """
     found = [
-        (seconds(each, batch, chunk, rates, itemsize, ready), at, each, chunk)
+        (seconds(each, batch, chunk, rates, itemsize, ready, training), at, each, chunk)
         for at, each in enumerate(_recipes(net, rates))
         for chunk in (None, *(rows for rows in CHUNKS if rows < batch))
     ]
@@ -142,44 +155,56 @@ def seconds(
     rates: Rates,
     itemsize: int,
     ready: bool,
+    training: bool = False,
 ) -> float:
     """Modelled seconds of a recipe, given with the batch that it was lowered for."""
     whole, rest = divmod(batch, chunk or batch)
-    path = whole * _path_seconds(resized(lowered, chunk or batch), rates, itemsize)
+    path = whole * _path_seconds(lowered, chunk or batch, rates, itemsize)
     if rest:
-        path += _path_seconds(resized(lowered, rest), rates, itemsize)
+        path += _path_seconds(lowered, rest, rates, itemsize)
     if chunk is not None and chunk < batch:
         width = _result_numbers(lowered[1].steps[-1]) // lowered[0]
         path += 2 * batch * width * itemsize / rates.cached  # into their place
         path += (whole + bool(rest)) * CALLS_PER_CHUNK * rates.call
         path *= 1 + CHUNK_MARGIN
+    if training and sum(step.grows is not None for step in lowered[1].steps) > 1:
+        path *= AGAIN
     return path if ready else path + _weights_seconds(lowered[1], rates, itemsize)
 
 
 def resized(lowered: tuple[int, Recipe], rows: int) -> Recipe:
     """A recipe, given with the batch that it was lowered for, with the sizes at another batch."""
     nominal, found = lowered
+    steps = tuple(
+        step
+        if step.grows is None
+        else replace(
+            step, extents=_extents(step, nominal, rows), moved=step.moved // nominal * rows
+        )
+        for step in found.steps
+    )
+    return replace(found, steps=steps)
 
-    def again(step: Step) -> Step:
-        if step.grows is None:
-            return step
-        extents = list(step.extents)
-        extents[step.grows] = extents[step.grows] // nominal * rows
-        g, m, n, k = extents
-        return replace(step, extents=(g, m, n, k), moved=step.moved // nominal * rows)
 
-    return replace(found, steps=tuple(again(step) for step in found.steps))
+def _extents(step: Step, nominal: int, rows: int) -> tuple[int, int, int, int]:
+    g, m, n, k = step.extents
+    if step.grows == 0:
+        return g // nominal * rows, m, n, k
+    return g, m // nominal * rows, n, k
 
 
-def _path_seconds(found: Recipe, rates: Rates, itemsize: int) -> float:
+def _path_seconds(lowered: tuple[int, Recipe], rows: int, rates: Rates, itemsize: int) -> float:
+    nominal, found = lowered
     total = 0.0
     for step in found.steps:
         if step.grows is not None:
-            total += rates.product(step.extents, itemsize)
-            total += rates.permuted(step.moved, itemsize) if step.moved else 0.0
+            extents = _extents(step, nominal, rows)
+            total += VIEWS * rates.call + rates.product(extents, itemsize)
+            if step.moved:
+                total += rates.permuted(step.moved // nominal * rows, itemsize)
     last = found.result
     if last is not None and last.order:
-        total += rates.permuted(_result_numbers(found.steps[-1]), itemsize)
+        total += rates.permuted(_result_numbers(found.steps[-1]) // nominal * rows, itemsize)
     return total
 
 

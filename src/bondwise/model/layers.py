@@ -78,8 +78,6 @@ class TensorLinear(TensorLayer):
         """``x W^T + b``."""
         if self._frozen is not None:
             y = run(self._frozen, self._frozen_weights(), x, self.bias)
-        elif self._runs_compact:
-            y = self._forward_compact(x)
         else:
             y = self._forward_planned(x)
         rest = self.rest()
@@ -135,11 +133,15 @@ class TensorLinear(TensorLayer):
     def macs(self, rows: int) -> int:
         """Multiplications for so many rows, by the plan that runs them; the remainder's too."""
         rest = 0 if self.remainder is None else rows * self.remainder.numel()
-        if self._frozen is None and self._runs_compact:
+        way = self._with_room[chosen(self._with_room, rows)]
+        if self._frozen is not None:
+            way = Way(self._frozen, rows, ready=True)
+        if way.as_stored:
             rank, others = self.core_1.shape
             return rest + rows * rank * (others + self.out_features)
-        found = self._frozen or self.plan_for(rows)
-        return rest + sum(step.macs for step in resized((found.batch, found.recipe), rows).steps)
+        steps = resized((way.plan.batch, way.plan.recipe), rows).steps
+        made_each_time = 0 if way.ready else sum(step.macs for step in way.plan.weights)
+        return rest + made_each_time + sum(step.macs for step in steps if step.grows is not None)
 
     def rest(self) -> Remainder | None:
         """The remainder, if there is one."""
@@ -165,8 +167,7 @@ class TensorLinear(TensorLayer):
 
     def plan_for(self, rows: int) -> Plan:
         """The plan for a batch of so many rows, where no gradients of the cores are asked for."""
-        found = self._ways(self.cache_bytes)
-        return found[chosen(found, rows)].plan
+        return self._with_room[chosen(self._with_room, rows)].plan
 
     @property
     def cache_bytes(self) -> int:
@@ -179,20 +180,26 @@ class TensorLinear(TensorLayer):
         self.settle()
 
     def _ways(self, room: int) -> tuple[Way, ...]:
-        return ways(self.network, self.core_0.element_size(), room, self.form is None)
+        size, plain = self.core_0.element_size(), self.form is None
+        return ways(self.network, size, room, plain, self._runs_compact and 1 not in self.sharing)
 
     def _forward_planned(self, x: Tensor) -> Tensor:
-        own = [value for value in self._parameters.values() if value is not None]
-        graded = torch.is_grad_enabled() and any(value.requires_grad for value in own)
+        own = self._parameters
+        graded = torch.is_grad_enabled() and any(
+            p is not None and p.requires_grad for p in own.values()
+        )
         each_time = graded or torch.compiler.is_compiling()
+        if self._runs_compact and (each_time or 1 in self.sharing):
+            return self._forward_compact(x)
         found = self._each_time if each_time else self._with_room
-        at = chosen(found, prod(x.shape[:-1]))
-        plan = found[at].plan
-        if found[at].ready:
-            weights = self._ready.weights(at, own, lambda: self._exactly(plan))
-        else:
-            weights = prepare(plan, self.cores())
-        return run(plan, weights, x, self.bias)
+        at = chosen(found, x.numel() // self.in_features) if len(found) > 1 else 0
+        way = found[at]
+        if way.as_stored:
+            return self._forward_compact(x)
+        weights = self._ready.weights(at, own) if way.ready else prepare(way.plan, self.cores())
+        if weights is None:
+            weights = self._ready.keep(at, own, self._exactly(way.plan))
+        return run(way.plan, weights, x, own["bias"])
 
     def _exactly(self, plan: Plan) -> list[Tensor]:
         """A plan's weights in their own dtype, whatever autocast says at this call."""
@@ -226,9 +233,9 @@ class TensorLinear(TensorLayer):
 
     def settle(self) -> None:
         """Plan now, and order the inputs where the pivots are known: `torch.compile` cannot."""
-        self._order = None
+        self._order, self._with_room = None, self._ways(self.cache_bytes)
         if not self._runs_compact:
-            self._each_time, self._with_room = self._ways(NO_ROOM), self._ways(self.cache_bytes)
+            self._each_time = self._ways(NO_ROOM)
         elif not self.pivots_1.is_meta and bool(self.pivots_1.any()):
             self._pivots_first(self.pivots_1.device)
 

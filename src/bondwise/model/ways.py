@@ -1,17 +1,19 @@
 """Which plan a layer runs by, for how many rows, and the weights that it keeps ready for it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from sys import maxsize
 from typing import Any
 
 from torch import Tensor
 
-from bondwise.compute.machine import machine
+from bondwise.compute import gathered
+from bondwise.compute.machine import Rates, machine
 from bondwise.compute.plan import Plan, timed
 from bondwise.network.network import Network
 
+Stored = Mapping[str, Tensor | None]  # parameters by name
 NO_ROOM, ALL_ROOM = -1, 2**62  # bytes: nothing, and whatever, may be kept ready
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)  # a plan for each; it runs up to twice as many rows
 
@@ -23,30 +25,50 @@ class Way:
     plan: Plan
     rows: int
     ready: bool
+    as_stored: bool = False  # low rank without its gauge, in place of the plan
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Way":
+        return self
 
 
 @cache
-def ways(net: Network, itemsize: int, room: int, plain: bool) -> tuple[Way, ...]:
+def ways(
+    net: Network, itemsize: int, room: int, plain: bool, gathers: bool = False
+) -> tuple[Way, ...]:
     """The fastest plan for each number of rows, by the rates of this machine.
 
     Args:
         net: the network.
         itemsize: bytes of a number.
         room: bytes that weights kept ready may take; a plan that needs more makes them each time,
-            as every plan does where the room is below 0.
+            as every plan does where the room is below 0, and gradients may follow.
         plain: the cores are stored as they are, so that what is a view of them takes no room.
+        gathers: it is low rank that can run as it is stored without its gauge; it does so unless
+            a plan gains 5 %, since that takes no more memory.
     """
     rates = machine().rates(itemsize)
     found = list[Way]()
     for batch in BATCHES:
         ready = timed(net, batch, rates, itemsize, ready=True)
         fits = ready_numbers(ready, plain) * itemsize <= room  # views take no room, but need 0
-        made = ready if fits else timed(net, batch, rates, itemsize, ready=False)
-        if found and _same(found[-1].plan, made) and found[-1].ready == fits:
+        made = ready if fits else timed(net, batch, rates, itemsize, ready=False, training=room < 0)
+        way = Way(made, 2 * batch, fits, gathers and _gathers(made, batch, rates, itemsize))
+        if found and _alike(found[-1], way):
             found.pop()
-        found.append(Way(made, 2 * batch, fits))
-    found[-1] = Way(found[-1].plan, maxsize, found[-1].ready)
-    return tuple(found)
+        found.append(way)
+    return (*found[:-1], replace(found[-1], rows=maxsize))
+
+
+def _gathers(made: Plan, batch: int, rates: Rates, itemsize: int) -> bool:
+    (rank,) = made.network.bonds.values()
+    took = gathered.seconds(*made.network.shape, rank, batch, rates, itemsize)
+    return made.seconds is None or took <= 1.05 * made.seconds
+
+
+def _alike(one: Way, two: Way) -> bool:
+    if one.as_stored or two.as_stored:
+        return one.as_stored == two.as_stored
+    return one.ready == two.ready and _same(one.plan, two.plan)
 
 
 def chosen(found: Sequence[Way], rows: int) -> int:
@@ -89,21 +111,17 @@ class Ready:
     """
 
     def __init__(self) -> None:
-        self._state: tuple[Any, ...] | None = None
+        self._state: list[int] | None = None
         self._kept = list[Tensor]()
 
-    def weights(
-        self, at: int, stored: Sequence[Tensor], make: Callable[[], list[Tensor]]
-    ) -> list[Tensor]:
-        """Those numbered ``at``, made now if they are not there or no longer true.
+    def weights(self, at: int, stored: Stored) -> list[Tensor] | None:
+        """Those numbered ``at``, if they are there and still true."""
+        return self._kept if self._state is not None and self._state == _state(at, stored) else None
 
-        Only one set is kept, so that they take no more room than the plan was allowed.
-        """
-        state = _state(at, stored)
-        if state is None or state != self._state:
-            self._kept = [weight.detach() for weight in make()]
-            self._state = state
-        return self._kept
+    def keep(self, at: int, stored: Stored, made: list[Tensor]) -> list[Tensor]:
+        """Keep those made now, in place of all others: they take no more room than one plan's."""
+        self._state, self._kept = _state(at, stored), made
+        return made
 
     def bytes(self, stored: Sequence[Tensor]) -> int:
         """Bytes kept ready, besides what is stored."""
@@ -122,7 +140,12 @@ class Ready:
         return Ready, ()
 
 
-def _state(at: int, stored: Sequence[Tensor]) -> tuple[Any, ...] | None:
-    if any(value.is_inference() for value in stored):
-        return None  # these have no versions
-    return (at, *((value._version, value.data_ptr()) for value in stored))
+def _state(at: int, stored: Stored) -> list[int] | None:
+    state = [at]
+    try:
+        for value in stored.values():
+            if value is not None:
+                state += (value._version, value.data_ptr())
+    except RuntimeError:  # made in inference mode, without versions
+        return None
+    return state
