@@ -187,11 +187,11 @@ def test_macs_are_those_of_the_plan_that_runs(net, gauge):
 
 
 def test_low_rank_runs_as_it_is_stored_where_no_plan_is_faster():
-    layer = layer_of(bw.lowrank(512, 512, 400), gauge=True)  # expanded, 400 x 400 more products
-    x = torch.randn(10, 512)
+    layer = layer_of(bw.lowrank(1024, 1024, 500), gauge=True)  # made whole: a third more products
+    x = torch.randn(10, 1024)
     with torch.no_grad():
         assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
-    assert layer.macs(10) == 10 * 400 * (512 + 512 - 400)
+    assert layer.macs(10) == 10 * 500 * (1024 + 1024 - 500)
     assert ready_bytes(layer) == 0
 
 
