@@ -14,7 +14,8 @@ from bondwise.network.network import Network
 
 GOALS = ("macs", "time")
 AGAIN = 1.4  # what a path of several steps takes with its gradients, over one step's
-VIEWS = 1.5  # calls that it takes to see a value as a matrix, and a product as a value
+VIEWS = 3  # calls' time that it takes to see a value as a matrix, and a product as a value
+MARGIN = 1.1  # what a path of several steps takes over what the model says, at worst
 CALLS_PER_CHUNK = 4  # to cut the input and to put the output in its place
 CHUNK_MARGIN = 0.1  # what chunks must gain by the model, to be worth what it does not know
 NOMINAL = (4, 256)  # batches that orders and layouts are sought for, where time decides
@@ -167,8 +168,8 @@ def seconds(
         path += 2 * batch * width * itemsize / rates.cached  # into their place
         path += (whole + bool(rest)) * CALLS_PER_CHUNK * rates.call
         path *= 1 + CHUNK_MARGIN
-    if training and sum(step.grows is not None for step in lowered[1].steps) > 1:
-        path *= AGAIN
+    if sum(step.grows is not None for step in lowered[1].steps) > 1:
+        path *= MARGIN * (AGAIN if training else 1)
     return path if ready else path + _weights_seconds(lowered[1], rates, itemsize)
 
 
