@@ -13,8 +13,9 @@ from bondwise.weight.gauge import compact
 
 warnings.simplefilter("ignore")  # of the exporter
 torch.manual_seed(0)
-NETS = (bw.mpo((32, 24), (24, 32), 4), bw.mpo((8, 8, 12), (8, 8, 12), 4), bw.cp((32, 24), (24, 32), 64),
-        bw.btt((16, 48), (32, 24), 3), bw.btt(768, (3, 256), 100), bw.tucker((32, 24), (24, 32), 12),
+NETS = (bw.mpo((32, 24), (24, 32), 4), bw.mpo((8, 8, 12), (8, 8, 12), 4),
+        bw.cp((32, 24), (24, 32), 64), bw.tucker((32, 24), (24, 32), 12),
+        bw.btt((16, 48), (32, 24), 3), bw.btt(768, (3, 256), 100),
         bw.lowrank(768, 768, 96), bw.tree((8, 8, 12), (8, 8, 12), 3), bw.ring((8, 6), (6, 8), 2))
 
 
@@ -47,7 +48,8 @@ ONNX = """
 import onnxruntime
 for layer in layers():
     x = torch.randn(5, layer.in_features)
-    made = torch.onnx.export(layer.freeze(16), (x,), dynamo=True, dynamic_shapes=dims(), verbose=False)
+    layer.freeze(16)
+    made = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=dims(), verbose=False)
     kinds = {node.op_type for node in made.model_proto.graph.node}
     assert kinds <= {"MatMul", "Gemm", "Gather", "Add", "Reshape", "Transpose"}, kinds
     session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
