@@ -107,6 +107,15 @@ def test_time_picks_another_order_where_multiplications_mislead():
     assert [step.kind for step in timed(low, 4096, Rates(), 4, ready=True).path] == ["linear"] * 2
 
 
+def test_a_weight_made_whole_is_made_as_it_should_lie(net):
+    if any(index in net.cols for index in net.rows) or 1 in net.shape:
+        pytest.skip("not one matrix over all rows and columns")
+    slow = replace(Rates(), call=1.0)  # one product is then best
+    made = timed(net, 64, slow, 4, ready=True)
+    assert made.whole
+    assert made.path[0].right_view is None or made.path[0].extents[1:] == (64, *net.shape)
+
+
 def test_large_batches_go_in_chunks_where_what_lies_between_is_large():
     net = bw.mpo((64, 64), (64, 64), 16)  # 65,536 numbers between the products, for each row
     made = timed(net, 4096, Rates(), 4, ready=True)

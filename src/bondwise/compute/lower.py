@@ -12,7 +12,7 @@ from bondwise.compute.search import Names, Pair, search
 BATCH = "*"  # the name of the batch index; no index of a network can be called so
 ANY = -1  # its size in a shape: whatever comes, 0 included
 ORDERS = 24  # orders of new indices that are looked at: all, up to four
-KEPT = 6  # layouts of a value that are followed on, the cheapest
+KEPT = 12  # layouts of a value that are followed on, the cheapest
 
 Kind = Literal["linear", "push", "bmm", "mul"]
 
@@ -276,11 +276,13 @@ class _Path:
                     whole = cost + self._seconds(step)
                     if whole < best[0]:
                         after[result] = (whole, (*steps, step))
-            found = dict(sorted(after.items(), key=lambda item: item[1][0])[:KEPT])
+            kept = KEPT if offset + 1 < len(pairs) else None  # of the last, one lies as it should
+            found = dict(sorted(after.items(), key=lambda item: item[1][0])[:kept])
             at = len(values) + offset
         layout = min(found, key=lambda names: found[names][0] + self._last(names))
         self.steps = found[layout][1]
-        self.result = view(layout, tree.output, tree.sizes)
+        last = view(layout, tree.output, tree.sizes)
+        self.result = last if last and last.order else None  # else it lies as it should
 
     def _ways(
         self, product: _Product, left: int, right: int, held: Names, held_right: Names
