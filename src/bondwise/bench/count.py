@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from bondwise.bench.run import Meter
-from bondwise.compute.plan import plan
 from bondwise.model.layers import TensorLinear
 from bondwise.model.storage import TensorLayer
 
@@ -20,13 +19,7 @@ def macs(layer: Any, rows: int) -> int:
     """
     if not isinstance(layer, TensorLinear):
         return rows * layer.weight.numel()
-    if hasattr(layer, "macs"):
-        return int(layer.macs(rows))  # pyright: ignore[reportCallIssue]
-    rest = 0 if layer.remainder is None else rows * layer.remainder.numel()
-    bonds = list(layer.network.bonds)
-    if layer.form is not None and len(bonds) == 1 and layer.form.pinned == (None, bonds[0]):
-        return rows * sum(core.numel() for core in layer.matrices()) + rest
-    return plan(layer.network, max(rows, 1)).macs + rest
+    return layer.macs(rows)
 
 
 @contextmanager

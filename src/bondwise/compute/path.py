@@ -38,7 +38,7 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
     elif torch.is_grad_enabled() and any(value.requires_grad for value in (x, *weights)):
         y = _differentiable(plan, rows, weights)
     else:
-        y = in_chunks(plan, weights, rows)
+        y = in_chunks(plan, weights, rows, plan.chunk)
     y = y.reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias.to(y.dtype)
 
@@ -51,12 +51,8 @@ def walk(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
     return take(value, plan.recipe.result).reshape(rows.shape[0], plan.shape[0])
 
 
-def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """Rows along the path, as many at a time as the plan says."""
-    return _in_chunks(plan, weights, rows, plan.chunk)
-
-
-def _in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor, chunk: int | None) -> Tensor:
+def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor, chunk: int | None) -> Tensor:
+    """Rows along the path, so many at a time; all of them for None, and on other devices."""
     if chunk is None or rows.shape[0] <= chunk or rows.device.type != "cpu":
         return walk(plan, weights, rows)
     first, *others = rows.split(chunk)
@@ -119,7 +115,7 @@ class _Chunked(torch.autograd.Function):
         ctx.plan, ctx.count = plan, len(weights)
         if not _small(plan, rows.shape[0], weights):
             ctx.save_for_backward(rows, *weights)
-            return _in_chunks(plan, weights, rows, _training_rows(plan))
+            return in_chunks(plan, weights, rows, _training_rows(plan))
         y, lefts = _kept(plan, rows, weights)
         ctx.save_for_backward(rows, *weights, *lefts)
         return y
