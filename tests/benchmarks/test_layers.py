@@ -236,3 +236,14 @@ def test_outputs_are_about_as_large_as_inputs() -> None:
         assert isinstance(case, Case)
         W = bw.dense(case.network, random_cores(case.network, torch.float32))
         assert W.norm().item() == pytest.approx(48**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch", [16, 256])
+@pytest.mark.parametrize(
+    "label", ["low rank, 1/3", "MPO, 2 sites, rank 16", "tree, 4 sites, rank 16"]
+)
+def test_a_layer_trains_in_no_more_memory_than_dense(label: str, batch: int) -> None:
+    net = FORMATS[label].build(192, 192)
+    ours = memory.peak(lambda: bw.TensorLinear(net), batch, 192, torch.float32)
+    dense = memory.peak(lambda: torch.nn.Linear(192, 192, bias=False), batch, 192, torch.float32)
+    assert ours <= dense

@@ -84,19 +84,21 @@ class _Gathered(torch.autograd.Function):
         needs = ctx.needs_input_grad
         rank, rest = free.shape
         back = torch.argsort(order)
-        dx, d_free, d_outer = list[Tensor](), torch.zeros_like(free), torch.zeros_like(outer)
-        pieces = zip(x.split(BACKWARD_ROWS), grads[0].split(BACKWARD_ROWS), strict=True)
-        for rows, dy in pieces:
+        d_free, d_outer = torch.zeros_like(free), torch.zeros_like(outer)
+        dx = x.new_empty(x.shape) if needs[0] else None
+        for start in range(0, x.shape[0], BACKWARD_ROWS):
+            rows, dy = (t[start : start + BACKWARD_ROWS] for t in (x, grads[0]))
             first, others = rows.index_select(-1, order).split((rank, rest), -1)
             if needs[3]:
                 d_outer = d_outer + dy.mT @ (first + F.linear(others, free))
             dz = dy @ outer
             if needs[2]:
                 d_free = d_free + dz.mT @ others
-            if needs[0]:
-                dx.append(torch.cat([dz, dz @ free], -1).index_select(-1, back))
+            if dx is not None:
+                both = torch.cat([dz, dz @ free], -1)
+                dx[start : start + BACKWARD_ROWS] = both.index_select(-1, back)
         return (
-            (dx[0] if len(dx) == 1 else torch.cat(dx)) if needs[0] else None,
+            dx,
             None,
             d_free if needs[2] else None,
             d_outer if needs[3] else None,

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bondwise.compute.lower import BATCH, Recipe, recipe
-from bondwise.compute.run import check_shapes, contract
+from bondwise.compute.product import contract
+from bondwise.compute.run import check_shapes
 from bondwise.network.network import Network
 
 NOMINAL = 256  # ids that the order is sought for; it is right for any number

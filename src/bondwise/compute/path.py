@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bondwise.compute.lower import Step, View
-from bondwise.compute.plan import Plan
+from bondwise.compute.plan import FEWEST_ROWS, Plan
+from bondwise.compute.product import multiply, take
 from bondwise.errors import ShapeError
 
-FEWEST_ROWS = 16  # at a time, where gradients are asked for: below, matmuls are slow
-BACKWARD_ROWS = 1024  # and the most: what is computed again is not kept for all
+BACKWARD_ROWS = 1024  # the most at a time: what is computed again is not kept for all
 
 
 def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -24,12 +24,8 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
         ShapeError: x is not as wide as the weight.
     """
     out, inp = plan.shape
-    shape = x.shape
-    if not shape or shape[-1] != inp:
-        raise ShapeError(
-            f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
-            f"the weight has {inp} columns, so write x as (.., {inp})."
-        )
+    if x.shape[-1:] != (inp,):
+        raise unlike(x, inp)
     if plan.whole:
         return F.linear(x, weights[0], bias)  # a weight made whole: nothing lies in between
     rows = x.reshape(-1, inp)
@@ -41,6 +37,14 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
         y = in_chunks(plan, weights, rows, plan.chunk)
     y = y.reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def unlike(x: Tensor, inp: int) -> ShapeError:
+    """What to say of an x that is not as wide as the weight."""
+    return ShapeError(
+        f"x of shape {tuple(x.shape)} came, of width {x.shape[-1] if x.ndim else 'none'}; "
+        f"the weight has {inp} columns, so write x as (.., {inp})."
+    )
 
 
 def walk(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -63,30 +67,6 @@ def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor, chunk: int | 
     for place, part in zip(places[1:], others, strict=True):
         place.copy_(walk(plan, weights, part))
     return y
-
-
-def take(value: Tensor, view: View | None) -> Tensor:
-    """A value as an operand."""
-    if view is None:
-        return value
-    if view.sums:
-        value = value.sum(view.sums)
-    if view.order:
-        value = value.permute(view.order)
-    return value.reshape(view.shape)
-
-
-def multiply(step: Step, left: Tensor, right: Tensor) -> Tensor:
-    """One product of two operands, as `bondwise.compute.lower.Step` has them."""
-    if step.kind == "linear":
-        return F.linear(left, right)
-    if step.kind == "bmm":
-        return torch.bmm(left, right.mT)
-    if torch.compiler.is_exporting():  # all as MatMul
-        return torch.matmul(right, left) if step.kind == "push" else torch.matmul(left, right)
-    if step.kind == "push":
-        return torch.bmm(right.expand(left.shape[0], *right.shape), left)
-    return left * right
 
 
 def _differentiable(plan: Plan, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -143,9 +123,9 @@ def _per_row(plan: Plan, step: Step) -> int:
 
 
 def _training_rows(plan: Plan) -> int:
-    """As many at a time as the plan says, but values of at most half the weight's numbers."""
+    """As many at a time as the plan says, but values of at most an eighth of the weight's size."""
     out, inp = plan.shape
-    few = max(FEWEST_ROWS, out * inp // (2 * plan.width))
+    few = max(FEWEST_ROWS, out * inp // (8 * plan.width))
     return min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few)
 
 
@@ -158,24 +138,15 @@ def _backward(
 ) -> list[Tensor | None]:
     """Gradients of the rows and of each weight, where wanted."""
     size = _training_rows(plan)
-    parts = list[Tensor]()
+    found = rows.new_empty(rows.shape) if wanted[0] else None
     totals: list[Tensor | None] = [None] * len(weights)
-    for chunk, d_chunk in zip(rows.split(size), grad.split(size), strict=True):
+    for start in range(0, max(1, rows.shape[0]), size):
+        chunk, d_chunk = rows[start : start + size], grad[start : start + size]
         _, lefts = _kept(plan, chunk, weights, last=False)
-        d_rows, d_weights = _back(plan, chunk, weights, lefts, d_chunk, wanted)
-        if d_rows is not None:
-            parts.append(d_rows)
-        totals = [
-            new if old is None or new is None else _sum(old, new)
-            for old, new in zip(totals, d_weights, strict=True)
-        ]
-    if not wanted[0]:
-        return [None, *totals]
-    return [parts[0] if len(parts) == 1 else torch.cat(parts), *totals]
-
-
-def _sum(total: Tensor, new: Tensor) -> Tensor:
-    return total + new if torch.is_grad_enabled() else total.add_(new)
+        d_rows, totals = _back(plan, chunk, weights, lefts, d_chunk, wanted, totals)
+        if d_rows is not None and found is not None:
+            found[start : start + size] = d_rows
+    return [found, *totals]
 
 
 def _kept(
@@ -199,17 +170,21 @@ def _back(
     lefts: Sequence[Tensor],
     grad: Tensor,
     wanted: Sequence[bool],
+    totals: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the rows and of each weight, from the last step to the first."""
+    """Gradients of the rows and of each weight, from the last step to the first.
+
+    Those of the weights are added to the totals of earlier rows, if there are any.
+    """
     path, lefts = plan.path, list(lefts)
     shapes = [plan.entry, *(step.shape for step in path)]
     grad = _untake(grad, plan.recipe.result, _sized(shapes[-1], rows.shape[0]))
-    found: list[Tensor | None] = [None] * len(weights)
+    found = list(totals) or [None] * len(weights)
     for at in reversed(range(len(path))):
         step, left, weight = path[at], lefts.pop(), weights[at]
         grad = grad.reshape(_result(step, left, weight))
         if wanted[at + 1]:
-            found[at] = _weight_gradient(step, left, weight, grad)
+            found[at] = _weight_gradient(step, left, weight, grad, found[at])
         if not any(wanted[: at + 1]):
             return None, found
         grad = _left_gradient(step, grad, weight, left)
@@ -238,7 +213,19 @@ def _result(step: Step, left: Tensor, weight: Tensor) -> tuple[int, ...]:
     return weight.shape[0], left.shape[1], weight.shape[1 if step.kind == "bmm" else 2]
 
 
-def _weight_gradient(step: Step, left: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+def _weight_gradient(
+    step: Step, left: Tensor, weight: Tensor, grad: Tensor, total: Tensor | None
+) -> Tensor:
+    if total is not None and step.kind in ("linear", "bmm") and not torch.is_grad_enabled():
+        add = total.addmm_ if step.kind == "linear" else total.baddbmm_
+        return add(grad.mT, left)
+    own = _own_gradient(step, left, weight, grad)
+    if total is None:
+        return own
+    return total + own if torch.is_grad_enabled() else total.add_(own)
+
+
+def _own_gradient(step: Step, left: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     if step.kind == "linear":
         return grad.mT @ left
     if step.kind == "push":  # (G N M), (G K M)

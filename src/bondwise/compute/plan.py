@@ -1,8 +1,9 @@
 """In which order to contract: the cheapest tree of pairwise steps, with the input as an operand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 from typing import Any
 
 from bondwise.compute.lower import ANY, BATCH, Recipe, Step, operands, recipe, squeezed
@@ -14,10 +15,12 @@ from bondwise.network.network import Network
 
 GOALS = ("macs", "time")
 AGAIN = 1.4  # what a path of several steps takes with its gradients, over one step's
+REMADE = 4 / 3  # what making a weight twice takes with its gradients, over making it once
 VIEWS = 3  # calls' time that it takes to see a value as a matrix, and a product as a value
 MARGIN = 1.1  # what a path of several steps takes over what the model says, at worst
 CALLS_PER_CHUNK = 4  # to cut the input and to put the output in its place
 CHUNK_MARGIN = 0.1  # what chunks must gain by the model, to be worth what it does not know
+FEWEST_ROWS = 16  # at a time, where gradients are asked for: below, matmuls are slow
 NOMINAL = (4, 256)  # batches that orders and layouts are sought for, where time decides
 
 
@@ -141,7 +144,7 @@ def timed(
     """
     found = [
         (seconds(each, batch, chunk, rates, itemsize, ready, training), at, each, chunk)
-        for at, each in enumerate(_recipes(net, rates))
+        for at, each in enumerate(_fitting(net, rates) if training else _recipes(net, rates))
         for chunk in (None, *(rows for rows in CHUNKS if rows < batch))
     ]
     took, _, best, chunk = min(found, key=lambda way: way[:2])
@@ -168,9 +171,13 @@ def seconds(
         path += 2 * batch * width * itemsize / rates.cached  # into their place
         path += (whole + bool(rest)) * CALLS_PER_CHUNK * rates.call
         path *= 1 + CHUNK_MARGIN
-    if sum(step.grows is not None for step in lowered[1].steps) > 1:
+    one = sum(step.grows is not None for step in lowered[1].steps) == 1
+    if not one:
         path *= MARGIN * (AGAIN if training else 1)
-    return path if ready else path + _weights_seconds(lowered[1], rates, itemsize)
+    if ready:
+        return path
+    weights = _weights_seconds(lowered[1], rates, itemsize)
+    return path + weights * (REMADE if training and one else 1)
 
 
 def resized(lowered: tuple[int, Recipe], rows: int) -> Recipe:
@@ -227,6 +234,13 @@ def _result_numbers(step: Step) -> int:
     return g * m * n
 
 
+def again(made: Plan, net: Network) -> Plan:
+    """The same order for a network of the same cores and other sizes."""
+    inputs, output, sizes = _einsum(net, made.batch)
+    pairs = [(step.left, step.right) for step in made.steps]
+    return _made(net, made.batch, made.goal, recipe(inputs, output, sizes, pairs))
+
+
 def _made(net: Network, batch: int, goal: str, found: Recipe) -> Plan:
     entry = (ANY, *(index.size for index in net.cols))
     return Plan(net, batch, goal, found, net.shape, net.core_shapes, entry)
@@ -248,6 +262,21 @@ def _recipes(net: Network, rates: Rates) -> tuple[tuple[int, Recipe], ...]:
             made = recipe(inputs, output, sizes, pairs, rates)
             found.setdefault(resized((batch, made), NOMINAL[0]), NOMINAL[0])
     return tuple((batch, each) for each, batch in found.items())
+
+
+def _fitting(net: Network, rates: Rates) -> Sequence[tuple[int, Recipe]]:
+    """Those whose values for the fewest rows at a time are no larger than half the weight.
+
+    All of them, if none is.
+    """
+    found, room = _recipes(net, rates), prod(net.shape) / (2 * FEWEST_ROWS)
+    return [each for each in found if _width(*each) <= room] or found
+
+
+def _width(nominal: int, found: Recipe) -> int:
+    """Numbers of the largest value on the path, for each row."""
+    path = (step for step in found.steps if step.grows is not None)
+    return max(prod(step.extents[:3]) // nominal for step in path)
 
 
 @cache

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.compute.lower import Recipe, Step
-from bondwise.compute.path import multiply, run, take
+from bondwise.compute import path, whole
 from bondwise.compute.plan import Plan
+from bondwise.compute.product import prepare
 from bondwise.errors import ShapeError
 from bondwise.network.network import Network
 
@@ -63,35 +63,24 @@ def apply(
         ShapeError: x is not as wide as the weight, or the cores are not the network's.
     """
     check_shapes(plan.network, plan.core_shapes, cores)
-    return run(plan, prepare(plan, cores), x)
+    return contracted(plan, cores, x)
 
 
-def prepare(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
-    """The weights of a plan's path, one per step: products of cores, as the matmuls take them."""
-    values: list[Tensor | None] = [*cores, None]
-    for step in plan.weights:
-        values.append(_product(step, values))
-    return [take(_value(values, step.right), step.right_view) for step in plan.path]
+def contracted(
+    plan: Plan, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """`apply` without a look at the cores, and with a bias.
 
-
-def contract(recipe: Recipe, operands: Sequence[Tensor]) -> Tensor:
-    """Run a recipe: a loop over its steps, freeing each operand when it has been used."""
-    values: list[Tensor | None] = list(operands)
-    for step in recipe.steps:
-        values.append(_product(step, values))
-    return take(_value(values, -1), recipe.result)
-
-
-def _product(step: Step, values: list[Tensor | None]) -> Tensor:
-    left = take(_value(values, step.left), step.left_view)
-    right = take(_value(values, step.right), step.right_view)
-    return multiply(step, left, right).reshape(step.shape)
-
-
-def _value(values: list[Tensor | None], at: int) -> Tensor:
-    value = cast(Tensor, values[at])
-    values[at] = None  # an operand is used once: free it before the next product
-    return value
+    Where gradients are asked for, a weight that the plan makes whole is not kept for them.
+    """
+    if plan.whole and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cores)):
+        if x.shape[-1:] != plan.shape[1:]:
+            raise path.unlike(x, plan.shape[1])
+        if not torch.compiler.is_compiling() and not path.transformed():
+            y = whole.linear(plan, cores, x.reshape(-1, plan.shape[1]))
+            y = y.reshape(*x.shape[:-1], plan.shape[0])
+            return y if bias is None else y + bias.to(y.dtype)
+    return path.run(plan, prepare(plan, cores), x, bias)
 
 
 def check_cores(net: Network, cores: Sequence[Tensor]) -> None:

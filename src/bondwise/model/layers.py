@@ -13,7 +13,8 @@ from bondwise.compute import gathered
 from bondwise.compute.lookup import lookup
 from bondwise.compute.path import run
 from bondwise.compute.plan import Plan, check_batch, resized
-from bondwise.compute.run import prepare
+from bondwise.compute.product import prepare
+from bondwise.compute.run import contracted
 from bondwise.errors import ShapeError
 from bondwise.model.remainder import KINDS, Remainder
 from bondwise.model.stacked import stacked
@@ -196,7 +197,9 @@ class TensorLinear(TensorLayer):
         way = found[at]
         if way.as_stored:
             return self._forward_compact(x)
-        weights = self._ready.weights(at, own) if way.ready else prepare(way.plan, self.cores())
+        if not way.ready:
+            return contracted(way.plan, self.cores(), x, own["bias"])
+        weights = self._ready.weights(at, own)
         if weights is None:
             weights = self._ready.keep(at, own, self._exactly(way.plan))
         return run(way.plan, weights, x, own["bias"])
