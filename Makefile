@@ -40,6 +40,11 @@ bench-layers: $(READY)
 bench-models: $(READY)
 	$(BIN)/python benchmarks/models.py $(ARGS)
 
+# Hours; resumes where it stopped. ARGS="--keeps 0.6 --methods both" runs a part of it.
+.PHONY: bench-heal
+bench-heal: $(READY)
+	$(BIN)/python benchmarks/healing.py $(ARGS)
+
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (torch and friends, about 1 GB; once, a few minutes) .."
 	@$(PYTHON) -m venv $(VENV)

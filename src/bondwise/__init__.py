@@ -5,6 +5,7 @@ from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.compute.timings import time_orders
+from bondwise.heal.heal import heal
 from bondwise.model.checkpoint import load, save
 from bondwise.model.layers import TensorEmbedding, TensorLinear
 from bondwise.model.tensorize import merge, plan_model, tensorize
@@ -37,6 +38,7 @@ __all__ = [
     "cp",
     "dense",
     "fit",
+    "heal",
     "insert_gauge",
     "kron",
     "load",

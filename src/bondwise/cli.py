@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,7 @@ from bondwise.errors import (
 
 if TYPE_CHECKING:
     from bondwise.huggingface.loading import Loaded
+    from bondwise.progress import Bars
 
 app = typer.Typer(
     name="bondwise",
@@ -145,6 +147,7 @@ def compress(
     windows: flags.WindowsOrNone = None,
     length: flags.LengthOrNone = None,
     recipe: flags.RecipeFile = None,
+    heal: flags.HealFor = None,
     force: flags.Force = False,
     seed: flags.SeedOrNone = None,
     device: flags.DeviceOrNone = None,
@@ -158,6 +161,7 @@ def compress(
     report.html.
     """
     from bondwise.compress import compress as run
+    from bondwise.compress import compress_and_heal
     from bondwise.model.recipe import chosen
     from bondwise.progress import Bars
 
@@ -182,11 +186,68 @@ def compress(
         device=device,
     )
     with Bars(quiet) as bars:
-        report = run(todo, out, overwrite=force, progress=bars)
-    _show(report, json_, "summary")
+        if heal is None:
+            report = run(todo, out, overwrite=force, progress=bars)
+        else:
+            report = compress_and_heal(todo, out, heal, force, bars, _teller(bars))
+    _show(report, json_, "summary", *(["healing"] if heal is not None else []))
     _say(f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html.", json_)
     for command in report["commands"][1:]:
         _say(f"Measure what it cost: {command}", json_)
+
+
+@app.command(short_help="The lost quality back: train the networks towards the dense model.")
+def heal(
+    folder: flags.Tensorized,
+    teacher: flags.Teacher,
+    data: flags.Shown,
+    out: flags.Out,
+    time: flags.Time = None,
+    steps: flags.HealSteps = None,
+    local: flags.Local = None,
+    validation: flags.Judged = None,
+    train: flags.Train = None,
+    rate: flags.Rate = None,
+    task: flags.Task = None,
+    batch: flags.HealBatch = None,
+    length: flags.LengthOrNone = None,
+    checkpointing: flags.Checkpointing = False,
+    track: flags.Track = None,
+    force: flags.Force = False,
+    seed: flags.Seed = 0,
+    device: flags.Device = "cpu",
+    dtype: flags.Dtype = "auto",
+    json_: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Train a compressed model towards the dense one: each slice first, then the whole.
+
+    Where it is cut off (Ctrl-C, a crash), the same command goes on; the run is kept in OUT.healing
+    until it is done.
+    """
+    from bondwise.compress import check_device
+    from bondwise.compress import dtype as named
+    from bondwise.heal.recipe import healing
+    from bondwise.heal.track import tracking
+    from bondwise.heal.verb import Healer
+    from bondwise.progress import Bars
+    from bondwise.report.page import page
+
+    check_device(device)
+    healer = Healer(folder, teacher, data, out, validation, device, named(dtype))
+    choices = {
+        "minutes": time, "steps": steps, "local": local, "rate": rate, "task": task,
+        "train": tuple(train) if train else None, "batch": batch, "length": length,
+        "checkpointing": checkpointing, "seed": seed,
+    }  # fmt: skip
+    recipe = healing(**{k: v for k, v in choices.items() if v is not None})
+    tracks = nullcontext() if track is None else tracking("tensorboard", track, recipe)
+    with Bars(quiet) as bars, tracks as also:
+        report = healer.run(page, choices, overwrite=force, progress=bars, tell=_teller(bars, also))
+    _show(report, json_, "healing")
+    _say(f"Wrote {out}: the checkpoint and report.json, with the curve.", json_)
+    for command in report["commands"]:
+        _say(f"Measure what is left: {command}", json_)
 
 
 @app.command(short_help="Back to dense weights, which load without bondwise.")
@@ -364,9 +425,10 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
     if as_json:
         _print_json(report)
         return
-    from bondwise.report import speeds, table
+    from bondwise.report import healing, speeds, table
 
     shown = {
+        "healing": lambda: healing.summary(report),
         "summary": lambda: table.summary(report),
         "samples": lambda: table.samples(report),
         "plan": lambda: table.plan_table(report, full=full),
@@ -379,6 +441,25 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
             sys.stdout.write(table.render(shown[view]()))
     for note in report.get("notes", ()):
         _say(f"Note: {note}", as_json)
+
+
+def _teller(
+    bars: "Bars", also: Callable[[dict[str, Any]], None] | None = None
+) -> Callable[[dict[str, Any]], None]:
+    """Puts loss and perplexity beside the bar of a healing; tells another listener too."""
+    last = {"held out": ""}
+
+    def tell(entry: dict[str, Any]) -> None:
+        found = next((entry[k] for k in ("perplexity", "error") if entry.get(k) is not None), None)
+        if found is not None:
+            last["held out"] = f", held out {found:.4g}"
+        loss = f", loss {entry['loss']:.3f}" if "loss" in entry else ""
+        said = f"step {entry['step']}{loss}{last['held out']}"
+        bars.say("heal", said, line=found is not None)
+        if also is not None:
+            also(entry)
+
+    return tell
 
 
 def _say(text: str, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 A flag whose type ends in ``OrNone`` changes a recipe only where it is given.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,25 @@ def whole(text: str | int) -> int:
     if abs(number) >= 2**63:
         raise typer.BadParameter(f"{text} came; write a number that fits 64 bits, such as 64")
     return number
+
+
+def minutes(text: str | float) -> float:
+    """A time such as 15m, 90s or 1h30m, in minutes; a number alone is minutes.
+
+    >>> minutes("15m"), minutes("90s"), minutes("1h30m"), minutes("2")
+    (15.0, 1.5, 90.0, 2.0)
+    """
+    if isinstance(text, float | int):  # a value that was read already comes again
+        return text
+    unit = text.strip() if text.strip()[-1:] in "hms" else f"{text.strip()}m"
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", unit)
+    try:
+        if parts is None or not any(parts.groups()):
+            raise ValueError
+        hours, whole, seconds = (float(part or 0) for part in parts.groups())
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} came; write a time such as 15m or 1h30m") from error
+    return 60 * hours + whole + seconds / 60
 
 
 MODEL_HELP = "A Hugging Face folder (safetensors) or a GGUF file."
@@ -208,4 +228,77 @@ Length = Annotated[
         metavar="N",
         help="Tokens of a window, at most as many as the model can take.",
     ),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="The dense model that the student was compressed from."),
+]
+Shown = Annotated[
+    str,
+    typer.Option(metavar="FILE", help="UTF-8 text to train on; its end is held out to judge on."),
+]
+Judged = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Another text to judge on, held out.")
+]
+TIME_HELP = "Time for it, such as 15m: after ten measured steps it becomes a number of steps."
+Time = Annotated[
+    float | None, typer.Option(parser=minutes, metavar="TIME", help=TIME_HELP, show_default=False)
+]
+HealFor = Annotated[
+    float | None,
+    typer.Option(
+        parser=minutes,
+        metavar="TIME",
+        help="Train the result towards the dense model for so long, such as 15m.",
+        show_default=False,
+    ),
+]
+HealSteps = Annotated[
+    int | None,
+    typer.Option(parser=whole, metavar="N", help="Steps in place of a time, of both stages."),
+]
+Local = Annotated[
+    float | None,
+    typer.Option(
+        parser=fraction,
+        metavar="SHARE",
+        help="Of the time or steps, for training slices on their own first; 0 to 1.",
+    ),
+]
+Train = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHAT",
+        help="What trains: all, cores, norms, or patterns of names; may be repeated. "
+        "[default: all]",
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        parser=fraction,
+        metavar="RATE",
+        help="Largest step for a dense weight; each core's follows from its shape.",
+    ),
+]
+Task = Annotated[
+    float | None,
+    typer.Option(
+        parser=fraction,
+        metavar="WEIGHT",
+        help="Of the text itself in the loss, beside the teacher's weight of 1.",
+    ),
+]
+HealBatch = Annotated[
+    int | None, typer.Option(parser=whole, metavar="N", help="Windows of a step.")
+]
+Checkpointing = Annotated[
+    bool,
+    typer.Option(
+        "--checkpointing", help="Compute activations twice: less memory, a third more time."
+    ),
+]
+Track = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write the curve there for TensorBoard as well."),
 ]

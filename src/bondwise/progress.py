@@ -49,6 +49,7 @@ class Bars:
             BarColumn(bar_width=24),
             _Count(),
             _Time(),
+            TextColumn("{task.fields[said]}", style="dim"),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
@@ -59,13 +60,20 @@ class Bars:
         """Move the bar of a stage to ``done`` of ``total``; one of a single step only pulses."""
         whole = None if total == 1 and not done else total
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=whole)
+            self._tasks[stage] = self._bars.add_task(stage, total=whole, said="")
             self._began[stage] = time.perf_counter()
         self._bars.update(self._tasks[stage], completed=done, total=whole)
         if done == total and not self._console.is_terminal:
             seconds = time.perf_counter() - self._began[stage]
             steps = "" if total == 1 else f"{total} steps, "
             self._console.print(f"{stage}: {steps}{seconds:.1f} s", highlight=False)
+
+    def say(self, stage: str, text: str, *, line: bool = False) -> None:
+        """Put a few words beside the bar of a stage; without a terminal only where asked."""
+        if stage in self._tasks:
+            self._bars.update(self._tasks[stage], said=text)
+        if line and not self._console.is_terminal:
+            self._console.print(f"{stage}: {text}", highlight=False)
 
     def __enter__(self) -> "Bars":
         self._bars.start()

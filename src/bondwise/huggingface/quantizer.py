@@ -4,6 +4,7 @@ Importing this module enters both classes in the tables of transformers; `bondwi
 lazily, without this import.
 """
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +64,7 @@ class BondwiseQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files") or []
         check_tensors(files, layers)
         self.loose = loosen(layers, files)
+        _pass_over_copies(model, self.loose)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -81,6 +83,16 @@ class BondwiseQuantizer(HfQuantizer):
                 module.settle()
         attach(model)
         return model
+
+
+def _pass_over_copies(model: Any, loose: list[tuple[list[TensorLayer], int]]) -> None:
+    """Say nothing where a shared core is there under each of its names, as FSDP writes it."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    known = set(model._keys_to_ignore_on_load_unexpected or ())
+    for group, core in loose:
+        places = (re.escape(paths[id(layer)]) for layer in group[1:] if id(layer) in paths)
+        known |= {rf"(^|\.){place}\.(core|pivots)_{core}$" for place in places}
+    model._keys_to_ignore_on_load_unexpected = known
 
 
 def _own_pivots(layer: TensorLayer, copies: dict[int, Tensor]) -> None:

@@ -189,7 +189,7 @@ class TensorLinear(TensorLayer):
         graded = torch.is_grad_enabled() and any(
             p is not None and p.requires_grad for p in own.values()
         )
-        each_time = graded or torch.compiler.is_compiling()
+        each_time = graded or self._adapted() or torch.compiler.is_compiling()
         if self._runs_compact and (each_time or 1 in self.sharing):
             return self._forward_compact(x)
         found = self._each_time if each_time else self._with_room
@@ -203,6 +203,10 @@ class TensorLinear(TensorLayer):
         if weights is None:
             weights = self._ready.keep(at, own, self._exactly(way.plan))
         return run(way.plan, weights, x, own["bias"])
+
+    def _adapted(self) -> bool:
+        """Whether something stands before a core, as peft's LoRA does: no version tells of it."""
+        return "parametrizations" in self._modules
 
     def _exactly(self, plan: Plan) -> list[Tensor]:
         """A plan's weights in their own dtype, whatever autocast says at this call."""
@@ -220,7 +224,7 @@ class TensorLinear(TensorLayer):
                 f"this layer takes {self.in_features}, so write x as (.., {self.in_features})."
             )
         order, free = self._pivots_first(x.device), self.core_1
-        once = self.once if 1 in self.sharing else None
+        once = self.once if 1 in self.sharing and not self._adapted() else None
         if once is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return gathered.linear(x, order, free, self.core_0, self.bias)
         takers = len(self.sharing[1])

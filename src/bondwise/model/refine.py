@@ -9,9 +9,10 @@ the blocks before it. Some steps of Adam on all that the block stores take the m
 Every token weighs alike: a few of them are hundreds of times longer than the others.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, isfinite, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,9 @@ def refine(
     steps: int = 40,
     rate: float = 1e-3,
     seed: int = 0,
+    groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> Refined:
-    """Train all parameters of a block, in float32, towards the outputs that are wanted.
+    """Train the parameters of a block, in float32, towards the outputs that are wanted.
 
     The rate falls as a cosine after a short warm-up. Where the held-out batches are no better
     afterwards, the block is left as it was; so is one whose loss is not finite.
@@ -53,6 +55,8 @@ def refine(
         steps: of Adam, one batch each.
         rate: the largest step.
         seed: the order of the batches.
+        groups: what trains, as ``torch.optim`` takes it, each ``lr`` the largest step in place of
+            ``rate``; None for all parameters.
 
     >>> _ = torch.manual_seed(0)
     >>> x, layer = torch.randn(64, 8), nn.Linear(8, 8)
@@ -65,7 +69,10 @@ def refine(
     fitted = fitted_on(len(inputs), held_out)
     measured = list(held_out) or fitted
     before = goal.measure(measured)
-    parameters = [p for p in block.parameters() if p.is_floating_point()]
+    if groups is None:
+        everything = [p for p in block.parameters() if p.is_floating_point()]
+        groups = [{"params": everything, "lr": rate}]
+    parameters = [p for group in groups for p in group["params"]]
     if not steps or not fitted or not parameters or not before > 0:
         return Refined(before, before)
     kept = [p.detach().clone() for p in parameters]
@@ -73,7 +80,7 @@ def refine(
     for p in parameters:
         p.requires_grad_(True)
     with torch.enable_grad():
-        _train(goal, parameters, _rounds(fitted, seed), steps, rate)
+        _train(goal, groups, _rounds(fitted, seed), steps)
     for p, grad in zip(parameters, asked, strict=True):
         p.grad = None
         p.requires_grad_(grad)
@@ -112,12 +119,13 @@ class _Goal:
 
 
 def _train(
-    goal: _Goal, parameters: Sequence[nn.Parameter], order: Iterator[int], steps: int, rate: float
+    goal: _Goal, groups: Sequence[Mapping[str, Any]], order: Iterator[int], steps: int
 ) -> None:
     warm = max(1, min(5, steps // 4))
-    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam([dict(group) for group in groups], betas=(0.9, 0.95))
+    rates = [group["lr"] for group in groups]
     for step in range(steps):
-        for group in optimizer.param_groups:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1, (step + 1) / warm) * (1 + cos(pi * step / steps)) / 2
         optimizer.zero_grad()
         loss = goal.loss(next(order))

@@ -9,6 +9,7 @@ from typing import Any
 
 from bondwise.report import sections
 from bondwise.report.groups import Report, title
+from bondwise.report.healing import healing
 from bondwise.report.markup import Markup, el
 from bondwise.report.strip import curves, strip
 from bondwise.report.weights import weights
@@ -29,6 +30,7 @@ def page(report: Report) -> str:
             "main",
             part("cost", "What it cost", sections.headline(report)),
             part("quality", "Quality", sections.evaluation(report)),
+            part("healing", "Healing", healing(report)),
             part("blocks", "Blocks", strip(report)),
             part("depth", "Along the depth", curves(report)),
             part("samples", "In its own words", sections.samples(report)),

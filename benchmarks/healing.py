@@ -1,0 +1,245 @@
+"""How much of the lost quality healing brings back, in so many minutes: each stage alone, and both.
+
+    python benchmarks/healing.py [--keeps 0.8,0.6,0.5] [--methods both,local,..] [--minutes 15]
+
+SmolLM2-135M, compressed by ``bondwise compress`` on Wikipedia and kept in the cache, then healed on
+the same articles. ``dense`` is the fair reference: the dense model given the same training.
+``lora`` trains low-rank adapters on the cores alone. Judged on articles held out from both, and on
+news, in float32 with weights rounded to bfloat16. Each cell is one JSON file; those that are there
+are not run again. The page docs/benchmarks.md is made from them at the end, --page makes it alone.
+A run that is cut off goes on. Run it on a machine that does nothing else: minutes are its budget.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from comparison.cells import versions, write
+from comparison.page import PAGE, write_between
+from comparison.subjects import Draw, Remembered
+from torch import nn
+
+import bondwise as bw
+from bondwise.compress import cast, compress
+from bondwise.demo import assets
+from bondwise.evaluate.language import compare
+from bondwise.heal.job import Healed
+from bondwise.huggingface.cache import cache_directory
+from bondwise.huggingface.loading import load_model
+from bondwise.model.recipe import Recipe
+from bondwise.model.steps import Steps
+from bondwise.model.text import windows
+from bondwise.progress import Bars
+from bondwise.report.units import duration, size
+
+HERE = Path(__file__).parent
+KEPT = cache_directory() / "benchmarks" / "healing"
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("not healed", {}),
+    "local": ("slices alone", {"local": 1.0}),
+    "global": ("whole model alone", {"local": 0.0}),
+    "both": ("slices, then whole model", {}),
+    "lora": ("adapters on the cores", {"local": 0.0, "train": "re:.*lora_.*"}),
+    "dense": ("the dense model, trained alike", {"local": 0.0}),
+}
+TEXTS = ("in domain", "out of domain")
+
+Entry = dict[str, Any]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keeps", type=lambda t: [float(k) for k in t.split(",")])
+    parser.add_argument("--methods", type=_some, default=list(METHODS))
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=64, help="windows of each text to judge on")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a window")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "healing")
+    parser.add_argument("--page", action="store_true", help="make the page and run nothing")
+    return parser.parse_args()
+
+
+def _some(text: str) -> list[str]:
+    for name in text.split(","):
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
+    return text.split(",")
+
+
+def articles() -> str:
+    return "\n\n".join(article.text for article in assets.calibration_articles())
+
+
+def student(keep: float, threads: int) -> nn.Module:
+    """SmolLM2 at a keep, compressed once and kept in the cache; dense at 1."""
+    if keep == 1:
+        return load_model(assets.smollm2(), torch.float32, task="causal").model
+    target = KEPT / f"smollm2-{keep:g}"
+    if not target.exists():
+        text = KEPT / "calibration.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text(articles(), encoding="utf-8")
+        recipe = Recipe(model=str(assets.smollm2()), data=str(text), keep=keep, threads=threads)
+        with Bars() as bars:
+            compress(recipe, target, progress=bars)
+    return load_model(target, torch.float32, task="causal").model
+
+
+def judge(model: nn.Module, dense: nn.Module, tokenizer: Any, draw: Draw) -> Entry:
+    """Perplexity over dense on every text, both with weights rounded to bfloat16."""
+    pair = deepcopy((model, dense))
+    for each in pair:
+        cast(each, "bfloat16")
+        cast(each, "float32")
+    texts = {
+        "in domain": [article.text for article in assets.held_out_articles()],
+        "out of domain": assets.lee_news(),
+    }
+    found: Entry = {}
+    for name, documents in texts.items():
+        shown = windows(tokenizer, list(documents), draw.windows, draw.length, draw.seed)
+        file = KEPT / f"{name}, {draw.windows}x{draw.length}, seed {draw.seed}, float32.pt"
+        entry = compare(pair[0], Remembered(pair[1], shown, file).eval(), shown).entry(name)
+        found[name] = {
+            "ratio": entry["ratio"],
+            "interval": [entry["ratio_low"], entry["ratio_high"]],
+            "dense": entry["before"]["perplexity"],
+            "kl": entry["after"]["kl"],
+            "top1": entry["after"]["top1"],
+        }
+    return found
+
+
+def healed(model: nn.Module, method: str, tokenizer: Any, given: argparse.Namespace) -> Healed:
+    """The model after so many minutes, with a state that a cut run goes on from."""
+    if method == "lora":
+        _adapt(model)
+    name = f"{method}-{given.minutes:g}"
+    with Bars() as bars:
+        return bw.heal(
+            model,
+            lambda: load_model(assets.smollm2(), torch.float32, task="causal").model,
+            articles(),
+            tokenizer=tokenizer,
+            minutes=given.minutes,
+            state=KEPT / "runs" / f"{name}-{given.keep:g}",
+            inplace=True,
+            progress=bars,
+            **METHODS[method][1],
+        )
+
+
+def _adapt(model: nn.Module) -> None:
+    """Adapters of rank 8 on every core that one layer alone has."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    cores = [
+        f"{path}.core_{k}"
+        for path, layer in model.named_modules()
+        if isinstance(layer, bw.TensorLinear)
+        for k in range(len(layer.network.cores))
+        if k not in layer.sharing
+    ]
+    inject_adapter_in_model(LoraConfig(r=8, target_parameters=cores), model)
+
+
+def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
+    """One cell: healed, judged, and what it took."""
+    torch.set_num_threads(given.threads)
+    given.keep = keep
+    loaded = load_model(assets.smollm2(), torch.float32, task="causal")
+    model, steps, entry = student(keep, given.threads), Steps(), Entry()
+    before = sum(p.numel() for p in model.parameters())
+    if method != "none":
+        with steps("heal"):
+            found = healed(model, method, loaded.tokenizer, given)
+        model = found.model
+        took = [line["took"] for line in found.history]
+        entry = {
+            "steps": dict(found.steps),
+            "recipe": found.recipe.to_json(),
+            "measured": [found.before, found.after],
+            "step_seconds": median(took) if took else None,
+            "curve": [
+                [line["seconds"], line["perplexity"]]
+                for line in found.history
+                if line.get("perplexity") is not None
+            ],
+            "peak_bytes": steps.done[0]["peak_bytes"],
+            "seconds": steps.done[0]["seconds"],
+        }
+    draw = Draw(given.windows, given.length)
+    texts = judge(model, loaded.model, loaded.tokenizer, draw)
+    about = {"method": method, "keep": keep, "minutes": given.minutes, "threads": given.threads}
+    about |= {"windows": draw.windows, "length": draw.length, "parameters": before}
+    return about | {"system": platform.machine(), **versions(), "texts": texts, **entry}
+
+
+def main() -> None:
+    given = arguments()
+    keeps = given.keeps or [0.8, 0.6, 0.5]
+    cells = [(m, k) for k in keeps for m in given.methods if m != "dense"]
+    cells += [("dense", 1.0)] * ("dense" in given.methods)
+    for method, keep in [] if given.page else cells:
+        file = given.results / f"{method}-{keep:g}-{given.minutes:g}m.json"
+        if not file.exists():
+            print(f"{METHODS[method][0]}, keep {keep:g}", flush=True)
+            write(file, run(method, keep, given))
+    write_between(PAGE, "healing", section(read(given.results)))
+
+
+def read(folder: Path) -> list[Entry]:
+    return [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+
+
+def section(found: Sequence[Entry]) -> str:
+    """The table in Markdown."""
+    if not found:
+        return ""
+    first = found[0]
+    dense = [f"{first['texts'][name]['dense']:.2f} {name}" for name in TEXTS]
+    order = list(METHODS)
+    found = sorted(found, key=lambda e: (-e["keep"], order.index(e["method"])))
+    about = (
+        f"Perplexity over the dense model's ({' and '.join(dense)}) on {first['windows']} windows "
+        f"of {first['length']} tokens, {first['threads']} threads, `make bench-heal`. What is "
+        "healed and judged was held out from each other. A cell that is missing was not run."
+    )
+    head = "| keep | healed | minutes | steps of a slice, of the whole | in domain | out of domain "
+    head += "| KL | top-1 | a step | peak memory |"
+    rule = "|" + "---|" * 10
+    return "\n".join([about, "", head, rule, *map(_row, found)])
+
+
+def _row(entry: Entry) -> str:
+    here, there = (entry["texts"][name] for name in TEXTS)
+    steps = entry.get("steps")
+    cells = [
+        f"{entry['keep']:g}",
+        METHODS[entry["method"]][0],
+        f"{entry['minutes']:g}" if steps else "",
+        f"{steps['local']}, {steps['global']}" if steps else "",
+        _ratio(here),
+        _ratio(there),
+        f"{here['kl']:.3f}",
+        f"{here['top1']:.1%}",
+        duration(entry["step_seconds"]) if entry.get("step_seconds") else "",
+        size(entry["peak_bytes"]) if steps else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratio(text: Entry) -> str:
+    low, high = text["interval"]
+    return f"{text['ratio']:.3f}x ({low:.3f} to {high:.3f})"
+
+
+if __name__ == "__main__":
+    main()

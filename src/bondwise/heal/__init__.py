@@ -1,0 +1,1 @@
+"""How a model is healed: the lost quality back by distillation."""

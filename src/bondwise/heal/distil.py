@@ -1,0 +1,245 @@
+"""The global stage of a language model: the student learns what the teacher says of each token.
+
+The loss goes over the vocabulary in chunks, and the teacher is asked once: its top tokens are on
+disk, so that it need not be in memory while the student trains (Hinton, Vinyals and Dean 2015).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import exp
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from bondwise.errors import DataError
+from bondwise.heal.head import head_weight, instead, logits_head
+from bondwise.heal.losses import Mix, Top, logits_loss, relative_error, vocabulary_loss
+from bondwise.heal.modes import judging, products
+from bondwise.heal.processes import agreed, wait
+from bondwise.heal.recipe import Healing
+from bondwise.heal.teacher import Said, cached
+from bondwise.heal.turns import cut, mine, spread, turns
+from bondwise.model.calibrate import Progress
+from bondwise.model.data import feed
+
+Loads = Callable[[], nn.Module]
+
+
+@dataclass
+class Teacher:
+    """A teacher that is loaded when it is first asked for, and let go when it is not needed.
+
+    Attributes:
+        source: the teacher, or what loads it.
+    """
+
+    source: nn.Module | Loads
+    _loaded: nn.Module | None = None
+
+    def get(self) -> nn.Module:
+        """The teacher."""
+        if isinstance(self.source, nn.Module):
+            return self.source
+        if self._loaded is None:
+            self._loaded = self.source()
+        return self._loaded
+
+    def forget(self) -> None:
+        """Let it go where it can be loaded again."""
+        self._loaded = None
+
+
+@dataclass
+class Answers:
+    """What the teacher says of the first windows: as many as are needed, made when they are.
+
+    Attributes:
+        teacher: who says it.
+        windows: in the order in which they are first needed.
+        folder: where it is kept.
+        recipe: how many tokens, at which temperature.
+        progress: is told windows done.
+        per_window: seconds that one took.
+    """
+
+    teacher: Teacher
+    windows: Int[Tensor, "count length"]
+    folder: Path
+    recipe: Healing
+    progress: Progress
+    per_window: float = 0.0
+    _parts: list[tuple[int, Said]] = field(default_factory=list[tuple[int, Said]])
+
+    @property
+    def count(self) -> int:
+        """Windows that it has answers to."""
+        return sum(said.count for _, said in self._parts)
+
+    def upto(self, count: int) -> None:
+        """Have answers to so many windows, or to all."""
+        start, stop = self.count, min(count, len(self.windows))
+        if stop <= start:
+            return
+        began = time.perf_counter()
+        said = cached(
+            self.teacher.get(),
+            self.windows[start:stop],
+            self.folder / f"said-{start}-{stop}",
+            k=self.recipe.top_k,
+            temperature=self.recipe.temperature,
+            hidden=self.recipe.hidden > 0,
+            batch=self.recipe.micro,
+            progress=self.progress,
+        )
+        wait()  # other processes made a part of it
+        self.per_window = (time.perf_counter() - began) / (stop - start)
+        self._parts.append((start, said))
+
+    def of(self, rows: list[int]) -> tuple[Top, Tensor | None]:
+        """What is said of some windows, one row for each token but the first."""
+        found = [self._one(row) for row in rows]
+        tops, hidden = zip(*found, strict=True)
+        ids, logs = torch.cat([t.ids for t in tops]), torch.cat([t.logs for t in tops])
+        states = [h for h in hidden if h is not None]
+        return Top(ids, logs), torch.cat(states) if states else None
+
+    def _one(self, row: int) -> tuple[Top, Tensor | None]:
+        start, said = next(part for part in reversed(self._parts) if part[0] <= row)
+        return said.of([row - start])
+
+
+class Speech:
+    """The loss of a causal language model on windows of text, and its perplexity on others.
+
+    Args:
+        student: the model of transformers.
+        called: the same as it is called, where it is wrapped (DDP).
+        windows: token ids to train on.
+        held: token ids to judge on.
+        answers: the teacher's; None where it is not heard.
+        recipe: how.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        called: nn.Module,
+        windows: Int[Tensor, "count length"],
+        held: Int[Tensor, "held length"],
+        answers: Answers | None,
+        recipe: Healing,
+        head: nn.Module | None,
+    ) -> None:
+        self.student, self.called, self.head = student, called, head
+        self.windows, self.held, self.answers, self.recipe = windows, held, answers, recipe
+        self.mine = mine(recipe.batch, recipe.micro)
+        if recipe.hidden and head is None:
+            raise DataError(
+                f"hidden={recipe.hidden} came for {type(student).__name__}, whose head does more "
+                "than multiply its last hidden state; write hidden=0."
+            )
+
+    @property
+    def parts(self) -> int:
+        """Of a step."""
+        return len(self.mine)
+
+    def loss(self, step: int, part: int) -> Tensor:
+        """The share of the windows of one part of a step, of the mean over this process's."""
+        drawn = turns(step, self.recipe.batch, len(self.windows), self.recipe.seed)
+        rows = [drawn[place] for place in self.mine[part]]
+        top, hidden = (None, None) if self.answers is None else self.answers.of(rows)
+        weight = len(rows) / sum(len(places) for places in self.mine)
+        return weight * self._of(self.windows[rows], top, hidden, self.recipe.mix)
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """The perplexity of the windows held out: ``exp(mean nats per token)``."""
+        total, counted = 0.0, 0.0
+        alone = Mix(distil=0.0, task=1.0)
+        with judging(self.student):
+            for some in cut(spread(len(self.held)), self.recipe.micro):
+                for k, weight in some if any(w == 0 for _, w in some) else [(-1, float(len(some)))]:
+                    rows = [k] if k >= 0 else [row for row, _ in some]
+                    total += weight * float(self._of(self.held[rows], None, None, alone))
+                    counted += weight
+        total, counted = agreed([total, counted], "sum", self.student_device)
+        mean = total / counted
+        return exp(mean) if mean < 700 else (float("inf") if mean == mean else mean)
+
+    @property
+    def student_device(self) -> torch.device:
+        """Where the student is."""
+        return next(self.student.parameters()).device
+
+    def _of(self, ids: Tensor, top: Top | None, hidden: Tensor | None, mix: Mix) -> Tensor:
+        """The mean loss over all tokens but the first of some windows."""
+        device = self.student_device
+        ids = ids.to(device)
+        top = None if top is None else top.to(device)
+        targets = ids[:, 1:].flatten()
+        asked = {"input_ids": ids} | self._no_cache
+        with products(self.recipe.precision, device):
+            if self.head is None:
+                logits = feed(self.called, asked).logits[:, :-1].flatten(0, 1)
+                return logits_loss(logits, top, targets, mix)
+            gives = partial(_spoken, self.head, top=top, hidden=hidden, targets=targets, mix=mix)
+            with instead(self.head, gives):
+                return feed(self.called, asked).logits
+
+    @property
+    def _no_cache(self) -> dict[str, bool]:
+        has = hasattr(getattr(self.student, "config", None), "use_cache")
+        return {"use_cache": False} if has else {}
+
+
+def _spoken(
+    head: nn.Module,
+    states: Tensor,
+    *,
+    top: Top | None,
+    hidden: Tensor | None,
+    targets: Tensor,
+    mix: Mix,
+) -> Tensor:
+    """The loss in the place of the logits."""
+    given = states[:, :-1].flatten(0, 1)
+    weight, bias = head_weight(head)
+    heard = top is not None and mix.distil > 0
+    read = mix.task > 0
+    loss = given.new_zeros(())
+    if heard or read:
+        loss = vocabulary_loss(
+            given, weight, bias, top if heard else None, targets if read else None, mix
+        )
+    if hidden is not None and mix.hidden:
+        loss = loss + mix.hidden * relative_error(given, hidden.to(given.device))
+    return loss
+
+
+def speaks(model: nn.Module, ids: Int[Tensor, "count length"]) -> bool:
+    """Whether a model is a causal language model: what it says does not depend on what follows.
+
+    It is asked: a later token is changed, and the logits before it must stay.
+    """
+    finds = getattr(model, "get_output_embeddings", None)
+    if finds is None or finds() is None:
+        return False
+    some = ids[:1, :8].clone()
+    other = some.clone()
+    other[0, -1] = (other[0, -1] + 1) % int(ids.max().clamp_min(1))
+    with torch.no_grad(), judging(model):
+        one, two = (getattr(feed(model, each), "logits", None) for each in (some, other))
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.ndim != 3:
+        return False
+    return torch.allclose(one[:, :-1], two[:, :-1], rtol=1e-3, atol=1e-4)
+
+
+def head_of(student: nn.Module, ids: Int[Tensor, "count length"]) -> nn.Module | None:
+    """The output embedding whose product with the last hidden state is the logits, if it is."""
+    found = logits_head(student, ids[:1, :8])
+    return None if found is None else found[1]

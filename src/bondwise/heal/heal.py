@@ -1,0 +1,97 @@
+"""One call from a student and its teacher to a healed student: local first, then global."""
+
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bondwise.errors import DataError
+from bondwise.heal.distil import Teacher
+from bondwise.heal.job import Healed, Wrap, as_float32, prepare
+from bondwise.heal.loop import Tell, nothing
+from bondwise.heal.rates import groups
+from bondwise.heal.recipe import healing
+from bondwise.heal.state import Place
+from bondwise.model.calibrate import Progress, silent
+
+
+def heal(
+    student: nn.Module,
+    teacher: nn.Module | Callable[[], nn.Module],
+    data: Any,
+    *,
+    tokenizer: Any = None,
+    steps: int | None = None,
+    minutes: float | int | None = None,
+    local: float | int = 0.5,
+    validation: Any = None,
+    state: str | Path | None = None,
+    resume: bool = True,
+    inplace: bool = False,
+    wrap: Wrap | None = None,
+    progress: Progress = silent,
+    tell: Tell = nothing,
+    **choices: Any,
+) -> Healed:
+    """Train a compressed student towards the model that it was made from.
+
+    Language models learn what the teacher says of each token, other models to give what it gives.
+    Parameters are trained in float32 and given back in their own dtype.
+
+    Args:
+        student: a model with networks in it; a dense one learns likewise.
+        teacher: the dense model, or what loads it: then it is in memory only while it is needed.
+        data: as `bondwise.model.data.batches` takes it: text with a tokenizer, token ids, samples.
+        tokenizer: for text.
+        steps: of both stages; or give ``minutes``.
+        minutes: for both stages.
+        local: share of them for the local stage; 0 leaves it out.
+        validation: other data to judge on; None holds out the end of ``data``.
+        state: a folder in which the run is kept, so that it goes on after it was cut off.
+        resume: go on with what the folder holds; otherwise it is emptied.
+        inplace: train the student itself and not a copy.
+        wrap: called with the student before the global stage, for DDP or FSDP.
+        progress: is told a stage, what is done and what there is.
+        tell: is told each entry of the history.
+        choices: the other fields of `bondwise.heal.recipe.Healing`.
+
+    Raises:
+        BudgetError: a choice outside its range.
+        DataError: data that cannot be used, models that do not belong together, or numbers that
+            are not finite before anything was trained.
+        SelectionError: nothing trains.
+        CheckpointError: a state of another run, or one that cannot be written (a full disk).
+
+    >>> import torch
+    >>> from bondwise import TensorLinear, lowrank
+    >>> _ = torch.manual_seed(0)
+    >>> teacher = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    >>> first = TensorLinear.from_linear(teacher[0], lowrank(8, 8, 4))
+    >>> student = nn.Sequential(first, nn.Tanh(), teacher[2])
+    >>> healed = heal(student, teacher, torch.randn(256, 8), steps=40, rate=0.01)
+    >>> healed.after < healed.before
+    True
+    """
+    recipe = healing(steps=steps, minutes=minutes, local=local, **choices)
+    if student is teacher:
+        raise DataError("The student is the teacher; give the compressed model and the dense one.")
+    groups(student, recipe.rate, recipe.choice)
+    with _folder(state) as folder:
+        job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation)
+        place = Place(folder, job.identity, resume)
+        own = job.own(inplace)
+        with as_float32(own):
+            return job.run(own, place, wrap, progress, tell)
+
+
+@contextmanager
+def _folder(state: str | Path | None) -> Generator[Path]:
+    """Where the run is kept; one that is gone afterwards where none is given."""
+    if state is not None:
+        yield Path(state)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made) / "state"

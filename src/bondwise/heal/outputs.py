@@ -1,0 +1,174 @@
+"""The global stage of any other model: the student learns to give what the teacher gives."""
+
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import DataError
+from bondwise.heal.borders import read, write
+from bondwise.heal.losses import relative_error
+from bondwise.heal.modes import judging, products
+from bondwise.heal.processes import agreed, rank, wait, world
+from bondwise.heal.recipe import Healing
+from bondwise.heal.turns import mine, turns
+from bondwise.model.blocks import first
+from bondwise.model.calibrate import Progress
+from bondwise.model.data import Batch, feed, part, samples, tokens
+
+ROOM = 2**28  # bytes of what a teacher gave that may stay in memory
+GIVES = ("logits", "last_hidden_state")
+
+
+def answer(output: Any) -> Tensor:
+    """The tensor that a model's output is judged by: itself, its logits, or its last state.
+
+    Raises:
+        DataError: there is none.
+
+    >>> answer((torch.zeros(2), None)).shape
+    torch.Size([2])
+    """
+    named = (getattr(output, name, None) for name in GIVES)
+    found = next((value for value in named if isinstance(value, Tensor)), None)
+    if found is not None:
+        return found
+    if isinstance(output, Tensor | tuple | list):
+        return first(output)
+    raise DataError(
+        f"An output of type {type(output).__name__} came; healing needs a tensor, logits or "
+        "last_hidden_state."
+    )
+
+
+class Outputs:
+    """The relative error of a student's output on some data, towards the teacher's kept on disk.
+
+    Args:
+        student: the model.
+        called: the same as it is called, where it is wrapped (DDP).
+        shown: one tensor of samples, of which a step takes a batch; or batches, one for each step.
+        held: the same, to judge on.
+        folder: where `ask` has kept what the teacher gives.
+        recipe: how.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        called: nn.Module,
+        shown: Tensor | Sequence[Batch],
+        held: Tensor | Sequence[Batch],
+        folder: Path,
+        recipe: Healing,
+    ) -> None:
+        self.student, self.called, self.recipe, self.folder = student, called, recipe, folder
+        self.shown, self.held = shown, batched(held, recipe)
+        self.wanted = _Kept(folder / "shown", recipe.batch)
+        self.judged = _Kept(folder / "held", recipe.batch)
+        rows = isinstance(shown, Tensor)
+        size = recipe.batch if rows else max(samples(batch) for batch in shown)
+        self.size = min(size, len(shown)) if rows else ceil(size / world()) * world()
+        self.mine = mine(self.size, recipe.micro)
+
+    @property
+    def parts(self) -> int:
+        """Of a step."""
+        return len(self.mine)
+
+    def loss(self, step: int, part: int) -> Tensor:
+        """The share of one part of a step's samples."""
+        if isinstance(self.shown, Tensor):
+            drawn = turns(step, self.size, len(self.shown), self.recipe.seed)
+            rows = [drawn[place] for place in self.mine[part]]
+            weight = len(rows) / sum(len(places) for places in self.mine)
+            return weight * self._of(self.shown[rows], self.wanted.rows(rows))
+        return self._of_batch(turns(step, 1, len(self.shown), self.recipe.seed)[0], part)
+
+    def _of_batch(self, at: int, piece: int) -> Tensor:
+        """The share of one part of a batch that came as such."""
+        batch = cast(Sequence[Batch], self.shown)[at]
+        size = samples(batch)
+        places = self.mine[piece]
+        start, stop = (min(p * size // self.size, size) for p in (places.start, places.stop))
+        wanted = self.wanted.batch(at)
+        if stop <= start:
+            return wanted.new_zeros((), requires_grad=True)
+        weight = (stop - start) / size * world()
+        return weight * self._of(part(batch, start, stop), wanted[start:stop])
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """The mean relative error on what is held out."""
+        with judging(self.student):
+            losses = [
+                float(self._of(batch, self.judged.batch(k))) for k, batch in enumerate(self.held)
+            ]
+        return agreed([sum(losses) / len(losses)], "sum")[0] / world()
+
+    def _of(self, batch: Batch, wanted: Tensor) -> Tensor:
+        device = next(self.student.parameters()).device
+        with products(self.recipe.precision, device):
+            given = answer(feed(self.called, batch))
+        return relative_error(given.float(), wanted.to(device), tokens(batch, given))
+
+
+def batched(data: Tensor | Sequence[Batch], recipe: Healing) -> Sequence[Batch]:
+    """Samples as batches."""
+    return list(data.split(recipe.batch)) if isinstance(data, Tensor) else data
+
+
+@torch.no_grad()
+def ask(
+    teacher: nn.Module,
+    shown: Tensor | Sequence[Batch],
+    held: Tensor | Sequence[Batch],
+    folder: Path,
+    recipe: Healing,
+    progress: Progress,
+) -> None:
+    """Keep what a teacher gives, one file for each batch; what is there is taken."""
+    whole = {"shown": batched(shown, recipe), "held": batched(held, recipe)}
+    total, done = sum(len(each) for each in whole.values()), 0
+    device = next(teacher.parameters()).device
+    for name, data in whole.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for k, batch in enumerate(data):
+            path = folder / name / f"{k:06d}.safetensors"
+            if k % world() == rank() and not path.exists():
+                with judging(teacher), products(recipe.precision, device):
+                    given = answer(feed(teacher, batch)).float()
+                if not bool(torch.isfinite(given).all()):
+                    raise DataError(
+                        f"The teacher gives NaN or infinity for batch {k}; clean the data."
+                    )
+                write(path, {"given": given}, {"rows": len(given)})
+            done += 1
+            progress("teacher", done, total)
+    wait()
+
+
+class _Kept:
+    """What the teacher gave, batch by batch: read once where it is small, else each time."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        self._read = dict[int, Tensor]()
+        self._room = ROOM
+
+    def batch(self, at: int) -> Tensor:
+        """All of one batch."""
+        found = self._read.get(at)
+        if found is None:
+            found = read(self.folder / f"{at:06d}.safetensors")["given"]
+            if self._room > 0:
+                self._read[at] = found
+                self._room -= found.numel() * found.element_size()
+        return found
+
+    def rows(self, rows: Sequence[int]) -> Tensor:
+        """Some samples of a tensor."""
+        return torch.stack([self.batch(row // self.size)[row % self.size] for row in rows])

@@ -1,0 +1,166 @@
+"""What `bondwise heal` does: a folder of networks and its teacher -> a healed folder."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bondwise.errors import DataError
+from bondwise.heal.heal import heal
+from bondwise.heal.job import Healed
+from bondwise.heal.loop import Tell, nothing
+from bondwise.heal.recipe import healing
+from bondwise.huggingface.loading import Loaded, load_model, reader
+from bondwise.model.calibrate import Progress, silent
+from bondwise.model.checkpoint import check_folder, save
+from bondwise.model.steps import Steps
+from bondwise.model.text import read_text
+
+Report = dict[str, Any]
+STALE = ("evaluation", "similarity", "samples", "steps", "commands")  # said of what it was before
+
+
+@dataclass(frozen=True)
+class Healer:
+    """One healing of a folder.
+
+    Attributes:
+        student: the folder.
+        teacher: a folder or a GGUF file of the dense model.
+        data: a UTF-8 text to train on; its end is held out where ``validation`` is None.
+        out: the folder to write. While it is healed the run is kept in ``OUT.healing`` beside it.
+        validation: another text to judge on.
+        device: where to compute.
+        dtype: what is written; None for that of the student.
+    """
+
+    student: str
+    teacher: str
+    data: str
+    out: Path
+    validation: str | None = None
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+
+    @property
+    def state(self) -> Path:
+        """Where the run is kept until it is done."""
+        return self.out.with_name(f"{self.out.name}.healing")
+
+    def run(
+        self,
+        page: Callable[[Report], str],
+        choices: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        progress: Progress = silent,
+        tell: Tell = nothing,
+    ) -> Report:
+        """Heal, and leave the folder whole or not at all; started again, it goes on.
+
+        Args:
+            page: makes the page of a report.
+            choices: fields of `bondwise.heal.recipe.Healing`.
+            overwrite: whether a folder of ours may be replaced.
+            progress: is told a stage, what is done and what there is.
+            tell: is told each entry of the history.
+
+        Raises:
+            BondwiseError: anything a user can mend; the folder is then as it was.
+        """
+        choices = {name: value for name, value in choices.items() if value is not None}
+        healing(**choices)
+        check_folder(self.out, overwrite)
+        text = read_text(Path(self.data))
+        judged = None if self.validation is None else read_text(Path(self.validation))
+        steps = Steps()
+        with steps("load"):
+            progress("load", 0, 1)
+            loaded = load_model(self.student, None, self.device)
+            tokenizer = reader(loaded, self.student)
+            progress("load", 1, 1)
+        with steps("heal"):
+            healed = heal(
+                loaded.model,
+                lambda: self._teacher(tokenizer),
+                text,
+                tokenizer=tokenizer,
+                validation=judged,
+                state=self.state,
+                inplace=True,
+                progress=progress,
+                tell=tell,
+                **choices,
+            )
+        report = self._write(healed, loaded, steps, page, overwrite)
+        shutil.rmtree(self.state, ignore_errors=True)
+        return report
+
+    def _teacher(self, tokenizer: Any) -> nn.Module:
+        """The teacher, if it reads text as the student does."""
+        loaded = load_model(self.teacher, None, self.device)
+        theirs = loaded.tokenizer
+        if theirs is not None and theirs.get_vocab() != tokenizer.get_vocab():
+            raise DataError(
+                f"{self.student} knows {len(tokenizer.get_vocab()):,} tokens and {self.teacher} "
+                f"{len(theirs.get_vocab()):,}, not the same ones; give the model that it was "
+                "compressed from."
+            )
+        return loaded.model
+
+    def _write(
+        self,
+        healed: Healed,
+        loaded: Loaded,
+        steps: Steps,
+        page: Callable[[Report], str],
+        overwrite: bool,
+    ) -> Report:
+        model = healed.model
+        if self.dtype is not None:
+            for p in model.parameters():
+                p.data = p.data.to(self.dtype) if p.is_floating_point() else p.data
+        before = Path(self.student) / "report.json"
+        report: Report = json.loads(before.read_text("utf-8")) if before.is_file() else {}
+        report = {k: v for k, v in report.items() if k not in STALE}
+        vs, folder = shlex.quote(self.teacher), shlex.quote(str(self.out))
+        report |= {
+            "healing": self._told(healed),
+            "steps": list(steps.done),
+            "commands": [f"bondwise eval {folder} --vs {vs} --data FILE"],
+        }
+
+        def beside(made: Path) -> dict[str, str]:
+            stored = report.get("bytes")
+            if stored:
+                stored["after"] = sum(f.stat().st_size for f in made.glob("*.safetensors"))
+            texts = {"report.json": json.dumps(report, indent=1)}
+            recipe = Path(self.student) / "recipe.yaml"
+            if recipe.is_file():
+                texts["recipe.yaml"] = recipe.read_text("utf-8")
+            return texts | ({"report.html": page(report)} if "targeted" in report else {})
+
+        with steps("save"):
+            save(model, self.out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+        return report | {"steps": steps.done, "source": self.student}
+
+    def _told(self, healed: Healed) -> Report:
+        return {
+            "student": self.student,
+            "teacher": self.teacher,
+            "data": self.data,
+            "recipe": healed.recipe.to_json(),
+            "measured": healed.measured,
+            "before": healed.before,
+            "after": healed.after,
+            "steps": dict(healed.steps),
+            "history": healed.history,
+            "slices": [asdict(part) for part in healed.local],
+            "notes": list(healed.notes),
+        }

@@ -1,0 +1,1 @@
+"""Training by the engines of others: Trainer, DDP, FSDP2, accelerate, peft."""

@@ -1,0 +1,170 @@
+"""LoRA of peft on the cores trains, saves, loads and merges; the cores stay as they are."""
+
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+import bondwise as bw
+from bondwise.model.storage import TensorLayer
+
+from .models import IDS, is_tied, llama, logits, step, trainer
+
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'bondwise[peft]'")
+lora = pytest.importorskip("peft.tuners.lora")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft 0.21 asks transformers 5.23 so
+)
+
+
+def own_cores(model: nn.Module) -> list[str]:
+    """All cores that belong to one layer alone, as docs/training.md finds them."""
+    return [
+        f"{path}.core_{k}"
+        for path, layer in model.named_modules()
+        if isinstance(layer, TensorLayer)
+        for k in range(len(layer.network.cores))
+        if k not in layer.sharing
+    ]
+
+
+def adapted(model: nn.Module, targets: list[str] | None = None, seed: int = 0):
+    torch.manual_seed(seed)
+    chosen = own_cores(model) if targets is None else targets
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=[], target_parameters=chosen)
+    return peft.get_peft_model(model, config)
+
+
+def fit(model: nn.Module, steps: int = 5) -> list[float]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    return [step(model, optimizer, IDS) for _ in range(steps)]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """An adapter on every core that is not shared, trained, and where it was saved."""
+    folder = tmp_path_factory.mktemp("lora")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = adapted(llama())
+        losses = fit(model)
+        model.eval().save_pretrained(folder)
+    return model, folder, losses
+
+
+def test_a_new_adapter_changes_nothing():
+    assert torch.allclose(logits(adapted(llama())), logits(llama()), atol=1e-5)
+
+
+def test_only_adapters_train_and_each_of_them_does(done):
+    model, _, losses = done
+    assert losses[-1] < losses[0] - 0.2
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * len(own_cores(llama()))
+    assert all(".lora_" in name for name in trained)
+    still = [name for name, p in trained.items() if "lora_B" in name and not p.any()]
+    assert not still  # each starts at zero
+    before = llama().state_dict()
+    for name, value in model.get_base_model().state_dict().items():
+        plain = name.replace("base_layer.", "")
+        assert ".lora_" in name or torch.equal(value, before[plain]), name
+
+
+def test_the_adapted_model_is_the_one_whose_cores_have_the_product_added(done):
+    """Against dense weights made of ``core + 8/2 B A``, by torch alone."""
+    model, other = done[0], llama().eval()
+    wrappers = {p: m for p, m in model.named_modules() if isinstance(m, lora.ParamWrapper)}
+    for path, wrapper in wrappers.items():
+        layer = path.removeprefix("base_model.model.").replace(".base_layer", "")
+        core = getattr(other.get_submodule(layer), wrapper.parameter_name)
+        with torch.no_grad():
+            core += 4 * wrapper.lora_B["default"].weight @ wrapper.lora_A["default"].weight
+    dense = bw.merge(other)
+    assert not any(isinstance(module, TensorLayer) for module in dense.modules())
+    assert torch.allclose(logits(dense), logits(model), atol=1e-3)
+
+
+def test_a_saved_adapter_loads(done):
+    model, folder, _ = done
+    again = peft.PeftModel.from_pretrained(llama().eval(), folder)
+    assert torch.equal(logits(again), logits(model))
+    going_on = peft.PeftModel.from_pretrained(llama(), folder, is_trainable=True)
+    losses = fit(going_on, steps=3)
+    assert losses[-1] < losses[0] < done[2][-1] + 0.1
+
+
+def test_merged_it_is_a_tensorized_model_again(done, tmp_path):
+    model, folder, _ = done
+    base = llama().eval()
+    merged = peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
+    assert type(merged) is type(base)
+    assert torch.allclose(logits(merged), logits(model), atol=1e-4)
+    assert is_tied(merged)
+    shapes = {name: p.shape for name, p in llama().named_parameters()}
+    assert {name: p.shape for name, p in merged.named_parameters()} == shapes
+    again = bw.load(bw.save(merged, tmp_path / "merged"))
+    assert torch.equal(logits(again), logits(merged))
+
+
+def test_on_a_checkpoint_that_was_loaded(tmp_path):
+    base = bw.load(bw.save(llama(), tmp_path / "base"))
+    model = adapted(base, [name for name in own_cores(base) if "mlp" in name]).train()
+    losses = fit(model)
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_what_is_kept_ready_follows_the_adapter(done):
+    """A layer keeps weights between calls without gradients; an adapter is no parameter of it."""
+    model = adapted(llama().eval(), seed=1).eval()
+    plain = logits(model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.05)
+    one = logits(model)
+    assert not torch.allclose(one, plain, atol=1e-2)
+    fresh = adapted(llama().eval(), seed=1).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits(fresh), one)
+    model.load_adapter(done[1], "other")
+    model.set_adapter("other")
+    assert torch.allclose(logits(model), logits(done[0]), atol=1e-4)
+    model.set_adapter("default")
+    assert torch.equal(logits(model), one)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(llama().eval()))
+
+
+def test_an_adapter_on_a_shared_core_serves_the_layer_it_is_named_for():
+    model = llama().eval()
+    q = deepcopy(model.model.layers[0].self_attn.q_proj)
+    v = deepcopy(model.model.layers[0].self_attn.v_proj)
+    layers = ("q_proj", "v_proj")
+    wrapped = adapted(model, [f"layers.0.self_attn.{name}.core_1" for name in layers])
+    x = torch.randn(2, 3, 32)
+    block = wrapped.get_base_model().model.layers[0].self_attn
+    with torch.no_grad():
+        for sign, name in zip((1, -1), layers, strict=True):
+            getattr(block, name).lora_B["default"].weight.fill_(sign / 10)
+        found = [getattr(block, name)(x) for name in (*layers, "k_proj")]
+        low = [getattr(block, name).lora_A["default"].weight for name in layers]
+        for own, sign, A in zip((q, v), (1, -1), low, strict=True):
+            own.sharing = {}
+            core = own.core_1 + 4 * sign / 10 * torch.ones(len(own.core_1), 2) @ A
+            own._parameters["core_1"] = nn.Parameter(core)
+        assert torch.allclose(found[0], x @ q.dense().T, atol=1e-4)
+        assert torch.allclose(found[1], x @ v.dense().T, atol=1e-4)
+        assert torch.allclose(found[2], x @ block.k_proj.dense().T, atol=1e-4)
+
+
+def test_trainer_saves_and_resumes_the_adapter_alone(tmp_path):
+    model = adapted(llama())
+    trainer(model, tmp_path, activation_checkpointing=True, save_steps=2).train()
+    last = tmp_path / "checkpoint-2"
+    assert not (last / "model.safetensors").exists()
+    again = adapted(llama())
+    trainer(again, tmp_path / "again").train(resume_from_checkpoint=str(last))
+    pairs = zip(model.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)

@@ -1,0 +1,322 @@
+"""The loss of a language model against plain torch, however it is cut, cast or computed twice."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from bondwise.errors import BudgetError, DataError
+from bondwise.evaluate.language import perplexity
+from bondwise.heal import pace
+from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
+from bondwise.heal.modes import judging, training
+from bondwise.heal.recipe import Healing, difference, healing
+from bondwise.heal.turns import cut, mine, spread, turns
+from bondwise.model.calibrate import silent
+from bondwise.model.layers import TensorLinear
+from bondwise.topology.lowrank import lowrank
+
+WORDS = 128
+RECIPE = Healing(steps=1, batch=8, micro=8, top_k=WORDS, precision="float32")
+
+
+def pair(double=False):
+    """A student and a teacher."""
+    teacher, student = tiny.llama(), tiny.llama()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    both = student, teacher
+    return tuple(model.double() for model in both) if double else both
+
+
+def answers(teacher, windows, folder, recipe):
+    found = Answers(Teacher(teacher), windows, folder, recipe, silent)
+    found.upto(len(windows))
+    return found
+
+
+def speech(student, teacher, folder, recipe=RECIPE, head=True, windows=None):
+    windows = tiny.tokens(16, 12) if windows is None else windows
+    said = None if teacher is None else answers(teacher, windows, folder, recipe)
+    found = head_of(student, windows) if head else None
+    return Speech(student, student, windows, tiny.tokens(5, 12, seed=3), said, recipe, found)
+
+
+def gradients(task, step=0):
+    for p in task.student.parameters():
+        p.grad = None
+    total = 0.0
+    for part in range(task.parts):
+        loss = task.loss(step, part)
+        loss.backward()
+        total += loss.item()
+    return total, [p.grad.clone() for p in task.student.parameters()]
+
+
+def by_hand(student, teacher, ids, temperature=1.0, distil=1.0, task=0.0, hidden=0.0):
+    """Plain torch, all logits at once."""
+    with torch.no_grad():
+        theirs = teacher(ids, output_hidden_states=True)
+    ours = student(ids, output_hidden_states=True)
+    p = F.log_softmax(theirs.logits[:, :-1] / temperature, -1)
+    q = F.log_softmax(ours.logits[:, :-1] / temperature, -1)
+    kl = temperature**2 * (p.exp() * (p - q)).sum(-1).mean()
+    nats = F.cross_entropy(ours.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    y, given = theirs.hidden_states[-1][:, :-1], ours.hidden_states[-1][:, :-1]
+    off = ((given - y).square().sum(-1) / y.square().sum(-1)).mean()
+    return distil * kl + task * nats + hidden * off
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(
+    "mix", [{}, {"temperature": 2.0, "task": 0.5}, {"distil": 0.0, "task": 1.0}]
+)
+def test_the_loss_and_its_gradients_are_those_of_plain_torch(tmp_path, mix, head):
+    student, teacher = pair()
+    task = speech(student, teacher, tmp_path, replace(RECIPE, **mix), head)
+    loss, found = gradients(task)
+    student.zero_grad()
+    wanted = by_hand(student, teacher, tiny.tokens(16, 12)[:8], **mix)
+    wanted.backward()
+    assert loss == pytest.approx(wanted.item(), rel=2e-3)  # the teacher's are kept in float16
+    for own, p in zip(found, student.parameters(), strict=True):
+        torch.testing.assert_close(own, p.grad, rtol=2e-2, atol=2e-3 * p.grad.abs().max().item())
+
+
+def test_the_hidden_state_is_learnt_too(tmp_path):
+    student, teacher = pair()
+    mix = {"distil": 1.0, "hidden": 0.7}
+    loss, _ = gradients(speech(student, teacher, tmp_path, replace(RECIPE, **mix)))
+    wanted = by_hand(student, teacher, tiny.tokens(16, 12)[:8], **mix)
+    assert loss == pytest.approx(wanted.item(), rel=5e-3)
+
+
+def test_the_hidden_state_needs_a_head_that_only_multiplies(tmp_path):
+    with pytest.raises(DataError, match=r"hidden=0.5 came for LlamaForCausalLM.*write hidden=0"):
+        speech(pair()[0], None, tmp_path, replace(RECIPE, hidden=0.5), head=False)
+
+
+def test_a_head_of_cores_learns(tmp_path):
+    student, teacher = pair()
+    student.lm_head = TensorLinear.from_linear(student.lm_head, lowrank(WORDS, 48, 16))
+    task = speech(student, teacher, tmp_path)
+    assert isinstance(task.head, TensorLinear)
+    loss, found = gradients(task)
+    wanted = by_hand(student, teacher, tiny.tokens(16, 12)[:8])
+    assert loss == pytest.approx(wanted.item(), rel=2e-3)
+    assert all(g.any() for g in found)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5])
+def test_parts_add_up_to_the_batch(tmp_path, micro):
+    student, teacher = pair(double=True)
+    whole = gradients(speech(student, teacher, tmp_path / "a"))
+    parts = speech(student, teacher, tmp_path / "b", replace(RECIPE, micro=micro))
+    assert parts.parts == -(-8 // micro)
+    found = gradients(parts)
+    assert found[0] == pytest.approx(whole[0], rel=1e-6)
+    for own, other in zip(found[1], whole[1], strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+
+
+def test_activations_computed_twice_give_the_same_gradients(tmp_path):
+    student, teacher = pair()
+    task = speech(student, teacher, tmp_path)
+    with training(student):
+        once = gradients(task)
+    with training(student, checkpointing=True):
+        calls = []
+        student.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+        twice = gradients(task)
+        assert len(calls) == 2
+    assert once[0] == twice[0]
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in student.modules())
+    for own, other in zip(once[1], twice[1], strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_a_model_without_checkpointing_is_named():
+    with (
+        pytest.raises(BudgetError, match="checkpointing=True came for Linear"),
+        training(torch.nn.Linear(2, 2), checkpointing=True),
+    ):
+        pass
+
+
+def test_products_in_bfloat16_are_near_and_everything_else_stays_float32(tmp_path):
+    student, teacher = pair()
+    wanted = gradients(speech(student, teacher, tmp_path / "a"))
+    seen = []
+    student.model.layers[0].mlp.up_proj.register_forward_hook(
+        lambda _m, _a, y: seen.append(y.dtype)
+    )
+    task = speech(student, teacher, tmp_path / "b", replace(RECIPE, precision="bfloat16"))
+    found = gradients(task)
+    assert seen[-1] == torch.bfloat16
+    assert found[0] == pytest.approx(wanted[0], rel=0.05)
+    for own, other in zip(found[1], wanted[1], strict=True):
+        assert own.dtype == torch.float32
+        assert (own - other).norm() < 0.1 * other.norm()
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("micro", [2, 8])
+def test_what_is_measured_is_the_perplexity(tmp_path, head, micro):
+    student = pair()[0]
+    task = speech(student, None, tmp_path, replace(RECIPE, micro=micro), head)
+    wanted = perplexity(student, tiny.tokens(5, 12, seed=3)).perplexity
+    assert task.measure() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_measure_that_overflows_is_infinite(tmp_path):
+    student = pair()[0]
+    with torch.no_grad():
+        student.lm_head.weight.mul_(1e6)
+    assert speech(student, None, tmp_path).measure() == float("inf")
+
+
+def test_the_teacher_is_asked_in_parts_and_once(tmp_path):
+    calls, windows = [], tiny.tokens(10, 12)
+
+    def load():
+        calls.append(1)
+        return tiny.llama()
+
+    teacher = Teacher(load)
+    found = Answers(teacher, windows, tmp_path, RECIPE, silent)
+    found.upto(4)
+    found.upto(3)
+    found.upto(100)
+    teacher.forget()
+    assert (len(calls), found.count) == (1, 10)
+    assert teacher._loaded is None
+    top, hidden = found.of([9, 0, 3, 4])
+    with torch.no_grad():
+        logs = tiny.llama()(windows[[9, 0, 3, 4]]).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+    torch.testing.assert_close(top.logs.float(), logs.gather(1, top.ids.long()), atol=1e-2, rtol=0)
+    assert hidden is None
+
+
+def test_models_that_see_what_follows_do_not_speak():
+    from transformers import BertConfig, BertForMaskedLM
+
+    ids = tiny.tokens(2, 12)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        vocab_size=WORDS,
+    )  # fmt: skip
+    assert speaks(tiny.llama(), ids)
+    assert speaks(tiny.gpt2(), ids)
+    assert not speaks(BertForMaskedLM(config), ids)
+    assert not speaks(tiny.bert(), ids)
+    assert not speaks(torch.nn.Linear(2, 2), ids)
+
+
+def test_modes_are_as_they_were_and_nothing_is_dropped():
+    model = tiny.gpt2()
+    model.transformer.h[0].eval()
+    model.transformer.h[1].train()
+    before = {name: m.training for name, m in model.named_modules()}
+    with training(model):
+        dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        assert model.training
+        assert dropouts
+        assert not any(m.training for m in dropouts)
+        with judging(model):
+            assert not model.transformer.h[0].training
+        assert model.transformer.h[0].training
+    assert {name: m.training for name, m in model.named_modules()} == before
+
+
+def test_no_weights_are_kept_ready_after_judging():
+    layer = TensorLinear(lowrank(64, 64, 60))
+    model = torch.nn.Sequential(layer)
+    size = sum(p.numel() * 4 for p in layer.parameters())
+    with training(model):
+        with judging(model), torch.no_grad():
+            model(torch.randn(512, 64))
+        assert layer.resident_bytes() <= size + 8
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
+def test_every_window_is_seen_once_each_time_through(count, batch, seed):
+    steps = -(-2 * count // batch)
+    seen = [row for step in range(steps) for row in turns(step, batch, count, seed)]
+    assert seen[:count] == list(range(count))
+    assert sorted(seen[count : 2 * count]) == list(range(count))
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_the_parts_of_a_batch_hold_each_place_once(batch, micro):
+    parts = mine(batch, micro)
+    assert [place for part in parts for place in part] == list(range(batch))
+    assert all(len(part) <= micro for part in parts)
+    assert [row for some in cut(spread(batch), micro) for row, _ in some] == list(range(batch))
+
+
+def test_processes_share_a_batch(monkeypatch):
+    from bondwise.heal import turns as module
+
+    monkeypatch.setattr(module, "world", lambda: 2)
+    monkeypatch.setattr(module, "rank", lambda: 1)
+    assert mine(8, 3) == [range(4, 7), range(7, 8)]
+    assert spread(3) == [(1, 1.0), (0, 0.0)]
+    with pytest.raises(
+        BudgetError, match="batch=7 came for 2 processes; write a multiple such as 8"
+    ):
+        mine(7, 3)
+
+
+@pytest.mark.parametrize(("left", "steps"), [(100.0, 10 + 40), (0.0, 10), (10.0, 10 + 4)])
+def test_steps_that_a_time_allows(tmp_path, left, steps):
+    """A step takes a second and its windows, of which there are enough for each, 1.5."""
+    said = Answers(Teacher(tiny.llama()), tiny.tokens(8000, 12), tmp_path, RECIPE, silent)
+    said.per_window = 1.5 / RECIPE.batch
+    said._parts.append((0, type("Said", (), {"count": 10 * RECIPE.batch})))
+    now = pace.time.perf_counter
+    found = pace.steps_within(1.0, 0.0, until=now() + left, recipe=RECIPE, answers=said)
+    assert found in (steps, max(10, steps - 1))
+    unheard = pace.steps_within(1.0, 1.0, until=now() + 100.5, recipe=RECIPE, answers=None)
+    assert unheard == 10 + 92  # of the time, eight looks take a second each
+
+
+@pytest.mark.parametrize(
+    ("choices", "says"),
+    [
+        ({}, "steps=None and minutes=None came"),
+        ({"steps": 3, "minutes": 1.0}, "give one of the two"),
+        ({"steps": 0}, "steps=0 came; write 1 or more"),
+        ({"minutes": 0.0}, "minutes=0.0 came"),
+        ({"steps": 3, "local": 1.5}, "local=1.5 came; write 0 to 1"),
+        ({"steps": 3, "rate": float("nan")}, "rate=nan came"),
+        ({"steps": 3, "batch": 2.5}, "batch=2.5 came; write a value of type int"),
+        ({"steps": 3, "length": 1}, "length=1 came; write 2 or more"),
+        ({"steps": 3, "precision": "int4"}, "precision='int4' came; write one of auto"),
+        ({"steps": 3, "train": ()}, "train=.. came"),
+        ({"steps": 3, "colour": 1}, "colour=1 came; a healing has steps, minutes"),
+    ],
+)
+def test_choices_that_cannot_be_followed(choices, says):
+    with pytest.raises(BudgetError, match=says.replace("(", r"\(")):
+        healing(**choices)
+
+
+def test_weights_of_the_loss_that_are_none():
+    with pytest.raises(DataError, match=r"temperature=0.0 came"):
+        healing(steps=1, temperature=0.0)
+
+
+def test_a_recipe_is_plain_json():
+    recipe = healing(steps=3, train=["norms", "re:core"], minutes=None)
+    assert recipe.to_json()["train"] == ["norms", "re:core"]
+    assert recipe.choice == ["norms", "re:core"]
+    assert healing(steps=3, train="norms").choice == "norms"
+    assert (
+        difference(recipe.to_json(), replace(recipe, rate=0.1).to_json()) == "rate 0.0003, not 0.1"
+    )

@@ -1,0 +1,380 @@
+"""Healing from end to end: a student that comes near its teacher, and what is refused before."""
+
+import gc
+import json
+import weakref
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from bondwise import lowrank, tensorize
+from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
+from bondwise.evaluate.language import compare
+from bondwise.heal.heal import heal
+from bondwise.heal.material import as_windows, material
+from bondwise.heal.recipe import Healing
+from bondwise.model.layers import TensorLinear
+
+LENGTH = 16
+HELD = tiny.tokens(16, LENGTH, seed=9)
+CALM = {"rate": 3e-3, "batch": 4, "micro": 4, "patience": 0}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A student and its teacher; what did not change is shared by both."""
+    teacher = tiny.llama()
+    return tensorize(teacher, keep=0.5).model, teacher
+
+
+def windows(rows=40):
+    return tiny.tokens(rows, LENGTH)
+
+
+def kl(model, teacher):
+    return compare(model, teacher, HELD).kl
+
+
+def values(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("local", [0, 0.5, 1])
+def test_a_student_comes_near_its_teacher_and_nothing_given_changes(pair, local):
+    student, teacher = pair
+    before = values(student), values(teacher)
+    healed = heal(student, teacher, windows(), steps=40, local=local, every=40, **CALM)
+    assert kl(healed.model, teacher) < (1 if local == 1 else 0.8) * kl(student, teacher)
+    assert same(values(student), before[0])
+    assert same(values(teacher), before[1])
+    assert healed.steps == {"local": round(40 * local), "global": 40 - round(40 * local)}
+    assert len(healed.history) == healed.steps["global"]
+    assert healed.measured == "perplexity"
+    assert healed.before > 0
+    assert len(healed.local) == (2 if local else 0)
+    assert all(not m.training for m in healed.model.modules())
+    assert all(p.requires_grad and p.grad is None for p in healed.model.parameters())
+
+
+def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not(pair):
+    teacher = tiny.llama()
+    student = tensorize(teacher, keep=0.5).model
+    assert {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    before = values(student), values(teacher)
+    healed = heal(student, teacher, windows(), steps=4, local=0, inplace=True, **CALM)
+    assert healed.model is student
+    assert same(values(teacher), before[1])
+    assert not same(values(student), before[0])
+
+
+def test_ties_hold_in_place():
+    teacher = tiny.llama(tied=True)
+    student = tensorize(teacher, keep=0.5).model
+    healed = heal(student, teacher, windows(), steps=4, local=0, inplace=True, **CALM)
+    model = healed.model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight is not teacher.lm_head.weight
+
+
+def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):
+    student, teacher = (deepcopy(model).bfloat16() for model in pair)
+    kinds, heard = [], []
+
+    def wrap(model):
+        kinds.extend(p.dtype for p in model.parameters())
+        return model
+
+    healed = heal(
+        student, teacher, windows(), steps=30, local=0.2, wrap=wrap, tell=heard.append, **CALM
+    )
+    assert set(kinds) == {torch.float32}
+    assert {p.dtype for p in healed.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    assert kl(healed.model, teacher) < 0.9 * kl(student, teacher)
+    assert heard[1:] == healed.history
+
+
+class CutError(Exception):
+    """A run is killed."""
+
+
+def cut_at(stage, done):
+    def progress(name, at, total):
+        if (name, at) == (stage, done):
+            raise CutError
+
+    return progress
+
+
+STAGES = {"steps": 9, "local": 0.3, "save_every": 0.0, "temperature": 2.0} | CALM
+
+
+@pytest.fixture(scope="module")
+def uncut(pair):
+    return heal(*pair, windows(12), **STAGES)
+
+
+@pytest.mark.parametrize("cut", [("local", 1), ("teacher", 10), ("heal", 1), ("heal", 4)])
+def test_a_healing_that_is_cut_off_and_resumed_is_the_one_that_was_not(pair, uncut, tmp_path, cut):
+    with pytest.raises(CutError):
+        heal(*pair, windows(12), state=tmp_path, progress=cut_at(*cut), **STAGES)
+    found = heal(*pair, windows(12), state=tmp_path, **STAGES)
+    assert same(values(found.model), values(uncut.model))
+    assert [line["loss"] for line in found.history] == [line["loss"] for line in uncut.history]
+    assert (found.before, found.after, found.steps) == (uncut.before, uncut.after, uncut.steps)
+    assert [part.after for part in found.local] == [part.after for part in uncut.local]
+
+
+def test_a_healing_that_had_ended_is_read_and_another_one_is_refused(pair, uncut, tmp_path):
+    found = heal(*pair, windows(12), state=tmp_path, **STAGES)
+    again = heal(*pair, windows(12), state=tmp_path, progress=cut_at("heal", 6), **STAGES)
+    assert same(values(again.model), values(found.model))
+    assert again.history == found.history
+    with pytest.raises(CheckpointError, match=r"another healing \(data .*, not .*\)"):
+        heal(*pair, windows(), state=tmp_path, **STAGES)
+    with pytest.raises(CheckpointError, match=r"another healing \(rate 0.003, not 0.1\)"):
+        heal(*pair, windows(12), state=tmp_path, **STAGES | {"rate": 0.1})
+    other = STAGES | {"rate": 1e-3}
+    fresh = heal(*pair, windows(12), state=tmp_path, resume=False, **other)
+    assert not same(values(fresh.model), values(uncut.model))
+
+
+def test_a_time_becomes_steps_that_a_resumed_run_keeps(pair, tmp_path):
+    student, teacher = pair
+    choices = {"minutes": 0.03, "local": 0.3, "save_every": 1000.0} | CALM
+    with pytest.raises(CutError):
+        heal(student, teacher, windows(), state=tmp_path, progress=cut_at("heal", 10), **choices)
+    decided = json.loads((tmp_path / "heal.json").read_text())["decided"]
+    found = heal(student, teacher, windows(), state=tmp_path, **choices)
+    assert found.steps == {"local": decided["local_steps"], "global": decided["steps"]}
+    assert len(found.history) == decided["steps"] >= 10
+    assert decided["local_steps"] >= 1
+
+
+def test_a_teacher_that_can_be_loaded_is_let_go_before_the_training(pair):
+    student, teacher = pair
+    loaded, alive = [], []
+
+    def load():
+        made = deepcopy(teacher)
+        loaded.append(weakref.ref(made))
+        return made
+
+    def tell(entry):
+        gc.collect()
+        alive.append(any(ref() is not None for ref in loaded))
+
+    healed = heal(student, load, windows(), steps=3, local=0, tell=tell, **CALM)
+    assert kl(healed.model, teacher) < kl(student, teacher)
+    assert not any(alive)
+    assert len(loaded) == 1
+
+
+def test_a_dense_student_learns_likewise():
+    teacher, student = tiny.llama(), tiny.llama()
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    healed = heal(student, teacher, windows(), steps=20, local=0, **CALM)
+    assert kl(healed.model, teacher) < 0.9 * kl(student, teacher)
+
+
+def test_only_what_is_meant_to_train_changes(pair):
+    student, teacher = pair
+    healed = heal(student, teacher, windows(), steps=4, local=0, train="norms", **CALM)
+    named = zip(student.named_parameters(), healed.model.parameters(), strict=True)
+    changed = [name for (name, p), q in named if not torch.equal(p, q)]
+    assert changed
+    assert all("norm" in name for name in changed)
+
+
+def test_text_is_cut_into_windows_and_its_end_is_held_out():
+    teacher = tiny.llama()
+    student = tensorize(teacher, keep=0.5).model
+    tokenizer = tiny.tokenizer()
+    healed = heal(
+        student, teacher, tiny.text(), tokenizer=tokenizer, steps=6, local=0, length=LENGTH, **CALM
+    )
+    assert healed.before > 0
+    assert healed.recipe.top_k == 64
+
+
+@pytest.mark.parametrize("border", ["\n\n", "\n", " "])
+def test_no_token_that_is_held_out_is_trained_on(border):
+    """Every word is another one, so what is held out can be told apart."""
+    words = [f"w{k}" for k in range(3000)]
+    text = border.join(" ".join(words[k : k + 20]) for k in range(0, 3000, 20))
+
+    class Words:
+        bos_token_id = None
+
+        def __call__(self, texts, **_named):
+            if isinstance(texts, str):
+                return {"input_ids": [1]}
+            split = [[int(w[1:]) for w in t.split()] or [-1] for t in texts]
+            return {"input_ids": split}
+
+    recipe = Healing(steps=1, length=32, validate=8)
+    found = material(nn.Linear(2, 2), text, Words(), recipe)
+    shown, held = set(found.shown.flatten().tolist()), set(found.held.flatten().tolist())
+    assert found.held.shape == (8, 32)
+    assert not shown & held - {-1}
+    assert max(shown) < min(held - {-1})
+    assert len(found.shown) > 70
+    if border != " ":
+        assert (max(shown) + 1) % 20 == 0 or len(shown) % 32 == 0
+
+
+def test_what_was_given_to_judge_on_is_judged_on(pair):
+    student, teacher = pair
+    healed = heal(student, teacher, windows(), validation=HELD, steps=4, local=0, **CALM)
+    assert healed.before == pytest.approx(
+        compare(student, teacher, HELD).model.perplexity, rel=1e-4
+    )
+    assert healed.after == pytest.approx(
+        compare(healed.model, teacher, HELD).model.perplexity, rel=1e-4
+    )
+
+
+def test_with_one_window_none_is_held_out_and_that_is_said(pair):
+    student, teacher = pair
+    healed = heal(student, teacher, windows(1), steps=3, local=0, **CALM)
+    assert healed.before is None
+    assert "too little data" in healed.notes[0]
+    assert len(healed.history) == 3
+
+
+def test_batches_of_tokens_become_windows():
+    ids = tiny.tokens(6, 10)
+    mask = torch.ones_like(ids)
+    assert torch.equal(as_windows([{"input_ids": ids, "attention_mask": mask}], 4), ids)
+    mask[0, 5:] = 0
+    found = as_windows([{"input_ids": ids, "attention_mask": mask}], 11)
+    flat = torch.cat([ids[0, :5], ids[1:].flatten()])
+    assert torch.equal(found.flatten(), flat[:55])
+    with pytest.raises(DataError, match="The data has 55 tokens, but a window needs 100"):
+        as_windows([{"input_ids": ids, "attention_mask": mask}], 100)
+
+
+class Mlp(nn.Sequential):
+    def __init__(self, norm=False):
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Linear(8, 32), nn.BatchNorm1d(32) if norm else nn.Tanh(), nn.Linear(32, 4)
+        )
+
+
+def mlps(norm=False):
+    teacher = Mlp(norm).eval()
+    student = deepcopy(teacher)
+    student[0] = TensorLinear.from_linear(student[0], lowrank(32, 8, 3))
+    return student, teacher
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("local", [0, 0.5])
+def test_any_module_learns_to_give_what_the_teacher_gives(norm, local):
+    student, teacher = mlps(norm)
+    statistics = {name: b.clone() for name, b in teacher.named_buffers()}
+    x = torch.randn(256, 8, generator=torch.Generator().manual_seed(2))
+    healed = heal(student, teacher, x, steps=80, local=local, rate=0.01, batch=32, micro=32)
+    assert healed.measured == "error"
+    assert healed.after < 0.75 * healed.before
+    for name, own in healed.model.named_buffers():
+        if name in statistics:
+            assert torch.equal(own, statistics[name])
+
+
+def test_a_loader_of_batches_and_parts_of_them(tmp_path):
+    student, teacher = mlps()
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=16)
+    choices = {"steps": 20, "local": 0, "rate": 0.01, "batch": 16, "validate": 8}
+    whole = heal(student, teacher, loader, micro=16, **choices)
+    parts = heal(student, teacher, loader, micro=5, **choices)
+    assert whole.after < whole.before
+    torch.testing.assert_close(values(whole.model), values(parts.model), rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_learns_its_last_hidden_state_under_a_mask():
+    teacher = tiny.bert()
+    student = tensorize(teacher, keep=0.5).model
+    mask = torch.ones(4, LENGTH, dtype=torch.long)
+    mask[0, 9:] = 0
+    batches = [
+        {"input_ids": ids, "attention_mask": mask} for ids in tiny.tokens(40, LENGTH).split(4)
+    ]
+    healed = heal(student, teacher, batches, steps=20, local=0.3, rate=2e-3, micro=3)
+    assert healed.measured == "error"
+    assert healed.after < healed.before
+
+
+def test_nan_in_training_is_said_and_the_best_weights_stay(pair):
+    student, teacher = pair
+    calls = []
+
+    def wrap(model):
+        def spoil(_module, _args, output):
+            calls.append(1)
+            return output * float("nan") if model.training and len(calls) > 9 else output
+
+        model.model.layers[1].mlp.register_forward_hook(spoil)
+        return model
+
+    healed = heal(student, teacher, windows(), steps=20, local=0, every=2, wrap=wrap, **CALM)
+    assert "was not finite at step" in healed.notes[-1]
+    assert "first in model.layers.1.mlp" in healed.notes[-1]
+    assert all(torch.isfinite(p).all() for p in healed.model.parameters())
+
+
+@pytest.mark.parametrize("how", ["nothing", "frozen"])
+def test_nothing_that_trains(pair, how):
+    student, teacher = deepcopy(pair[0]), pair[1]
+    student.requires_grad_(how != "frozen")
+    with pytest.raises(SelectionError, match="nothing trains"):
+        heal(student, teacher, windows(), steps=2, train="none" if how == "nothing" else "all")
+
+
+def test_models_that_do_not_belong_together(pair):
+    student, teacher = pair
+    with pytest.raises(DataError, match="The student is the teacher"):
+        heal(teacher, teacher, windows(), steps=2)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**teacher.config.to_dict() | {"vocab_size": 130})
+    with pytest.raises(DataError, match="vocabulary of 128, the teacher of 130"):
+        heal(student, LlamaForCausalLM(config), windows(), steps=2)
+
+
+def test_data_that_cannot_be_used(pair, tmp_path):
+    student, teacher = pair
+    with pytest.raises(DataError, match=r"The text has 3 tokens, but 1 windows of 64 need 64"):
+        heal(student, teacher, "bond core rank", tokenizer=tiny.tokenizer(), steps=2)
+    with pytest.raises(DataError, match="Text came without a tokenizer"):
+        heal(student, teacher, "bond core rank", steps=2)
+    with pytest.raises(DataError, match="There is no text file"):
+        heal(student, teacher, tmp_path / "none.txt", tokenizer=tiny.tokenizer(), steps=2)
+    with pytest.raises(DataError, match="tokens or positions that the model lacks"):
+        heal(student, teacher, windows() + 100, steps=2, local=0)
+
+
+def test_choices_that_cannot_be_followed(pair):
+    student, teacher = pair
+    with pytest.raises(BudgetError, match="give one of the two"):
+        heal(student, teacher, windows())
+    with pytest.raises(BudgetError, match=r"local=2.0 came; write 0 to 1"):
+        heal(student, teacher, windows(), steps=2, local=2)
+
+
+def test_a_student_that_is_broken_is_said_before_it_is_trained(pair):
+    student, teacher = deepcopy(pair[0]), pair[1]
+    nn.init.constant_(student.model.norm.weight, float("nan"))
+    with pytest.raises(DataError, match=r"NaN|nan"):
+        heal(student, teacher, windows(), steps=2, local=0)
