@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keeps", type=lambda t: [float(k) for k in t.split(",")])
     parser.add_argument("--methods", type=_some, default=list(METHODS))
+    parser.add_argument("--student", type=Path, help="a compressed SmolLM2 in place of our own")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--windows", type=int, default=64, help="windows of each text to judge on")
@@ -77,8 +78,11 @@ def articles() -> str:
     return "\n\n".join(article.text for article in assets.calibration_articles())
 
 
-def student(keep: float, threads: int) -> nn.Module:
-    """SmolLM2 at a keep, compressed once and kept in the cache; dense at 1."""
+def student(keep: float, given: argparse.Namespace) -> nn.Module:
+    """SmolLM2 at a keep, compressed once and kept in the cache, or as given; dense at 1."""
+    threads = given.threads
+    if given.student and keep != 1:
+        return load_model(given.student, torch.float32, task="causal").model
     if keep == 1:
         return load_model(assets.smollm2(), torch.float32, task="causal").model
     target = KEPT / f"smollm2-{keep:g}"
@@ -155,7 +159,7 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
     torch.set_num_threads(given.threads)
     given.keep = keep
     loaded = load_model(assets.smollm2(), torch.float32, task="causal")
-    model, steps, entry = student(keep, given.threads), Steps(), Entry()
+    model, steps, entry = student(keep, given), Steps(), Entry()
     before = sum(p.numel() for p in model.parameters())
     if method != "none":
         with steps("heal"):
@@ -178,6 +182,7 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
     draw = Draw(given.windows, given.length)
     texts = judge(model, loaded.model, loaded.tokenizer, draw)
     about = {"method": method, "keep": keep, "minutes": given.minutes, "threads": given.threads}
+    about["student"] = "given" if given.student else "compress"
     about |= {"windows": draw.windows, "length": draw.length, "parameters": before}
     return about | {"system": platform.machine(), **versions(), "texts": texts, **entry}
 

@@ -4,8 +4,9 @@
                                 [--batches 1 16 ..] [--kinds forward ..] [--dtype bfloat16]
 
 One thread unless ``--threads`` says otherwise; run it on a machine that does nothing else. The
-grid takes under 20 minutes; it is in ``speed/grid.py``. Results are one JSON file per dtype,
-written anew by every run and after every layer. The section of docs/benchmarks.md is made from the
+grid takes under 20 minutes; it is in ``speed/grid.py``. Results are one JSON file per dtype: a run
+puts its cells in the place of those it measures again, after every layer, and leaves the others
+with the commit that they are of. The section of docs/benchmarks.md is made from the
 files at the end. A peer that is not installed is named and left out; ``make bench-layers`` installs
 them first.
 """
@@ -62,12 +63,10 @@ def _shape(text: str) -> tuple[int, int]:
 
 def run(chosen: Sequence[Case], setting: Setting, file: Path, about: dict[str, Any]) -> None:
     """Time every case, and write all that there is after each."""
-    cells: list[dict[str, Any]] = []
     for number, case in enumerate(chosen, start=1):
         start = time.perf_counter()
-        cells += measure(case, setting)
-        write(file, {"setting": about, "cells": cells})
-        own = cells[-len(case.batches) :]
+        own = [cell | {"commit": about["commit"]} for cell in measure(case, setting)]
+        write(file, {"setting": about, "cells": [*others(file, own), *own]})
         what = "peak_bytes" if case.kind == "memory" else "seconds"
         ratios = ", ".join(f"{c[what][OURS] / c[what][DENSE]:.2f}" for c in own)
         took = time.perf_counter() - start
@@ -77,6 +76,20 @@ def run(chosen: Sequence[Case], setting: Setting, file: Path, about: dict[str, A
             f"{ratios} of dense's {what.replace('_', ' ')} ({took:.0f} s)",
             flush=True,
         )
+
+
+def others(file: Path, own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of earlier runs that are not measured again, each with its commit."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text("utf-8"))
+    again = set(map(_name, own))
+    commit = {"commit": found["setting"]["commit"]}
+    return [commit | cell for cell in found["cells"] if _name(cell) not in again]
+
+
+def _name(cell: dict[str, Any]) -> tuple:
+    return cell["kind"], tuple(cell["weight"]), cell["network"], cell["batch"]
 
 
 def write(file: Path, result: dict[str, Any]) -> None:

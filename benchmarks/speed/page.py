@@ -1,6 +1,7 @@
 """The section "Layers" of docs/benchmarks.md, from the files of results that there are."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,16 @@ def _run(setting: Entry, cells: Sequence[Entry]) -> str:
         f"`{setting['command']}`: {len(cells)} cells, threads: {setting['threads']}, "
         f"{setting['repeats']} turns of at least "
         f"{1000 * setting['least']:g} ms, {tuned}, torch {setting['torch']}, "
-        f"at commit {setting['commit']}."
+        f"at commit {setting['commit']}.{_earlier(setting, cells)}"
     )
+
+
+def _earlier(setting: Entry, cells: Sequence[Entry]) -> str:
+    """Which cells earlier runs measured."""
+    now = setting["commit"]
+    old = Counter((c["commit"], c["kind"]) for c in cells if c.get("commit", now) != now)
+    parts = [f"{n} of {kind} at {commit}" for (commit, kind), n in old.items()]
+    return f" Cells of earlier runs: {', '.join(parts)}." if parts else ""
 
 
 def _asked(found: Sequence[Ask]) -> str:

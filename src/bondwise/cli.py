@@ -148,6 +148,7 @@ def compress(
     length: flags.LengthOrNone = None,
     recipe: flags.RecipeFile = None,
     heal: flags.HealFor = None,
+    rounds: flags.Rounds = 1,
     force: flags.Force = False,
     seed: flags.SeedOrNone = None,
     device: flags.DeviceOrNone = None,
@@ -161,10 +162,12 @@ def compress(
     report.html.
     """
     from bondwise.compress import compress as run
-    from bondwise.compress import compress_and_heal
     from bondwise.model.recipe import chosen
     from bondwise.progress import Bars
+    from bondwise.rounds import Rounds
 
+    if rounds != 1 and heal is None:
+        raise BudgetError(f"rounds={rounds} came without a time to heal; add --heal TIME.")
     if out is None:
         raise BudgetError("No output folder came; add --out DIR.")
     todo = chosen(
@@ -189,7 +192,8 @@ def compress(
         if heal is None:
             report = run(todo, out, overwrite=force, progress=bars)
         else:
-            report = compress_and_heal(todo, out, heal, force, bars, _teller(bars))
+            job = Rounds(todo, out, heal, rounds)
+            report = job.run(overwrite=force, progress=bars, tell=_teller(bars))
     _show(report, json_, "summary", *(["healing"] if heal is not None else []))
     _say(f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html.", json_)
     for command in report["commands"][1:]:

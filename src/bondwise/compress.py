@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,8 +12,6 @@ import torch
 from torch import nn
 
 from bondwise.errors import BudgetError
-from bondwise.heal.loop import Tell, nothing
-from bondwise.heal.verb import Healer
 from bondwise.huggingface.loading import Loaded, load_model, reader
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.checkpoint import check_folder, save
@@ -59,51 +56,6 @@ def compress(
     if data is None:
         report["notes"].append("no text came (--data), so the fit knows the weights alone")
     return write(out, result.model, loaded, report, recipe, steps, overwrite=overwrite)
-
-
-def compress_and_heal(
-    recipe: Recipe,
-    out: Path,
-    minutes: float,
-    overwrite: bool,
-    progress: Progress = silent,
-    tell: Tell = nothing,
-) -> Report:
-    """`compress`, then training towards the dense model on the same text, for so many minutes.
-
-    What compression gave stands in ``OUT.unhealed`` until it is healed; the same call goes on from
-    there.
-
-    Raises:
-        BondwiseError: anything a user can mend; ``out`` is then as it was.
-    """
-    if recipe.data is None:
-        raise BudgetError("A time to heal came without a text; add --data FILE.")
-    check_folder(out, overwrite)
-    first = out.with_name(f"{out.name}.unhealed")
-    told = first / "report.json"
-    known = json.loads(told.read_text("utf-8")) if told.is_file() else {}
-    if known.get("asked") != _asked(recipe):
-        report = compress(recipe, first, overwrite=True, progress=progress)
-        told.write_text(json.dumps(finite(report | {"asked": _asked(recipe)}), indent=1), "utf-8")
-    healer = Healer(
-        str(first), recipe.model, recipe.data, out, device=recipe.device, dtype=dtype(recipe.dtype)
-    )
-    with threads(recipe.threads):
-        report = healer.run(
-            page,
-            {"minutes": minutes, "seed": recipe.seed},
-            overwrite=overwrite,
-            progress=progress,
-            tell=tell,
-        )
-    shutil.rmtree(first, ignore_errors=True)
-    return report
-
-
-def _asked(recipe: Recipe) -> Report:
-    """A recipe as JSON gives it back."""
-    return json.loads(json.dumps(asdict(recipe)))
 
 
 def run(

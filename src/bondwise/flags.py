@@ -253,6 +253,12 @@ HealFor = Annotated[
         show_default=False,
     ),
 ]
+Rounds = Annotated[
+    int,
+    typer.Option(
+        parser=whole, metavar="N", help="Smaller cuts, each healed before the next, with --heal."
+    ),
+]
 HealSteps = Annotated[
     int | None,
     typer.Option(parser=whole, metavar="N", help="Steps in place of a time, of both stages."),

@@ -223,6 +223,18 @@ def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     assert page.sections([]) == ""
 
 
+def test_a_run_leaves_the_cells_that_it_does_not_measure(tmp_path: Path) -> None:
+    file = tmp_path / "float32.json"
+    old, again = cell(batch=1, ours=1.0), cell(batch=2, ours=1.0)
+    layers.write(file, {"setting": {"commit": "first"}, "cells": [old, again]})
+    assert layers.others(file, [cell(batch=2, ours=3.0)]) == [old | {"commit": "first"}]
+    assert layers.others(tmp_path / "none.json", [again]) == []
+    setting = {"commit": "second"}
+    assert page._earlier(setting, [old | {"commit": "first"}, again]) == (
+        " Cells of earlier runs: 1 of forward at first."
+    )
+
+
 @pytest.mark.parametrize("label", FORMATS)
 @pytest.mark.parametrize("shape", [(768, 768), (3072, 768), (4096, 4096)])
 def test_networks_of_the_grid_are_of_their_weight(label: str, shape: tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ def models(tmp_path_factory):
     on_disk(llama(), folder / "teacher")
     (folder / "text.txt").write_text(text(3000), encoding="utf-8")
     given = [folder / "teacher", "--data", folder / "text.txt", "--out", folder / "student"]
-    given += ["--keep", 0.5, "--windows", 4, "--length", 16, "-q"]
+    given += ["--keep", 0.5, "--windows", 4, "--length", 16, "--format", "lowrank", "-q"]
     with pytest.raises(SystemExit, match="0"):
         main(["compress", *map(str, given)])
     return folder
@@ -92,12 +92,38 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
 
 def test_compress_heals_what_it_made(capsys, models, tmp_path):
     given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--keep", 0.5, "-q")
-    more = ("--windows", 4, "--length", 16, "--heal", "2s", "--json")
+    more = ("--windows", 4, "--length", 16, "--format", "lowrank", "--heal", "2s", "--json")
     said = bondwise(capsys, "compress", models / "teacher", *given, *more)
     assert said.code == 0, said.err
     assert said.json["healing"]["steps"]["global"] >= 10
     assert said.json["kept"] <= 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_rounds_of_smaller_cuts(capsys, models, tmp_path):
+    given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--keep", 0.5, "-q")
+    more = ("--windows", 4, "--length", 16, "--format", "lowrank", "--heal", "2s", "--rounds", 2)
+    said = bondwise(capsys, "compress", models / "teacher", *given, *more, "--json")
+    assert said.code == 0, said.err
+    assert 0.45 < said.json["kept"] <= 0.5
+    assert said.json["healing"]["teacher"] == str(models / "teacher")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    model = load_model(tmp_path / "out").model
+    assert any(isinstance(m, bw.TensorLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--rounds", 2), "rounds=2 came without a time"),
+        (("--rounds", 0, "--heal", "1m"), "rounds=0 came"),
+    ],
+)
+def test_rounds_that_are_none(capsys, models, tmp_path, more, said):
+    given = ("--data", models / "text.txt", "--out", tmp_path / "out")
+    found = bondwise(capsys, "compress", models / "teacher", *given, *more)
+    assert (found.code, files(tmp_path)) == (2, {})
+    assert said in found.err
 
 
 def test_the_curve_for_tensorboard(capsys, models, tmp_path):

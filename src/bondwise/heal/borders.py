@@ -52,7 +52,7 @@ class InARow:
 
     def begin(self) -> None:
         """Make the first files."""
-        self.student.begin()
+        self.student.begin(used=self.share > 0)
         self.teacher.begin()
 
     def lesson(self, at: int) -> Lesson:
@@ -129,9 +129,10 @@ class Borders:
             self.masks, self._calls = found.masks, (found.calls, *found.later)
             self._first = found.hidden
 
-    def begin(self) -> None:
-        """Make the first file."""
-        self._keep(0, self._first)
+    def begin(self, used: bool = True) -> None:
+        """Make the first file, where it is of use, and keep no states in memory."""
+        if used:
+            self._keep(0, self._first)
         self._first = ()
 
     def entering(self, at: int) -> Stream:

@@ -1,10 +1,14 @@
 """The local stage: slices trained, each on its own, towards the teacher's cached activations.
 
-Every slice of the student learns to give what the same slice gives in the teacher, for what enters
-it in the student as it was, in the teacher, or in some batches the one and in some the other (Wang
-et al. 2025, AA-SVD; Hubara et al. 2021, AdaQuant, for one layer at a time). No slice needs what
-another one has learnt. So they are spread over processes and machines that share a folder, and a
-run that was cut off goes on with the slices that are missing.
+Every slice of the student learns to give what the same slice of the teacher gives (Hubara et al.
+2021, AdaQuant, for single layers). No slice needs what another one has learnt. So they are spread
+over processes and machines that share a folder, and a run that was cut off goes on with the slices
+that are missing.
+
+What enters them is best the teacher's. From the compressed student's own states a slice learns to
+take off the errors of those before it; but these are healed too, and what is taken off twice adds
+up over the blocks. Slices that are chained, one waiting for the next, may take the student's
+states (Wang et al. 2025, AA-SVD), and end better by a little.
 """
 
 import tempfile
@@ -47,7 +51,7 @@ def heal_locally(
     batches: Iterable[Batch],
     *,
     size: int = 1,
-    inputs: float = 0.5,
+    inputs: float = 0.0,
     chained: bool = False,
     steps: int = 80,
     rate: float = 1e-3,
@@ -70,10 +74,9 @@ def heal_locally(
         batches: what both are shown.
         size: blocks in a slice; 0 for single layers, each towards the dense layer. That is also
             done where blocks do not run in a row.
-        inputs: share of the batches whose inputs are the student's, as it was before; the others'
-            are the teacher's.
-        chained: the student's inputs are those of the healed slices before, which then wait for
-            one another.
+        inputs: share of the batches whose inputs are the student's; the others' are the teacher's.
+        chained: the student's inputs are what its healed slices give, each slice after the one
+            before, in one process; otherwise what the student gave before any was healed.
         steps: of Adam for each slice, one batch each.
         rate: the largest step for a dense weight; each core's follows from its shape.
         train: what trains, as `bondwise.heal.rates.groups` takes it.

@@ -57,7 +57,7 @@ class Healing:
     minutes: float | None = None
     local: float = 0.5
     slice: int = 1
-    inputs: float = 0.5
+    inputs: float = 0.0
     local_rate: float = 1e-3
     local_windows: int = 64
     train: tuple[str, ...] = ("all",)

@@ -44,7 +44,7 @@ def summary(report: Report) -> Table:
     if before is not None and after is not None:
         ratio = decimal(after / before) if before else ""
         rows.append(
-            line(f"{told['measured']}, held out", decimal(before, 4), decimal(after, 4), ratio)
+            line(f"{told['measured']}, held out", decimal(before, 2), decimal(after, 2), ratio)
         )
     times = [line(str(step["name"]), after=duration(step["seconds"])) for step in report["steps"]]
     heading, _ = beside({"source": told["student"], "vs": told["teacher"]})
@@ -58,8 +58,8 @@ def _sentence(told: Mapping[str, Any]) -> str:
     if told["before"] is None or told["after"] is None:
         return f"{parts}, then {whole}."
     return (
-        f"{parts}, then {whole}: {told['measured']} held out from {decimal(told['before'], 4)} "
-        f"to {decimal(told['after'], 4)}."
+        f"{parts}, then {whole}: {told['measured']} held out from {decimal(told['before'], 2)} "
+        f"to {decimal(told['after'], 2)}."
     )
 
 
@@ -67,7 +67,7 @@ def _looks(told: Mapping[str, Any]) -> list[Point]:
     name = told["measured"]
     found = [(0, told["before"])] if told["before"] is not None else []
     found += [(e["step"], e[name]) for e in told["history"] if e.get(name) is not None]
-    return [Point(step, value, f"step {step}: {decimal(value, 4)}") for step, value in found]
+    return [Point(step, value, f"step {step}: {decimal(value, 2)}") for step, value in found]
 
 
 def _stretches(history: Sequence[Mapping[str, Any]]) -> list[Point]:

@@ -1,0 +1,125 @@
+"""Compress and heal: at once, or in rounds of smaller cuts, each healed before the next.
+
+A cut that is healed leaves a model that is easier to cut again: its weights have moved to where low
+ranks hold them (Han et al. 2015 for pruning). Every round heals towards the same dense model.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bondwise.compress import Report, compress, dtype, threads
+from bondwise.errors import BudgetError
+from bondwise.heal.loop import Tell, nothing
+from bondwise.heal.verb import Healer
+from bondwise.huggingface.loading import load_model
+from bondwise.model.calibrate import Progress, silent
+from bondwise.model.checkpoint import check_folder, save
+from bondwise.model.recipe import Recipe
+from bondwise.model.tensorize import merge
+from bondwise.report.page import finite, page
+
+ASKED = "asked.json"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A compression in one or several rounds, each healed.
+
+    Attributes:
+        recipe: of the whole: its keep is that of the last round.
+        out: the folder to write. What is between stands in ``OUT.round-..`` beside it until the
+            end, so that the same call goes on where it was cut off.
+        minutes: for healing, shared evenly by the rounds.
+        count: of rounds.
+    """
+
+    recipe: Recipe
+    out: Path
+    minutes: float
+    count: int = 1
+
+    @property
+    def keeps(self) -> list[float]:
+        """What each round keeps of the dense numbers: every cut takes the same share.
+
+        >>> [round(keep, 3) for keep in Rounds(Recipe("m", keep=0.64), Path("o"), 1.0, 2).keeps]
+        [0.8, 0.64]
+        """
+        cuts = range(1, self.count)
+        return [*(self.recipe.keep ** (k / self.count) for k in cuts), self.recipe.keep]
+
+    def run(
+        self, *, overwrite: bool = False, progress: Progress = silent, tell: Tell = nothing
+    ) -> Report:
+        """All rounds; the folder is left whole or not at all.
+
+        Raises:
+            BudgetError: no text to heal on, or fewer than one round.
+            BondwiseError: anything else that a user can mend; ``out`` is then as it was.
+        """
+        if self.recipe.data is None:
+            raise BudgetError("A time to heal came without a text; add --data FILE.")
+        if self.count < 1:
+            raise BudgetError(f"rounds={self.count} came; write a whole number of 1 or more.")
+        check_folder(self.out, overwrite)
+        model, report = self.recipe.model, Report()
+        for at, keep in enumerate(self.keeps):
+            last = at + 1 == self.count
+            target = self.out if last else self._beside(at, "healed")
+            if last or not target.exists():
+                report = self._round(at, replace(self.recipe, model=model, keep=keep), target,
+                                     overwrite, progress, tell)  # fmt: skip
+            if not last:
+                model = str(self._dense(at, target))
+        for folder in self.out.parent.glob(f"{self.out.name}.round-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        return report
+
+    def _round(
+        self,
+        at: int,
+        recipe: Recipe,
+        target: Path,
+        overwrite: bool,
+        progress: Progress,
+        tell: Tell,
+    ) -> Report:
+        first = self._beside(at, "cut")
+        asked = json.loads(json.dumps(asdict(recipe)))
+        if _read(first / ASKED) != asked:
+            report = compress(recipe, first, overwrite=True, progress=progress)
+            report |= {"source": self.recipe.model}
+            (first / "report.json").write_text(json.dumps(finite(report), indent=1), "utf-8")
+            told = f"# healed, with --heal {self.minutes:g}m --rounds {self.count}\n"
+            (first / "recipe.yaml").write_text(told + self.recipe.to_yaml(), "utf-8")
+            (first / ASKED).write_text(json.dumps(asked), "utf-8")
+        healer = Healer(
+            str(first),
+            self.recipe.model,
+            str(self.recipe.data),
+            target,
+            device=recipe.device,
+            dtype=dtype(recipe.dtype),
+        )
+        choices = {"minutes": self.minutes / self.count, "seed": recipe.seed}
+        with threads(recipe.threads):
+            return healer.run(page, choices, overwrite=overwrite, progress=progress, tell=tell)
+
+    def _dense(self, at: int, healed: Path) -> Path:
+        """The healed model as a dense one, which the next round cuts."""
+        target = self._beside(at, "dense")
+        if not target.exists():
+            loaded = load_model(healed, None, self.recipe.device)
+            dense = merge(loaded.model, inplace=True)
+            save(dense, target, tokenizer=loaded.tokenizer)
+        return target
+
+    def _beside(self, at: int, what: str) -> Path:
+        return self.out.with_name(f"{self.out.name}.round-{at + 1}-{what}")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
