@@ -42,6 +42,7 @@ app = typer.Typer(
 
 # newer versions of typer carry a click of their own, so its base error is found through typer
 _Usage: Any = next(e for e in typer.BadParameter.__mro__ if e.__name__ == "ClickException")
+MINUTES = 15.0  # of healing, where neither a time nor steps are given
 INTERRUPTED = 130  # what newer versions of typer return of Ctrl-C
 STOPPED = "Stopped by Ctrl-C; nothing was left half-written."
 CUT_ALIKE = "cut alike; with --data, compress keeps more where errors cost more"
@@ -238,6 +239,7 @@ def heal(
     from bondwise.report.page import page
 
     check_device(device)
+    time = MINUTES if time is None and steps is None else time
     healer = Healer(folder, teacher, data, out, validation, device, named(dtype))
     choices = {
         "minutes": time, "steps": steps, "local": local, "rate": rate, "task": task,

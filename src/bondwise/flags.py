@@ -240,7 +240,7 @@ Shown = Annotated[
 Judged = Annotated[
     str | None, typer.Option(metavar="FILE", help="Another text to judge on, held out.")
 ]
-TIME_HELP = "Time for it, such as 15m: after ten measured steps it becomes a number of steps."
+TIME_HELP = "Time for it; after ten measured steps it becomes a number of steps. [default: 15m]"
 Time = Annotated[
     float | None, typer.Option(parser=minutes, metavar="TIME", help=TIME_HELP, show_default=False)
 ]

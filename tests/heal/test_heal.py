@@ -368,7 +368,7 @@ def test_data_that_cannot_be_used(pair, tmp_path):
 def test_choices_that_cannot_be_followed(pair):
     student, teacher = pair
     with pytest.raises(BudgetError, match="give one of the two"):
-        heal(student, teacher, windows())
+        heal(student, teacher, windows(), steps=2, minutes=1)
     with pytest.raises(BudgetError, match=r"local=2.0 came; write 0 to 1"):
         heal(student, teacher, windows(), steps=2, local=2)
 

@@ -136,7 +136,6 @@ def test_the_curve_for_tensorboard(capsys, models, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ((), "steps=None and minutes=None came"),
         (("--steps", 3, "--time", "1m"), "give one of the two"),
         (("--time", "soon"), "write a time such as 15m"),
         (("--steps", 3, "--train", "nothing"), "nothing trains"),

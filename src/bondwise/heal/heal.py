@@ -17,6 +17,8 @@ from bondwise.heal.recipe import healing
 from bondwise.heal.state import Place
 from bondwise.model.calibrate import Progress, silent
 
+STEPS = 100  # where neither steps nor a time is given
+
 
 def heal(
     student: nn.Module,
@@ -46,7 +48,7 @@ def heal(
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
         data: as `bondwise.model.data.batches` takes it: text with a tokenizer, token ids, samples.
         tokenizer: for text.
-        steps: of both stages; or give ``minutes``.
+        steps: of both stages; or give ``minutes``. Without either there are `STEPS`.
         minutes: for both stages.
         local: share of them for the local stage; 0 leaves it out.
         validation: other data to judge on; None holds out the end of ``data``.
@@ -75,6 +77,7 @@ def heal(
     >>> healed.after < healed.before
     True
     """
+    steps = STEPS if steps is None and minutes is None else steps
     recipe = healing(steps=steps, minutes=minutes, local=local, **choices)
     if student is teacher:
         raise DataError("The student is the teacher; give the compressed model and the dense one.")
