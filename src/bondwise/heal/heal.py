@@ -10,8 +10,9 @@ from torch import nn
 
 from bondwise.errors import DataError
 from bondwise.heal.distil import Teacher
-from bondwise.heal.job import Healed, Wrap, as_float32, prepare
+from bondwise.heal.job import Healed, Wrap, prepare
 from bondwise.heal.loop import Tell, nothing
+from bondwise.heal.modes import as_float32
 from bondwise.heal.rates import groups
 from bondwise.heal.recipe import healing
 from bondwise.heal.state import Place

@@ -1,11 +1,9 @@
 """The two stages of a healing, one after the other, and what is looked at before them."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any, cast
 
 import torch
@@ -15,7 +13,7 @@ from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.head import check_alike, words
 from bondwise.heal.local import HealedSlice, assemble, heal_locally
 from bondwise.heal.loop import Course, Entry, Tell, Trained, train
-from bondwise.heal.material import Material, as_windows, material
+from bondwise.heal.material import Material, as_windows, digest_of, material, token_ids
 from bondwise.heal.modes import training
 from bondwise.heal.outputs import Outputs, ask, batched
 from bondwise.heal.pace import decider, local_steps, needed
@@ -82,7 +80,7 @@ class Job:
         recipe = self.recipe.to_json()
         del recipe["save_every"]  # it changes nothing
         names = dict(self.student.named_parameters())
-        data = _digest(self.material.shown) + _digest(self.material.held)
+        data = digest_of(self.material.shown) + digest_of(self.material.held)
         return {**recipe, "student": digest(names), "data": data, "processes": world()}
 
     def own(self, inplace: bool) -> nn.Module:
@@ -104,9 +102,12 @@ class Job:
     ) -> Healed:
         """Both stages."""
         before = self._before(model, place)
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
         slices, first = self._locally(model, place, progress)
+        notes = self._undone(model, own, before, place) if first else ()
+        del own
         done = self._globally(model, place, wrap, progress, tell)
-        ended = (f"ended early: {done.stopped}",) if done.stopped else ()
+        ended = (*notes, *((f"ended early: {done.stopped}",) if done.stopped else ()))
         return Healed(
             model,
             done.history,
@@ -179,6 +180,7 @@ class Job:
             batches,
             size=recipe.slice,
             inputs=recipe.inputs,
+            chained=recipe.chained,
             steps=steps,
             rate=recipe.local_rate,
             train=recipe.choice,
@@ -191,6 +193,24 @@ class Job:
         wait()
         place.decide(spent=time.perf_counter() - start)
         return found, steps
+
+    def _undone(
+        self, model: nn.Module, own: Mapping[str, Tensor], before: float | None, place: Place
+    ) -> tuple[str, ...]:
+        """Put the parameters back where the slices are worse together than before; say so."""
+        if before is None:
+            return ()
+        after = place.decided("locally")
+        if after is None:
+            after = self._task(model, model, place, None, self._head(model)).measure()
+            place.decide(locally=after)
+        if after < before:
+            return ()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(own[name])
+        said = f"{self._measured} rose from {before:.4g} to {after:.4g}"
+        return (f"the local stage was undone: {said}, though each slice had come nearer",)
 
     def _local_steps(self, model: nn.Module, batches: Sequence[Batch], place: Place) -> int:
         if self.recipe.steps is not None:
@@ -285,7 +305,7 @@ def prepare(
         DataError: data that cannot be used, or models that do not belong together.
     """
     found = material(student, data, tokenizer, recipe, validation)
-    ids = _ids(found)
+    ids = token_ids(found)
     talks = ids is not None and speaks(student, ids)
     if talks:
         shown, held = (as_windows(each, recipe.length) for each in (found.shown, found.held))
@@ -294,37 +314,3 @@ def prepare(
         recipe = replace(recipe, top_k=min(recipe.top_k, known))
         check_alike(student, teacher.get())
     return Job(student, teacher, recipe, found, talks)
-
-
-@contextmanager
-def as_float32(model: nn.Module) -> Generator[None]:
-    """The parameters in at least float32 for a while; small steps are lost in shorter numbers."""
-    kinds = {p: p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
-    for p in kinds:
-        p.data = p.data.float()
-    try:
-        yield
-    finally:
-        for p, kind in kinds.items():
-            p.data = p.data.to(kind)
-
-
-def _ids(found: Material) -> Tensor | None:
-    """Some token ids, where the data has any."""
-    shown: Any = found.shown if isinstance(found.shown, Tensor) else found.shown[0]
-    ids = shown if isinstance(shown, Tensor) else shown.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
-        return None
-    return ids if ids.shape[1] > 1 else None
-
-
-def _digest(data: Tensor | Sequence[Batch]) -> str:
-    """A short name for some data."""
-    found = sha256()
-    for batch in [data] if isinstance(data, Tensor) else data:
-        parts = {"": batch} if isinstance(batch, Tensor) else batch
-        own = {k: v for k, v in parts.items() if isinstance(v, Tensor)}
-        for name, tensor in own.items():
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,27 @@ def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:
             "give more text, or write a shorter length."
         )
     return ids[: len(ids) // length * length].view(-1, length)
+
+
+def token_ids(found: Material) -> Tensor | None:
+    """Some token ids, where the data has any."""
+    shown: Any = found.shown if isinstance(found.shown, Tensor) else found.shown[0]
+    ids = shown if isinstance(shown, Tensor) else shown.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
+        return None
+    return ids if ids.shape[1] > 1 else None
+
+
+def digest_of(data: Tensor | Sequence[Batch]) -> str:
+    """A short name for some data."""
+    found = sha256()
+    for batch in [data] if isinstance(data, Tensor) else data:
+        parts = {"": batch} if isinstance(batch, Tensor) else batch
+        own = {k: v for k, v in parts.items() if isinstance(v, Tensor)}
+        for name, tensor in own.items():
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _rows(batch: Batch) -> list[Tensor]:

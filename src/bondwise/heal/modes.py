@@ -84,3 +84,16 @@ def _forget(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, TensorLinear):
             module.refresh()
+
+
+@contextmanager
+def as_float32(model: nn.Module) -> Generator[None]:
+    """The parameters in at least float32 for a while; small steps are lost in shorter numbers."""
+    kinds = {p: p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    for p in kinds:
+        p.data = p.data.float()
+    try:
+        yield
+    finally:
+        for p, kind in kinds.items():
+            p.data = p.data.to(kind)

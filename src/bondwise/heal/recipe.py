@@ -24,6 +24,7 @@ class Healing:
         local: share of the steps or of the time for the local stage; 0 leaves it out.
         slice: blocks that the local stage trains as one.
         inputs: share of the local stage's batches whose inputs are the student's own.
+        chained: whether these are what the healed slices before give; one process then.
         local_rate: largest step of Adam in the local stage.
         local_windows: windows (samples) that the local stage sees.
         train: "all", "cores", "norms", or patterns of parameter names.
@@ -58,6 +59,7 @@ class Healing:
     local: float = 0.5
     slice: int = 1
     inputs: float = 0.0
+    chained: bool = False
     local_rate: float = 1e-3
     local_windows: int = 64
     train: tuple[str, ...] = ("all",)
