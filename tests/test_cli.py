@@ -26,6 +26,10 @@ VERBS = {
         *("--keep", "--data", "--out", "--targets", "--ignore", "--format", "--unit", "--prefer"),
         *("--effort", "--recipe", "--force", "--windows", "--length"),
     ],
+    "heal": [
+        *("--teacher", "--data", "--out", "--time", "--steps", "--local", "--validation"),
+        *("--train", "--rate", "--task", "--checkpointing", "--track", "--force"),
+    ],
     "merge": ["--out", "--force"],
     "eval": ["--data", "--vs", "--windows", "--length"],
     "bench": ["--vs", "--prompt", "--tokens", "--repeats", "--threads"],
