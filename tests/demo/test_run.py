@@ -127,6 +127,7 @@ def test_json_of_the_demo(capsys, faked, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # 80 s on a fast machine, minutes on a slow one
 def test_the_small_demo_for_real(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo"],

@@ -84,9 +84,9 @@ def parts(plan: Plan) -> tuple[Part, ...]:
 
     >>> from bondwise import mpo
     >>> from bondwise.compute.plan import plan
-    >>> made = plan(mpo((8, 4), (8, 4), 2), batch=4096)
+    >>> made = plan(mpo((16, 16), (16, 16), 9), batch=4096)  # the weight made whole is cheapest
     >>> [(part.rows.start, part.rows.stop) for part in parts(made)]
-    [(0, 16), (16, 32)]
+    [(0, 128), (128, 256)]
     """
     net = plan.network
     mode = next((index for index in net.rows if index.size > 1), None)
