@@ -65,6 +65,13 @@ def test_under_torch_func(make_cores):
     assert_close(each, x @ dense(SMALL, cores).T)
 
 
+def test_a_second_backward_through_the_same_graph(make_cores):
+    cores = [core.requires_grad_() for core in make_cores(SMALL)]
+    y = apply(whole_plan(SMALL), cores, torch.randn(5, 12, dtype=torch.float64))
+    once = torch.autograd.grad(y.square().sum(), cores, retain_graph=True)
+    assert_close(once, torch.autograd.grad(y.square().sum(), cores))
+
+
 def test_only_the_input_and_the_cores_are_kept(make_cores):
     made, kept = whole_plan(SMALL), []
     cores = [core.requires_grad_() for core in make_cores(SMALL)]
