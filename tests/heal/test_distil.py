@@ -1,5 +1,6 @@
 """The loss of a language model against plain torch, however it is cut, cast or computed twice."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import tiny
 from bondwise.errors import BudgetError, DataError
 from bondwise.evaluate.language import perplexity
-from bondwise.heal import pace
+from bondwise.heal import distil, pace
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.modes import judging, training
 from bondwise.heal.recipe import Healing, difference, healing
@@ -271,6 +272,30 @@ def test_processes_share_a_batch(monkeypatch):
         BudgetError, match="batch=7 came for 2 processes; write a multiple such as 8"
     ):
         mine(7, 3)
+
+
+def test_processes_judge_in_as_many_calls_and_find_what_one_finds(tmp_path, monkeypatch):
+    """FSDP gathers at every call: a process that made more of them would wait for ever."""
+    from bondwise.heal import turns as module
+
+    student = tiny.llama()
+    task = speech(student, None, tmp_path)
+    alone, calls, sums = task.measure(), [0, 0], []
+    monkeypatch.setattr(module, "world", lambda: 2)
+    monkeypatch.setattr(distil, "agreed", lambda values, *_: sums.append(values) or values)
+    for rank in (0, 1):
+
+        def count(*_, rank=rank):
+            calls[rank] += 1
+
+        monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+        handle = student.register_forward_hook(count)
+        task.measure()
+        handle.remove()
+    assert calls[0] == calls[1] > 0
+    nats, counted = (sum(values) for values in zip(*sums, strict=True))
+    assert counted == len(task.held) == 5
+    assert math.exp(nats / counted) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize(("left", "steps"), [(100.0, 10 + 40), (0.0, 10), (10.0, 10 + 4)])

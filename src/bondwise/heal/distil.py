@@ -163,10 +163,10 @@ class Speech:
         alone = Mix(distil=0.0, task=1.0)
         with judging(self.student):
             for some in cut(spread(len(self.held)), self.recipe.micro):
-                for k, weight in some if any(w == 0 for _, w in some) else [(-1, float(len(some)))]:
-                    rows = [k] if k >= 0 else [row for row, _ in some]
-                    total += weight * float(self._of(self.held[rows], None, None, alone))
-                    counted += weight
+                weight = sum(w for _, w in some)  # FSDP wants as many calls from every process
+                rows = [row for row, w in some if w] or [some[0][0]]
+                total += weight * float(self._of(self.held[rows], None, None, alone))
+                counted += weight
         total, counted = agreed([total, counted], "sum", self.student_device)
         mean = total / counted
         return exp(mean) if mean < 700 else (float("inf") if mean == mean else mean)
