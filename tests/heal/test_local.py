@@ -15,7 +15,7 @@ from torch import nn
 import tiny
 from bondwise import lowrank
 from bondwise.errors import BondwiseError, BudgetError, CheckpointError, DataError, SelectionError
-from bondwise.heal import alone, borders
+from bondwise.heal import alone, files
 from bondwise.heal.local import assemble, heal_locally
 from bondwise.heal.slices import Row, parameters, slices
 from bondwise.model.layers import TensorLinear
@@ -600,7 +600,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_done(tmp_path, monkeypatch):
     start = compressed(teacher, 4)
     plain = deepcopy(start)
     heal_locally(plain, teacher, batches, steps=3)
-    real, left = borders.save_file, [6]
+    real, left = files.save_file, [6]
 
     def full(tensors, path, **named):
         left[0] -= 1
@@ -608,7 +608,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_done(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path, **named)
 
-    monkeypatch.setattr(borders, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     student = deepcopy(start)
     with pytest.raises(CheckpointError, match=r"No space left on device.*free some space") as error:
         heal_locally(student, teacher, batches, steps=3, folder=tmp_path)
@@ -617,7 +617,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_done(tmp_path, monkeypatch):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("slice-*")}
     assert done
-    monkeypatch.setattr(borders, "save_file", real)
+    monkeypatch.setattr(files, "save_file", real)
     heal_locally(student, teacher, batches, steps=3, folder=tmp_path)
     assert same(values(student), values(plain))
     assert all(p.stat().st_mtime_ns == then for p, then in done.items())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bondwise.errors import CheckpointError, DataError
-from bondwise.heal import borders, loop
+from bondwise.heal import files, loop
 from bondwise.heal.culprit import culprit
 from bondwise.heal.loop import Course, share, train
 from bondwise.heal.recipe import MEASURED, Healing
@@ -230,17 +230,17 @@ def test_without_a_measure_the_last_weights_are_kept(tmp_path):
 def test_a_full_disk_is_one_sentence_and_the_state_before_is_gone_on_with(tmp_path, monkeypatch):
     whole = Net()
     run(whole, tmp_path / "whole")
-    write, left = borders.save_file, iter([True, True, True, True, False])
+    write, left = files.save_file, iter([True, True, True, True, False])
 
     def full(*args, **named):
         if not next(left):
             raise OSError(28, "No space left on device")
         write(*args, **named)
 
-    monkeypatch.setattr(borders, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(CheckpointError, match=r"cannot be written .*No space left on device.*kept"):
         run(Net(), tmp_path / "full", save_every=0.0)
-    monkeypatch.setattr(borders, "save_file", write)
+    monkeypatch.setattr(files, "save_file", write)
     assert not [path for path in (tmp_path / "full").iterdir() if path.name.startswith(".")]
     assert json.loads((tmp_path / "full" / "run.json").read_text())["step"] == 3
     net = Net()

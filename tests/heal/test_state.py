@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bondwise.errors import CheckpointError
-from bondwise.heal import borders, state
+from bondwise.heal import files, state
 from bondwise.heal.state import Place, Store, digest
 
 
@@ -103,7 +103,7 @@ def test_a_disk_that_fills_leaves_the_state_before(tmp_path, monkeypatch, error)
         Path(path).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(borders, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     adam(net)
     for act in (lambda: own.save(2, {"at": 2}, optimizer), lambda: own.keep(2)):
         with pytest.raises(CheckpointError, match=f"cannot be written .*{error.strerror}"):

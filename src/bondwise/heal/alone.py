@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bondwise.heal.borders import Lesson, check_finite, read, write
+from bondwise.heal.borders import Lesson, check_finite
+from bondwise.heal.files import read, write
 from bondwise.heal.slices import Slice
 from bondwise.model.blocks import Stream, precision
 from bondwise.model.data import Batch, feed, tokens

@@ -1,18 +1,14 @@
 """What is between the slices: the states of a model at their borders, one file for each border."""
 
-import json
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bondwise.errors import CheckpointError, DataError
+from bondwise.errors import DataError
+from bondwise.heal.files import read, write
 from bondwise.heal.slices import Row, Slice
 from bondwise.model.blocks import Call, Stream, capture
 from bondwise.model.calibrate import silent
@@ -194,54 +190,3 @@ def check_finite(model: nn.Module, name: str, given: Iterable[Tensor]) -> None:
             f"{name} of {type(model).__name__} gives NaN or infinity; "
             "give data and a model that give numbers: check its weights, or load it in float32."
         )
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None) -> None:
-    """A safetensors file, written beside and then renamed; the note is kept in it as JSON.
-
-    Raises:
-        CheckpointError: it cannot be written (a full disk); nothing of it is left then.
-    """
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    own = {k: t.detach().contiguous().cpu() for k, t in tensors.items()}
-    try:
-        save_file(own, str(beside), metadata={"note": json.dumps(dict(note or {}))})
-        beside.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"{path} cannot be written ({reason}), and what was done before is kept; "
-            "free some space and start again."
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: cast(Tensor, file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """The note of a file.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return cast(dict[str, Any], json.loads(file.metadata()["note"]))
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read ({error}); remove it and start again.")

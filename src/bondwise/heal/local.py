@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from bondwise.errors import CheckpointError, DataError
-from bondwise.heal.borders import read, read_note
+from bondwise.heal.files import read, read_note
 from bondwise.heal.processes import wait
 from bondwise.heal.work import ABOUT, Plan, Work, result
 from bondwise.model.calibrate import Progress, silent

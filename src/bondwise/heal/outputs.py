@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.heal.borders import read, write
+from bondwise.heal.files import read, write
 from bondwise.heal.losses import relative_error
 from bondwise.heal.modes import judging, products
 from bondwise.heal.processes import agreed, rank, wait, world

@@ -8,9 +8,7 @@ others, which are removed only afterwards.
 
 import json
 import shutil
-import uuid
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError
-from bondwise.heal.borders import write
+from bondwise.heal.files import beside, write
 from bondwise.heal.processes import agreed, rank, wait
 from bondwise.heal.recipe import difference
 
@@ -185,8 +183,6 @@ class Store:
         failed: CheckpointError | None = None
         if self.sharded or rank() == 0:
             try:
-                with writing(self.folder):
-                    self.folder.mkdir(parents=True, exist_ok=True)
                 write(self._file(name), tensors)
             except CheckpointError as error:
                 failed = error
@@ -255,23 +251,5 @@ def get(path: Path) -> Values:
 
 
 def _put(path: Path, values: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(folder: Path) -> Generator[None]:
-    """A disk that cannot be written to is one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror or error}); what was kept before is "
-            "still there: free some space and start again."
-        ) from error
+    with beside(path) as half:
+        half.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -8,9 +8,7 @@ there is whole; a run that stopped goes on with the shards that lack, and severa
 
 import json
 import os
-import uuid
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError, DataError
+from bondwise.heal.files import beside
 from bondwise.heal.head import last_hidden, logits_head, words
 from bondwise.heal.losses import CHUNK, Mix, Top, top
 from bondwise.model.blocks import precision
@@ -31,6 +30,7 @@ from bondwise.model.data import evaluating, feed
 SHARD = 64  # windows in a file: 6 MB with 256 tokens each and the top 64
 ABOUT = "said.json"
 SCHEMA = 1
+MEND = "free some space, write a smaller top_k, or name another folder"
 SAMPLES = 64  # values of each parameter that tell one teacher from another
 
 
@@ -121,7 +121,7 @@ def cached(
     place, about = Path(folder).absolute(), _about(teacher, windows, k, temperature, hidden)
     _check_place(place)
     mark, voice = about["fingerprint"], _Voice(teacher, k, temperature, hidden)
-    with _written(place / ABOUT) as path:
+    with beside(place / ABOUT, MEND) as path:
         path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (count, length), done = windows.shape, 0
     shards = [(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
@@ -129,7 +129,7 @@ def cached(
     for start, stop in _in_turn(shards):
         if not _is_of(place / _name(start, stop), mark):
             said = voice.say(windows[start:stop], batch)
-            with _written(place / _name(start, stop)) as path:
+            with beside(place / _name(start, stop), MEND) as path:
                 save_file(said, path, {"fingerprint": mark})
         done += stop - start
         progress("teacher", done, count)
@@ -291,24 +291,6 @@ def _is_of(path: Path, mark: str) -> bool:
             return (shard.metadata() or {}).get("fingerprint") == mark
     except (OSError, SafetensorError):
         return False
-
-
-@contextmanager
-def _written(path: Path) -> Generator[Path]:
-    """A file beside its place that takes it once it is whole, or is gone."""
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        beside.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written ({_reason(error)}), and what was there before is left; "
-            "free some space, write a smaller top_k, or name another folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

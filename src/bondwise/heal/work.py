@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from bondwise.errors import BudgetError, CheckpointError, DataError
 from bondwise.heal.alone import Alone
-from bondwise.heal.borders import Borders, InARow, Lesson, read, read_note, write
+from bondwise.heal.borders import Borders, InARow, Lesson
+from bondwise.heal.files import read, read_note, write
+from bondwise.heal.material import digest_of
 from bondwise.heal.rates import groups
 from bondwise.heal.recipe import difference
 from bondwise.heal.slices import Row, Slice, of_layers, parameters, slices
@@ -172,22 +173,9 @@ def _identity(
         "held_out": list(plan.held_out),
         "student": fingerprint(student),
         "teacher": fingerprint(teacher),
-        "data": _digest(shown),
+        "data": digest_of(shown),
         "slices": [part.name for part in parts],
     }
-
-
-def _digest(shown: Sequence[Batch]) -> str:
-    """A sum over all numbers of the batches."""
-    found = sha256()
-    for batch in shown:
-        for name, value in {"": batch}.items() if isinstance(batch, Tensor) else batch.items():
-            found.update(name.encode())
-            if isinstance(value, Tensor):
-                found.update(f"{tuple(value.shape)} {value.dtype}".encode())
-                own = value.detach().cpu().reshape(-1).contiguous()
-                found.update(own.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
