@@ -246,7 +246,7 @@ def heal(
         "train": tuple(train) if train else None, "batch": batch, "length": length,
         "checkpointing": checkpointing, "seed": seed,
     }  # fmt: skip
-    recipe = healing(**{k: v for k, v in choices.items() if v is not None})
+    recipe = healing(**choices)
     tracks = nullcontext() if track is None else tracking("tensorboard", track, recipe)
     with Bars(quiet) as bars, tracks as also:
         report = healer.run(page, choices, overwrite=force, progress=bars, tell=_teller(bars, also))

@@ -102,10 +102,7 @@ class Job:
     ) -> Healed:
         """Both stages."""
         before = self._before(model, place)
-        own = {name: p.detach().clone() for name, p in model.named_parameters()}
-        slices, first = self._locally(model, place, progress)
-        notes = self._undone(model, own, before, place) if first else ()
-        del own
+        slices, first, notes = self._locally(model, before, place, progress)
         done = self._globally(model, place, wrap, progress, tell)
         ended = (*notes, *((f"ended early: {done.stopped}",) if done.stopped else ()))
         return Healed(
@@ -160,19 +157,33 @@ class Job:
         ask(self.teacher.get(), shown, held, place.folder / "outputs", self.recipe, says)
 
     def _locally(
-        self, model: nn.Module, place: Place, progress: Progress
-    ) -> tuple[list[HealedSlice], int]:
-        """The local stage, or its results where it was done before."""
-        recipe, folder = self.recipe, place.folder / "local"
+        self, model: nn.Module, before: float | None, place: Place, progress: Progress
+    ) -> tuple[list[HealedSlice], int, tuple[str, ...]]:
+        """The local stage: what became of the slices, steps of each, and what there is to say."""
         start = time.perf_counter()
         shown = self.material.shown
-        part = shown[: recipe.local_windows] if isinstance(shown, Tensor) else shown
-        batches = batched(part, recipe)
+        part = shown[: self.recipe.local_windows] if isinstance(shown, Tensor) else shown
+        batches = batched(part, self.recipe)
         steps = self._local_steps(model, batches, place)
         if not steps:
-            return [], 0
+            return [], 0, ()
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        found = self._slices(model, batches, steps, place, start, progress)
+        return found, steps, self._undone(model, own, before, place)
+
+    def _slices(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        steps: int,
+        place: Place,
+        start: float,
+        progress: Progress,
+    ) -> list[HealedSlice]:
+        """What became of the slices, now or where it was done before."""
+        recipe, folder = self.recipe, place.folder / "local"
         if place.decided("spent") is not None:
-            return assemble(model, folder), steps
+            return assemble(model, folder)
         folder.mkdir(parents=True, exist_ok=True)
         found = heal_locally(
             model,
@@ -192,7 +203,7 @@ class Job:
         )
         wait()
         place.decide(spent=time.perf_counter() - start)
-        return found, steps
+        return found
 
     def _undone(
         self, model: nn.Module, own: Mapping[str, Tensor], before: float | None, place: Place
