@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bondwise.compute.machine import Rates
-from bondwise.compute.path import BACKWARD_ROWS, transformed
+from bondwise.compute.path import BACKWARD_ROWS, graded
 
 
 def inner(x: Tensor, order: Tensor, free: Tensor) -> Tensor:
@@ -46,9 +46,7 @@ def linear(
     >>> linear(x, order, torch.tensor([[10., 100.]]), torch.tensor([[1.], [2.]]))
     tensor([[213., 426.]])
     """
-    plain = torch.compiler.is_compiling() or transformed()
-    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, free, outer))
-    if plain or not graded or torch.is_autocast_enabled(x.device.type):
+    if not graded(x, free, outer) or torch.is_autocast_enabled(x.device.type):
         return F.linear(inner(x, order, free), outer, bias)
     y = cast(Tensor, _Gathered.apply(x.reshape(-1, x.shape[-1]), order, free, outer))
     y = y.reshape(*x.shape[:-1], outer.shape[0])

@@ -29,10 +29,10 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
     if plan.whole:
         return F.linear(x, weights[0], bias)  # a weight made whole: nothing lies in between
     rows = x.reshape(-1, inp)
-    if torch.compiler.is_compiling() or transformed():
+    if graded(x, *weights):
+        y = through(_Chunked, plan, rows, *weights)
+    elif _plain():
         y = walk(plan, weights, rows)
-    elif torch.is_grad_enabled() and any(value.requires_grad for value in (x, *weights)):
-        y = _differentiable(plan, rows, weights)
     else:
         y = in_chunks(plan, weights, rows, plan.chunk)
     y = y.reshape(*x.shape[:-1], out)
@@ -69,19 +69,25 @@ def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor, chunk: int | 
     return y
 
 
-def _differentiable(plan: Plan, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    kind = rows.device.type
-    if torch.is_autocast_enabled(kind):
-        lower = torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, enabled=False):
-            args = [value.to(lower) for value in (rows, *weights)]
-            return cast(Tensor, _Chunked.apply(plan, *args))
-    return cast(Tensor, _Chunked.apply(plan, rows, *weights))
+def graded(*values: Tensor) -> bool:
+    """Whether gradients are asked for, by means that a function of ours can serve."""
+    asked = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    return asked and not _plain()
 
 
-def transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work, which want plain ops."""
-    return bool(
+def through(function: type[torch.autograd.Function], plan: Plan, *values: Tensor) -> Tensor:
+    """A function of a plan and tensors, these in autocast's dtype where it is on."""
+    kind = values[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return cast(Tensor, function.apply(plan, *values))
+    lower = torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, enabled=False):
+        return cast(Tensor, function.apply(plan, *(value.to(lower) for value in values)))
+
+
+def _plain() -> bool:
+    """Whether plain ops are wanted: by a compiler, ``torch.func`` or forward mode."""
+    return torch.compiler.is_compiling() or bool(
         torch._C._are_functorch_transforms_active()  # pyright: ignore
         or forward_ad._current_level >= 0  # pyright: ignore
     )

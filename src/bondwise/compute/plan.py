@@ -62,12 +62,11 @@ class Plan:
     def __post_init__(self) -> None:
         path = tuple(step for step in self.steps if step.grows is not None)
         first = path[0]
-        products = (step.macs // (step.extents[3] * self.batch) for step in path)
         derived = {
             "path": path,
             "weights": tuple(step for step in self.steps if step.grows is None),
             "whole": path == (first,) and first.kind == "linear" and self.recipe.result is None,
-            "width": max(self.shape[1], *products),
+            "width": max(self.shape[1], _width(self.batch, self.recipe)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -276,7 +275,7 @@ def _fitting(net: Network, rates: Rates) -> Sequence[tuple[int, Recipe]]:
 def _width(nominal: int, found: Recipe) -> int:
     """Numbers of the largest value on the path, for each row."""
     path = (step for step in found.steps if step.grows is not None)
-    return max(prod(step.extents[:3]) // nominal for step in path)
+    return max(_result_numbers(step) // nominal for step in path)
 
 
 @cache

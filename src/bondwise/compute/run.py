@@ -73,14 +73,11 @@ def contracted(
 
     Where gradients are asked for, a weight that the plan makes whole is not kept for them.
     """
-    if plan.whole and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cores)):
-        if x.shape[-1:] != plan.shape[1:]:
-            raise path.unlike(x, plan.shape[1])
-        if not torch.compiler.is_compiling() and not path.transformed():
-            y = whole.linear(plan, cores, x.reshape(-1, plan.shape[1]))
-            y = y.reshape(*x.shape[:-1], plan.shape[0])
-            return y if bias is None else y + bias.to(y.dtype)
-    return path.run(plan, prepare(plan, cores), x, bias)
+    out, inp = plan.shape
+    if not plan.whole or x.shape[-1:] != (inp,) or not path.graded(x, *cores):
+        return path.run(plan, prepare(plan, cores), x, bias)
+    y = whole.linear(plan, cores, x.reshape(-1, inp)).reshape(*x.shape[:-1], out)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def check_cores(net: Network, cores: Sequence[Tensor]) -> None:

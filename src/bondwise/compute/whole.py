@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from bondwise.compute.path import through
 from bondwise.compute.plan import Plan, again
 from bondwise.compute.product import prepare
 
+Some = TypeVar("Some", Tensor, Tensor | None)
 MOST = 8  # parts of a weight
 ROOM = 0.7  # of what dense holds (its weight and gradient): for a part, its product and the cores
 
@@ -40,25 +42,18 @@ class Part:
     start: int
     count: int
 
-    def of(self, cores: Sequence[Tensor]) -> list[Tensor]:
-        """What the part needs of each core: views."""
+    def of(self, cores: Sequence[Some]) -> list[Some]:
+        """What the part needs of each core, or of what stands for one: views."""
         return [
-            core if axis is None else core.narrow(axis, self.start, self.count)
+            core if core is None or axis is None else core.narrow(axis, self.start, self.count)
             for core, axis in zip(cores, self.cuts, strict=True)
         ]
 
     def add(self, totals: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> None:
         """Add the gradients of what it needs to those of the whole cores."""
-        for total, own in zip(self.of_wanted(totals), found, strict=True):
+        for total, own in zip(self.of(totals), found, strict=True):
             if total is not None and own is not None:
                 total.add_(own)
-
-    def of_wanted(self, totals: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """`of`, where there is something."""
-        return [
-            core if core is None or axis is None else core.narrow(axis, self.start, self.count)
-            for core, axis in zip(totals, self.cuts, strict=True)
-        ]
 
 
 def linear(plan: Plan, cores: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -69,13 +64,7 @@ def linear(plan: Plan, cores: Sequence[Tensor], rows: Tensor) -> Tensor:
         cores: in core-axis order.
         rows: (batch, in).
     """
-    kind = rows.device.type
-    if not torch.is_autocast_enabled(kind):
-        return cast(Tensor, _Whole.apply(plan, rows, *cores))
-    lower = torch.get_autocast_dtype(kind)
-    with torch.autocast(kind, enabled=False):
-        args = [value.to(lower) for value in (rows, *cores)]
-        return cast(Tensor, _Whole.apply(plan, *args))
+    return through(_Whole, plan, rows, *cores)
 
 
 @cache
