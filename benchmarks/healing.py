@@ -14,27 +14,23 @@ import argparse
 import json
 import platform
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from comparison.cells import versions, write
+from comparison.flags import some
 from comparison.page import PAGE, write_between
-from comparison.subjects import Draw, Remembered
+from comparison.subjects import Draw, compressed_smollm2, held_out_texts, language_judge, wikipedia
 from torch import nn
 
 import bondwise as bw
-from bondwise.compress import cast, compress
 from bondwise.demo import assets
-from bondwise.evaluate.language import compare
 from bondwise.heal.job import Healed
 from bondwise.huggingface.cache import cache_directory
 from bondwise.huggingface.loading import load_model
-from bondwise.model.recipe import Recipe
 from bondwise.model.steps import Steps
-from bondwise.model.text import windows
 from bondwise.progress import Bars
 from bondwise.report.units import duration, size
 
@@ -56,7 +52,7 @@ Entry = dict[str, Any]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keeps", type=lambda t: [float(k) for k in t.split(",")])
-    parser.add_argument("--methods", type=_some, default=list(METHODS))
+    parser.add_argument("--methods", type=some(METHODS), default=list(METHODS))
     parser.add_argument("--student", type=Path, help="a compressed SmolLM2 in place of our own")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--threads", type=int, default=2)
@@ -67,73 +63,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _some(text: str) -> list[str]:
-    for name in text.split(","):
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    return text.split(",")
-
-
-def articles() -> str:
-    return "\n\n".join(article.text for article in assets.calibration_articles())
-
-
 def student(keep: float, given: argparse.Namespace) -> nn.Module:
     """SmolLM2 at a keep, compressed once and kept in the cache, or as given; dense at 1."""
-    threads = given.threads
-    if given.student and keep != 1:
-        return load_model(given.student, torch.float32, task="causal").model
-    if keep == 1:
-        return load_model(assets.smollm2(), torch.float32, task="causal").model
-    target = KEPT / f"smollm2-{keep:g}"
-    if not target.exists():
-        text = KEPT / "calibration.txt"
-        text.parent.mkdir(parents=True, exist_ok=True)
-        text.write_text(articles(), encoding="utf-8")
-        recipe = Recipe(model=str(assets.smollm2()), data=str(text), keep=keep, threads=threads)
-        with Bars() as bars:
-            compress(recipe, target, progress=bars)
-    return load_model(target, torch.float32, task="causal").model
+    source = assets.smollm2() if keep == 1 else given.student or compressed_smollm2(keep)
+    return load_model(source, torch.float32, task="causal").model
 
 
-def judge(model: nn.Module, dense: nn.Module, tokenizer: Any, draw: Draw) -> Entry:
-    """Perplexity over dense on every text, both with weights rounded to bfloat16."""
-    pair = deepcopy((model, dense))
-    for each in pair:
-        cast(each, "bfloat16")
-        cast(each, "float32")
-    texts = {
-        "in domain": [article.text for article in assets.held_out_articles()],
-        "out of domain": assets.lee_news(),
-    }
-    found: Entry = {}
-    for name, documents in texts.items():
-        shown = windows(tokenizer, list(documents), draw.windows, draw.length, draw.seed)
-        file = KEPT / f"{name}, {draw.windows}x{draw.length}, seed {draw.seed}, float32.pt"
-        entry = compare(pair[0], Remembered(pair[1], shown, file).eval(), shown).entry(name)
-        found[name] = {
-            "ratio": entry["ratio"],
-            "interval": [entry["ratio_low"], entry["ratio_high"]],
-            "dense": entry["before"]["perplexity"],
-            "kl": entry["after"]["kl"],
-            "top1": entry["after"]["top1"],
-        }
-    return found
-
-
-def healed(model: nn.Module, method: str, tokenizer: Any, given: argparse.Namespace) -> Healed:
+def healed(
+    model: nn.Module, method: str, keep: float, tokenizer: Any, given: argparse.Namespace
+) -> Healed:
     """The model after so many minutes, with a state that a cut run goes on from."""
     if method == "lora":
         _adapt(model)
-    name = f"{method}-{given.minutes:g}"
     with Bars() as bars:
         return bw.heal(
             model,
             lambda: load_model(assets.smollm2(), torch.float32, task="causal").model,
-            articles(),
+            wikipedia(),
             tokenizer=tokenizer,
             minutes=given.minutes,
-            state=KEPT / "runs" / f"{name}-{given.keep:g}",
+            state=KEPT / "runs" / f"{method}-{given.minutes:g}-{keep:g}",
             inplace=True,
             progress=bars,
             **METHODS[method][1],
@@ -157,13 +106,12 @@ def _adapt(model: nn.Module) -> None:
 def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
     """One cell: healed, judged, and what it took."""
     torch.set_num_threads(given.threads)
-    given.keep = keep
     loaded = load_model(assets.smollm2(), torch.float32, task="causal")
     model, steps, entry = student(keep, given), Steps(), Entry()
     before = sum(p.numel() for p in model.parameters())
     if method != "none":
         with steps("heal"):
-            found = healed(model, method, loaded.tokenizer, given)
+            found = healed(model, method, keep, loaded.tokenizer, given)
         model = found.model
         took = [line["took"] for line in found.history]
         entry = {
@@ -180,11 +128,14 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
             "seconds": steps.done[0]["seconds"],
         }
     draw = Draw(given.windows, given.length)
-    texts = judge(model, loaded.model, loaded.tokenizer, draw)
+    folder = KEPT / "float32"
+    judge = language_judge(
+        loaded.model, loaded.tokenizer, held_out_texts(), draw, folder, computes="float32"
+    )
     about = {"method": method, "keep": keep, "minutes": given.minutes, "threads": given.threads}
     about["student"] = "given" if given.student else "compress"
     about |= {"windows": draw.windows, "length": draw.length, "parameters": before}
-    return about | {"system": platform.machine(), **versions(), "texts": texts, **entry}
+    return about | {"system": platform.machine(), **versions(), **judge(model), **entry}
 
 
 def main() -> None:

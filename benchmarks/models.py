@@ -18,17 +18,18 @@ from typing import Any
 
 import torch
 from comparison.cells import versions, write
+from comparison.flags import some
 from comparison.page import PAGE, write_between
+from comparison.subjects import compressed_smollm2
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import bondwise as bw
 from bondwise.bench.run import Load
 from bondwise.bench.verb import bench
-from bondwise.compress import compress, dtype, threads
+from bondwise.compress import dtype, threads
 from bondwise.demo import assets
 from bondwise.huggingface.cache import cache_directory, filling
-from bondwise.model.recipe import Recipe
 from bondwise.progress import Bars
 from bondwise.report.units import count, instant, rate, size
 from bondwise.weight.gauge import free_shapes, gauge_form
@@ -45,8 +46,8 @@ Entry = dict[str, Any]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", metavar="DIR", help="SmolLM2 as compress left it")
-    parser.add_argument("--models", type=_some(KEEPS), default=list(KEEPS))
-    parser.add_argument("--dtypes", type=_some(DTYPES), default=list(DTYPES))
+    parser.add_argument("--models", type=some(KEEPS), default=list(KEEPS))
+    parser.add_argument("--dtypes", type=some(DTYPES), default=list(DTYPES))
     parser.add_argument("--layers", type=int, default=4, help="blocks of the wide Llama")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=32)
@@ -57,29 +58,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _some(known):
-    def names(text: str) -> list[str]:
-        for name in text.split(","):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return text.split(",")
-
-    return names
-
-
 def smollm2(given: argparse.Namespace) -> tuple[Path, Path]:
     """SmolLM2-135M, compressed and dense."""
-    dense = assets.smollm2()
-    target = Path(given.folder) if given.folder else KEPT / f"smollm2-{KEEPS['smollm2']:g}"
-    if not target.exists():
-        text = KEPT / "calibration.txt"
-        text.parent.mkdir(parents=True, exist_ok=True)
-        articles = assets.calibration_articles()
-        text.write_text("\n\n".join(article.text for article in articles), encoding="utf-8")
-        recipe = Recipe(model=str(dense), data=str(text), keep=KEEPS["smollm2"])
-        with Bars() as bars:
-            compress(recipe, target, progress=bars)
-    return target, dense
+    made = Path(given.folder) if given.folder else compressed_smollm2(KEEPS["smollm2"])
+    return made, assets.smollm2()
 
 
 def wide(given: argparse.Namespace) -> tuple[Path, Path]:

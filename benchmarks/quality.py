@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from comparison.cells import Setting, run, wanted
+from comparison.flags import some
 from comparison.methods import METHODS
 from comparison.page import refresh
 from comparison.subjects import SUBJECTS, Draw
@@ -22,8 +23,8 @@ KEEPS = (0.9, 0.8, 0.6, 0.5)
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=_some(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--methods", type=_some(METHODS), default=list(METHODS))
+    parser.add_argument("--models", type=some(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--methods", type=some(METHODS), default=list(METHODS))
     parser.add_argument("--keeps", type=_keeps, default=list(KEEPS))
     parser.add_argument("--windows", type=int, default=64, help="windows of each text to judge on")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
@@ -32,17 +33,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder; results/WINDOWSxLENGTH beside this")
     parser.add_argument("--page", action="store_true", help="make the page and run nothing")
     return parser.parse_args()
-
-
-def _some(known):
-    def names(text: str) -> list[str]:
-        chosen = text.split(",")
-        for name in chosen:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return chosen
-
-    return names
 
 
 def _keeps(text: str) -> list[float]:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bondwise.compress import cast
+from bondwise.compress import cast, compress
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
 from bondwise.huggingface.cache import cache_directory
 from bondwise.huggingface.loading import load_model
+from bondwise.model.recipe import Recipe
 from bondwise.model.text import windows
+from bondwise.progress import Bars
 from comparison.methods import Calibration
 
 Judge = Callable[[nn.Module], dict[str, Any]]
@@ -82,11 +84,17 @@ def _write(file: Path, states: list[Tensor]) -> None:
 
 
 def language_judge(
-    dense: nn.Module, tokenizer: Any, texts: dict[str, Sequence[str]], draw: Draw, folder: Path
+    dense: nn.Module,
+    tokenizer: Any,
+    texts: dict[str, Sequence[str]],
+    draw: Draw,
+    folder: Path,
+    computes: str = "bfloat16",
 ) -> Judge:
     """Perplexity over dense with its interval, divergence and agreement, on every text.
 
-    ``folder`` keeps the hidden states of this dense model between runs.
+    Numbers are rounded to bfloat16; the models then compute in the dtype that is named. ``folder``
+    keeps the hidden states of this dense model in that dtype between runs.
     """
     drawn = {
         name: windows(tokenizer, list(documents), draw.windows, draw.length, draw.seed)
@@ -95,8 +103,9 @@ def language_judge(
 
     def judge(model: nn.Module) -> dict[str, Any]:
         model, teacher = deepcopy((model, dense))
-        cast(model, "bfloat16")
-        cast(teacher, "bfloat16")
+        for each in (model, teacher):
+            cast(each, "bfloat16")
+            cast(each, computes)
         found = {}
         for name, shown in drawn.items():
             file = folder / f"{name}, {draw.windows}x{draw.length}, seed {draw.seed}.pt"
@@ -146,23 +155,41 @@ def similarity_judge(dense: nn.Module, tokenizer: Any) -> Judge:
 def smollm2(draw: Draw) -> Subject:
     """SmolLM2-135M-Instruct, calibrated on Wikipedia; judged on other articles and on news."""
     loaded = load_model(assets.smollm2(), torch.float32, task="causal")
-    texts = {
-        "in domain": [article.text for article in assets.held_out_articles()],
-        "out of domain": assets.lee_news(),
-    }
     folder = cache_directory() / "benchmarks" / "smollm2"
-    judge = language_judge(loaded.model, loaded.tokenizer, texts, draw, folder)
-    return Subject(loaded.model, Calibration(_wikipedia(), loaded.tokenizer), judge)
+    judge = language_judge(loaded.model, loaded.tokenizer, held_out_texts(), draw, folder)
+    return Subject(loaded.model, Calibration(wikipedia(), loaded.tokenizer), judge)
+
+
+def compressed_smollm2(keep: float) -> Path:
+    """SmolLM2-135M at a keep, as ``bondwise compress`` makes it: once, and kept in the cache."""
+    kept = cache_directory() / "benchmarks" / "speed"
+    target, text = kept / f"smollm2-{keep:g}", kept / "calibration.txt"
+    if not target.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        text.write_text(wikipedia(), encoding="utf-8")
+        with Bars() as bars:
+            recipe = Recipe(model=str(assets.smollm2()), data=str(text), keep=keep)
+            compress(recipe, target, progress=bars)
+    return target
 
 
 def minilm(_draw: Draw) -> Subject:
     """all-MiniLM-L6-v2, calibrated on Wikipedia; judged by human similarity ratings."""
     loaded = load_model(assets.minilm(), torch.float32, task="encoder")
     judge = similarity_judge(loaded.model, loaded.tokenizer)
-    return Subject(loaded.model, Calibration(_wikipedia(), loaded.tokenizer), judge)
+    return Subject(loaded.model, Calibration(wikipedia(), loaded.tokenizer), judge)
 
 
-def _wikipedia() -> str:
+def held_out_texts() -> dict[str, Sequence[str]]:
+    """What language models are judged on; nothing is calibrated or trained on it."""
+    return {
+        "in domain": [article.text for article in assets.held_out_articles()],
+        "out of domain": assets.lee_news(),
+    }
+
+
+def wikipedia() -> str:
+    """The articles that models are calibrated on."""
     return "\n\n".join(article.text for article in assets.calibration_articles())
 
 
