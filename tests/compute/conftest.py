@@ -9,7 +9,7 @@ import torch
 import bondwise as bw
 from bondwise.topology import registry
 
-SIZES = [(12, 18, 3), (7, 5, 3), (1, 6, 2)]
+SIZES = [(12, 18, 3), (24, 16, 2), (7, 5, 3), (1, 6, 2)]
 
 ODD = [
     ("i2 o2 i1 o1 -> (o1 o2) (i1 i2)", {"o1": 2, "o2": 3, "i1": 4, "i2": 5}),

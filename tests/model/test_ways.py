@@ -229,17 +229,17 @@ def test_layers_with_a_common_core_multiply_by_it_once(monkeypatch):
 
 
 def test_nothing_stale_is_shared(monkeypatch):
-    layers, x = shared_layers(2), torch.randn(5, 32)
+    layers, x = shared_layers(2), torch.randn(5, 32) / 10
     q, k = layers
     with torch.no_grad():
         q(x)
         q.core_1.mul_(2)
-        assert_close(k(x), x @ k.dense().T, atol=1e-4, rtol=1e-4)
+        assert_close(k(x), x @ k.dense().T, atol=1e-5, rtol=1e-5)
         q(x)
         x.mul_(3)
-        assert_close(k(x), x @ k.dense().T, atol=1e-4, rtol=1e-4)
+        assert_close(k(x), x @ k.dense().T, atol=1e-5, rtol=1e-5)
         q(x)
-        assert_close(q(x), x @ q.dense().T, atol=1e-4, rtol=1e-4)
+        assert_close(q(x), x @ q.dense().T, atol=1e-5, rtol=1e-5)
     twins = copy.deepcopy(torch.nn.ModuleList(layers))
     assert twins[0].once is twins[1].once is not q.once
     both = torch.randn(5, 32, requires_grad=True)
