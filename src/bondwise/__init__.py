@@ -1,5 +1,6 @@
 """bondwise: the dense weights of any PyTorch model as tensor networks."""
 
+from bondwise import read
 from bondwise.compute.orders import orders
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
@@ -49,6 +50,7 @@ __all__ = [
     "parse",
     "plan",
     "plan_model",
+    "read",
     "ring",
     "save",
     "stack",

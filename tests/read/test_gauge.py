@@ -1,0 +1,138 @@
+"""Every gauge leaves the outputs; planted features come back where that is possible at all."""
+
+import numpy as np
+import pytest
+import torch
+
+import bondwise as bw
+from bondwise.errors import DataError, NetworkError, SelectionError
+from bondwise.read import bond, gauge, values
+from bondwise.read.bonds import sides
+from bondwise.read.gauge import KINDS
+from bondwise.read.rotations import random_rotation
+from read.planted import NETS, layer, match, scrambled, sparse
+
+CUTS = [(n, name) for n in NETS for name in n.bonds if sides(n, name) is not None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("net", "name"), CUTS, ids=str)
+def test_outputs_stay(net, name, kind):
+    own = layer(net)
+    x = torch.randn(400, net.shape[1], dtype=torch.float64)
+    if sides(net, name).blocks and kind not in ("raw", "canonical"):
+        with pytest.raises(DataError, match="take 'canonical'"):
+            gauge(own, kind, bond=name, data=x)
+        return
+    found = gauge(own, kind, bond=name, data=x)
+    torch.testing.assert_close(found.layer(x), own(x), rtol=0, atol=1e-10)
+    assert found.norms.shape == found.identified.shape == (net.bonds[name],)
+
+
+@pytest.mark.parametrize(("net", "name"), CUTS, ids=str)
+def test_the_canonical_gauge_is_the_schmidt_decomposition(net, name):
+    cut = sides(net, name)
+    if cut.blocks:
+        pytest.skip("each block has its own")
+    W = layer(net).dense().detach().numpy().reshape([i.size for i in (*net.rows, *net.cols)])
+    indices = [i.name for i in (*net.rows, *net.cols)]
+    first = [n for n in indices if any(n in net.names[k] for k in cut.first)]
+    order = [indices.index(n) for n in (*first, *(n for n in indices if n not in first))]
+    rows = int(np.prod([net.sizes[n] for n in first]))
+    s = np.linalg.svd(W.transpose(order).reshape(rows, -1), compute_uv=False)
+    norms = gauge(layer(net), "canonical", bond=name).norms.numpy()
+    count = min(len(s), len(norms))
+    np.testing.assert_allclose(norms[:count], s[:count], atol=1e-10)
+    np.testing.assert_allclose(norms[count:], 0, atol=1e-10)
+
+
+def test_a_bond_larger_than_its_weight_can_use_keeps_an_invertible_gauge():
+    own = layer(bw.lowrank(3, 4, 6))
+    found = gauge(own, "canonical")
+    assert int((found.norms > 1e-9).sum()) == 3
+    torch.testing.assert_close(found.layer.dense(), own.dense(), rtol=0, atol=1e-12)
+    assert (3, 4, 5) in found.groups
+
+
+@pytest.mark.parametrize("kind", ["varimax", "ica"])
+def test_planted_sparse_features_come_back_from_a_random_gauge(kind):
+    sources = sparse(6000, 12)
+    own, x = scrambled(sources)
+    raw, _ = match(values(bond(own), x).values, sources)
+    found = gauge(own, kind, data=x)
+    back, _ = match(values(found.bond, x).values, sources)
+    assert raw < 0.75
+    assert back > 0.95
+    assert bool(found.identified.all())
+
+
+def test_gaussian_features_do_not_come_back_and_are_flagged():
+    torch.manual_seed(0)
+    sources = torch.randn(6000, 12, dtype=torch.float64)
+    own, x = scrambled(sources)
+    found = gauge(own, "ica", data=x)
+    back, _ = match(values(found.bond, x).values, sources)
+    assert back < 0.95
+    assert float(found.identified.double().mean()) < 0.5
+
+
+def test_the_schmidt_basis_finds_planted_directions_only_where_their_strengths_differ():
+    torch.manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(n, 5, dtype=torch.float64)).Q for n in (20, 30))
+    for strengths, known in (([5.0, 4, 3, 2, 1], True), ([2.0, 2, 2, 2, 2], False)):
+        X = torch.randn(5, 5, dtype=torch.float64)
+        cores = [U * torch.tensor(strengths, dtype=torch.float64) @ X, torch.linalg.inv(X) @ V.T]
+        own = bw.TensorLinear(bw.lowrank(20, 30, 5), cores, dtype=torch.float64)
+        found = gauge(own, "canonical")
+        cosines = (V.T @ found.bond.cores[1].T).abs() / found.bond.cores[1].norm(dim=1)
+        assert bool(found.identified.all()) == known
+        assert (float(cosines.max(0).values.min()) > 0.999) == known
+        assert found.groups == (() if known else ((0, 1, 2, 3, 4),))
+
+
+def test_a_gauge_does_not_depend_on_the_one_before():
+    sources = sparse(3000, 6)
+    own, x = scrambled(sources)
+    X = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    cores = bw.insert_gauge(own.network, own.cores(), "a", X)
+    other = bw.TensorLinear(own.network, cores, dtype=torch.float64)
+    for kind in ("canonical", "whitened"):
+        one, two = gauge(own, kind, data=x), gauge(other, kind, data=x)
+        torch.testing.assert_close(one.norms, two.norms)
+
+
+def test_whitened_values_are_white_and_their_outputs_do_not_overlap():
+    own, x = scrambled(sparse(4000, 6))
+    found = gauge(own, "whitened", data=x)
+    h = values(found.bond, x).values
+    torch.testing.assert_close(h.T @ h / len(h), torch.eye(6, dtype=torch.float64))
+    A = found.bond.cores[0]
+    across = A.T @ A
+    torch.testing.assert_close(across, across.diagonal().diag(), rtol=0, atol=1e-9)
+
+
+def test_a_random_rotation_is_orthogonal_and_follows_its_seed():
+    Q = random_rotation(7, 3)
+    torch.testing.assert_close(Q @ Q.T, torch.eye(7, dtype=torch.float64))
+    assert torch.equal(Q, random_rotation(7, 3))
+    assert not torch.equal(Q, random_rotation(7, 4))
+
+
+def test_bad_input():
+    own = layer(bw.lowrank(6, 8, 4))
+    with pytest.raises(SelectionError, match="write one of raw, canonical"):
+        gauge(own, "svd")
+    with pytest.raises(DataError, match="add data="):
+        gauge(own, "ica")
+    with pytest.raises(DataError, match="at least 32"):
+        gauge(own, "ica", data=torch.randn(10, 8))
+    with pytest.raises(DataError, match="not finite"):
+        gauge(own, "ica", data=torch.full((40, 8), float("nan")))
+    with pytest.raises(DataError, match="all zero"):
+        gauge(own, "ica", data=torch.zeros(40, 8))
+    with pytest.raises(NetworkError, match="lies on a loop"):
+        gauge(layer(bw.ring((2, 2), (2, 2), 3)), "canonical")
+    with pytest.raises(NetworkError, match="sits on 4 cores"):
+        gauge(layer(bw.cp((2, 2), (2, 2), 3)), "canonical")
+    with pytest.raises(SelectionError, match="nearest"):
+        gauge(own, "canonical", bond="z")
