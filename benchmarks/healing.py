@@ -55,6 +55,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", type=some(METHODS), default=list(METHODS))
     parser.add_argument("--student", type=Path, help="a compressed SmolLM2 in place of our own")
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument(
+        "--steps", type=int, help="as many as the minutes allow, where other work slows the clock"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--windows", type=int, default=64, help="windows of each text to judge on")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
@@ -81,7 +84,8 @@ def healed(
             lambda: load_model(assets.smollm2(), torch.float32, task="causal").model,
             wikipedia(),
             tokenizer=tokenizer,
-            minutes=given.minutes,
+            minutes=None if given.steps else given.minutes,
+            steps=given.steps,
             state=KEPT / "runs" / f"{method}-{given.minutes:g}-{keep:g}",
             inplace=True,
             progress=bars,
@@ -134,6 +138,7 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
     )
     about = {"method": method, "keep": keep, "minutes": given.minutes, "threads": given.threads}
     about["student"] = "given" if given.student else "compress"
+    about["by"] = "steps" if given.steps else "time"
     about |= {"windows": draw.windows, "length": draw.length, "parameters": before}
     return about | {"system": platform.machine(), **versions(), **judge(model), **entry}
 

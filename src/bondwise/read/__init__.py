@@ -18,6 +18,17 @@ from bondwise.read.edits import (
 from bondwise.read.features import Features, features, input_moments
 from bondwise.read.gauge import Gauge, gauge
 from bondwise.read.importance import Importance, agreement, importance
+from bondwise.read.scores import (
+    Score,
+    against_gauges,
+    auroc,
+    best_index,
+    overlap,
+    scored,
+    selectivity,
+    token_entropy,
+)
+from bondwise.read.spectra import Spectrum, spectra
 
 __all__ = [
     "Bond",
@@ -25,9 +36,14 @@ __all__ = [
     "Features",
     "Gauge",
     "Importance",
+    "Score",
+    "Spectrum",
     "added",
+    "against_gauges",
     "agreement",
     "attach",
+    "auroc",
+    "best_index",
     "bond",
     "bonds",
     "contributions",
@@ -40,13 +56,18 @@ __all__ = [
     "importance",
     "input_moments",
     "mean",
+    "overlap",
     "part",
     "patch",
     "readout",
     "recorded",
     "resample",
     "scale",
+    "scored",
+    "selectivity",
+    "spectra",
     "steer",
+    "token_entropy",
     "values",
     "zero",
 ]

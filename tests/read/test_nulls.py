@@ -1,0 +1,227 @@
+"""Nulls: each keeps what it says, the fast way agrees with numpy, and tests hold their level."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bondwise import TensorLinear, btt, cp, kron, lowrank, mpo, ring
+from bondwise.errors import DataError, SelectionError
+from bondwise.read.folds import cut
+from bondwise.read.nulls import NULLS, SMALL, TIE, Subject, bands
+from bondwise.read.schmidt import entropy, fast_values, haar, profile, term_norms
+from bondwise.read.spectra import spectra
+
+NET = mpo((2, 3), (3, 2), 6)
+LEVEL, REPEATS = 0.05, 400
+MOST = 32  # of 400 at a level of 0.05: the 99.5 % quantile of the binomial; FEWEST is its 0.5 %
+FEWEST = 10
+
+
+def subject(weight: torch.Tensor, net=NET) -> Subject:
+    unfolding = cut(net, "a")
+    each = torch.linalg.svdvals(unfolding.matrix(weight.double()))
+    return Subject(profile(each), each, weight, unfolding)
+
+
+def random(seed: int, rows: int = 6, cols: int = 6) -> torch.Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def p_values(null: str, weights: list[torch.Tensor]) -> torch.Tensor:
+    found = [bands(subject(w), (null,), 19, k)[null].p for k, w in enumerate(weights)]
+    return torch.tensor(found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_the_fast_values_are_those_of_numpy(blocks, rows, cols, seed):
+    matrices = torch.randn(blocks, rows, cols, generator=torch.Generator().manual_seed(seed))
+    matrices = matrices.double() / matrices.double().norm()
+    found = fast_values(matrices, min(rows, cols))
+    expected = np.linalg.svd(matrices.numpy(), compute_uv=False)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-8)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 0.3])
+def test_large_weights_in_float32_keep_the_entropy(outlier):
+    generator = torch.Generator().manual_seed(0)
+    size = SMALL + 44
+    weight = torch.randn(size, size + 30, generator=generator) + outlier
+    weight /= weight.norm()
+    exact = torch.from_numpy(np.linalg.svd(weight.double().numpy(), compute_uv=False))
+    quick = fast_values(weight, size)
+    assert abs(float(entropy(quick) - entropy(exact))) < TIE
+    torch.testing.assert_close(quick, exact, atol=3e-4, rtol=0)
+
+
+def test_a_large_weight_that_float32_blurs_is_read_in_float64():
+    # rank one: float32 rounding alone would give it an entropy of about 1e-5
+    linear = nn.Linear(17 * 17, 17 * 17, bias=False)
+    nn.init.constant_(linear.weight, 1.0)  # nothing that a shuffle could change
+    [found] = spectra(linear, draws=3, nulls=("shuffled",))
+    assert found.nulls["shuffled"].p == 1
+    assert float(found.nulls["shuffled"].entropies.abs().max()) < 1e-9
+
+
+def draws_of(null: str, weight: torch.Tensor, draws: int = 5) -> torch.Tensor:
+    return NULLS[null](subject(weight), draws, torch.Generator().manual_seed(0))
+
+
+def test_a_null_has_the_norm_of_the_weight_in_as_many_values():
+    for null in ("shuffled", "signs", "noise"):
+        norms = draws_of(null, random(0)).norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+    assert draws_of("gaussian", random(0)).shape == (5, 6)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_signs_keep_both_second_moments_and_gaussians_do_in_the_mean(tall, monkeypatch):
+    import bondwise.read.nulls as module
+
+    seen: list[torch.Tensor] = []
+
+    def keep(_subject: Subject, drawn: torch.Tensor, count: int) -> torch.Tensor:
+        seen.append(drawn)
+        return drawn.new_ones(count)
+
+    monkeypatch.setattr(module, "_schmidt", keep)
+    weight = random(1, 8, 6) if tall else random(1, 6, 8)
+    net = mpo((2, 4), (3, 2), 6) if tall else mpo((3, 2), (2, 4), 6)
+    own = subject(weight, net)
+    rows, cols = (m / weight.norm() ** 2 for m in (weight @ weight.T, weight.T @ weight))
+    NULLS["signs"](own, 4, torch.Generator().manual_seed(0))
+    assert not torch.allclose(seen[0], seen[1])
+    for drawn in seen:
+        torch.testing.assert_close(drawn @ drawn.T, rows)
+        torch.testing.assert_close(drawn.T @ drawn, cols)
+    seen.clear()
+    NULLS["gaussian"](own, 20_000, torch.Generator().manual_seed(0))
+    mean = torch.stack([w @ w.T for w in seen]).mean(0)
+    torch.testing.assert_close(mean, rows, atol=0.01, rtol=0)
+    mean = torch.stack([w.T @ w for w in seen]).mean(0)
+    torch.testing.assert_close(mean, cols, atol=0.01, rtol=0)
+
+
+def test_turned_terms_are_those_of_the_same_weight_in_another_gauge():
+    generator = torch.Generator().manual_seed(3)
+    net = lowrank(6, 5, 4)
+    U, S, V = torch.linalg.svd(random(3, 6, 5))
+    U, S, V = U[:, :4], S[:4], V[:4].T
+    turn = haar(4, torch.Generator().manual_seed(9), 1)[0].double()
+    cores = [U * S.sqrt() @ turn, (V * S.sqrt() @ turn).T]
+    expected = term_norms(net, cores, "a").sort(descending=True).values
+    own = Subject(S, S[None], U * S @ V.T, cut(net, "a"))
+    [found] = NULLS["gauge"](own, 1, generator.manual_seed(9))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_turned_ring_is_the_same_weight():
+    import bondwise as bw
+    from bondwise.read.bonds import bond
+    from bondwise.read.nulls import _turned_cores
+
+    layer = TensorLinear(ring((2, 3), (3, 2), 4))
+    own = bond(layer)
+    turned = _turned_cores(own, haar(4, torch.Generator().manual_seed(0), dtype=torch.float64))
+    torch.testing.assert_close(bw.dense(own.network, turned).float(), layer.dense().detach())
+
+
+@pytest.mark.parametrize("null", ["shuffled", "signs", "noise"])
+def test_the_level_holds_for_gaussian_weights(null):
+    wrong = int((p_values(null, [random(k) for k in range(REPEATS)]) <= LEVEL).sum())
+    assert FEWEST <= wrong <= MOST
+
+
+def test_signs_hold_their_level_for_weights_with_scaled_rows_and_columns():
+    weights = []
+    for k in range(REPEATS):
+        scales = torch.rand(2, 6, generator=torch.Generator().manual_seed(k)).double() + 0.1
+        weights.append(scales[0, :, None] * random(k) * scales[1])
+    wrong = int((p_values("signs", weights) <= LEVEL).sum())
+    assert FEWEST <= wrong <= MOST
+    # the plug-in Gaussian errs to the safe side
+    assert int((p_values("gaussian", weights) <= LEVEL).sum()) <= MOST
+
+
+def test_what_has_structure_is_found():
+    factors = torch.kron(random(0, 4, 4), random(1, 4, 4))
+    linear = nn.Linear(16, 16, bias=False)
+    linear.weight.data = (factors + 0.1 * random(2, 16, 16)).float()
+    [found] = spectra(linear, draws=19)
+    for null in ("shuffled", "signs", "gaussian", "noise"):
+        assert found.nulls[null].p == 1 / 20, null
+        assert found.nulls[null].distance < -3, null
+        assert float(found.values[0] / found.values.norm()) > float(found.nulls[null].high[0])
+
+
+def test_a_null_that_cannot_differ_does_not_apply():
+    [found] = spectra(TensorLinear(lowrank(6, 5, 3)), draws=3)
+    for null in ("shuffled", "signs", "gaussian"):
+        band = found.nulls[null]
+        assert not band.applies
+        assert "divides rows from columns" in band.why
+        assert band.p is None
+        assert band.distance is None
+        assert not len(band.low)
+    assert found.nulls["noise"].applies
+    assert found.nulls["gauge"].applies
+
+
+def test_low_rank_of_noise_is_like_noise_and_of_structure_is_not():
+    noise, other = random(0, 40, 30), random(1, 40, 3) @ random(2, 3, 30)
+    for weight, few in ((noise, False), (other + 0.3 * noise, True)):
+        U, S, V = torch.linalg.svd(weight)
+        layer = TensorLinear(lowrank(40, 30, 12), [U[:, :12] * S[:12], V[:12]])
+        [found] = spectra(layer, draws=39)
+        assert (found.nulls["noise"].p <= LEVEL) == few
+
+
+def test_where_nothing_is_cut_only_the_gauge_is_a_null():
+    [first, _] = spectra(TensorLinear(ring((2, 3), (2, 3), 2)), draws=3)
+    assert [name for name, band in first.nulls.items() if band.applies] == ["gauge"]
+    for layer in (TensorLinear(cp((2, 3), (2, 3), 4)), TensorLinear(kron((2, 3), (2, 3), 2))):
+        for found in spectra(layer, draws=3):
+            if found.kind == "terms":
+                assert not any(n.applies for name, n in found.nulls.items() if name != "gauge")
+
+
+def test_a_single_value_or_a_zero_weight_has_no_null():
+    zero = nn.Linear(4, 4)
+    nn.init.zeros_(zero.weight)
+    [found] = spectra(zero, draws=2)
+    assert (found.entropy, found.effective_rank, found.normalised) == (0, 1, 0)
+    assert {band.why for band in found.nulls.values()} == {"the weight is zero"}
+    [found] = spectra(TensorLinear(lowrank(4, 4, 1)), draws=2)
+    assert all("single value" in band.why for band in found.nulls.values())
+
+
+def test_blocks_are_drawn_as_blocks():
+    [found] = spectra(TensorLinear(btt((4, 3), (3, 4), 2)), draws=4)
+    for name, band in found.nulls.items():
+        assert band.applies, name
+        assert len(band.low) == len(found.values) == 2
+
+
+def test_draws_depend_on_the_seed_and_on_nothing_else():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    both, again = (spectra(model, draws=4, seed=1) for _ in range(2))
+    [alone] = spectra(model, names="1", draws=4, seed=1, nulls=("signs",))
+    other = spectra(model, draws=4, seed=2)
+    entropies = both[1].nulls["signs"].entropies
+    assert torch.equal(entropies, again[1].nulls["signs"].entropies)
+    assert torch.equal(entropies, alone.nulls["signs"].entropies)
+    assert not torch.equal(entropies, other[1].nulls["signs"].entropies)
+
+
+def test_unknown_nulls_and_too_few_draws_are_refused():
+    linear = nn.Linear(4, 4)
+    with pytest.raises(SelectionError, match="'normal' came; write a tuple of some of shuffled"):
+        spectra(linear, nulls=("normal",))
+    with pytest.raises(SelectionError, match="'gauge' came; write a tuple"):
+        spectra(linear, nulls="gauge")
+    with pytest.raises(DataError, match=r"1 draws came; a band needs .* at least 2"):
+        spectra(linear, draws=1)
