@@ -256,6 +256,49 @@ def heal(
         _say(f"Measure what is left: {command}", json_)
 
 
+@app.command(short_help="The bonds of a compressed model as a page: spectra, features, controls.")
+def read(
+    folder: flags.Tensorized,
+    data: flags.Corpus,
+    out: flags.Page,
+    layer: flags.ReadLayers = None,
+    gauge: flags.GaugeKind = "canonical",
+    features: flags.PerBond = 64,
+    draws: flags.Draws = 20,
+    measure: flags.Measure = 32,
+    windows: flags.Windows = 32,
+    length: flags.Length = 256,
+    force: flags.Force = False,
+    seed: flags.Seed = 0,
+    device: flags.Device = "cpu",
+    dtype: flags.Dtype = "auto",
+    json_: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Read a compressed model through its bonds, and write one page that opens offline.
+
+    Each bond has its spectrum beside null models, its indices as features over the text, and what
+    leaving them out costs, from cheap guesses to the loss itself.
+    """
+    from bondwise.compress import check_device
+    from bondwise.compress import dtype as named
+    from bondwise.progress import Bars
+    from bondwise.read.verb import Reader, check_page
+    from bondwise.report.reading import write_reading
+
+    check_device(device)
+    check_page(out, force)
+    reader = Reader(
+        folder, data, gauge, tuple(layer or ()), windows, length, features, draws, measure,
+        seed=seed, device=device, dtype=named(dtype),
+    )  # fmt: skip
+    with Bars(quiet) as bars:
+        report = reader.run(bars)
+    write_reading(report, out)
+    _show(report, json_, "reading")
+    _say(f"Wrote {out}: one page, which opens offline.", json_)
+
+
 @app.command(short_help="Back to dense weights, which load without bondwise.")
 def merge(
     folder: flags.Tensorized,
@@ -431,13 +474,14 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
     if as_json:
         _print_json(report)
         return
-    from bondwise.report import healing, speeds, table
+    from bondwise.report import bonds, healing, speeds, table
 
     shown = {
         "healing": lambda: healing.summary(report),
         "summary": lambda: table.summary(report),
         "samples": lambda: table.samples(report),
         "plan": lambda: table.plan_table(report, full=full),
+        "reading": lambda: bonds.bonds(report),
         "evaluation": lambda: table.evaluation(report),
         "rates": lambda: speeds.rates(report),
         "benchmark": lambda: speeds.benchmark(report),

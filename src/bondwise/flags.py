@@ -308,3 +308,38 @@ Track = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Write the curve there for TensorBoard as well."),
 ]
+Corpus = Annotated[
+    str, typer.Option(metavar="FILE", help="UTF-8 text that flows through the model.")
+]
+Page = Annotated[Path, typer.Option(metavar="FILE.html", help="Page to write.")]
+ReadLayers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        metavar="PATTERN",
+        help="Layers to read, as targets are written; may be repeated. [default: all]",
+    ),
+]
+GaugeKind = Annotated[
+    str,
+    typer.Option(
+        "--gauge",
+        metavar="KIND",
+        help="Basis in which bonds are followed: raw, canonical, whitened, varimax or ica.",
+    ),
+]
+PerBond = Annotated[
+    int,
+    typer.Option(
+        "--features", parser=whole, metavar="N", help="Indices of a bond that are followed."
+    ),
+]
+Draws = Annotated[int, typer.Option(parser=whole, metavar="N", help="Draws of each null model.")]
+Measure = Annotated[
+    int,
+    typer.Option(
+        parser=whole,
+        metavar="N",
+        help="Indices that are left out one by one to see the loss itself.",
+    ),
+]

@@ -63,7 +63,7 @@ class Healing:
     local_rate: float = 1e-3
     local_windows: int = 64
     train: tuple[str, ...] = ("all",)
-    rate: float = 3e-4
+    rate: float = 6e-5
     warmup: float = 0.05
     floor: float = 0.0
     clip: float = 1.0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bondwise.compute.run import dense
 from bondwise.errors import ShapeError
 from bondwise.network.network import Network, parse
+from bondwise.network.notebook import html
 from bondwise.network.ranks import layouts
 from bondwise.weight.gauge import GaugeForm, fill, free_shapes
 from bondwise.weight.slots import Plain, Slot, slots
@@ -114,6 +115,12 @@ class TensorLayer(nn.Module):
         form = "" if self.form is None else ", gauge-free"
         shared = "".join(f", core_{k} shared by {len(g)}" for k, g in self.sharing.items())
         return f"'{self.network}', ranks={self.network.bonds}, stored={stored}{form}{shared}"
+
+    def _repr_html_(self) -> str:
+        """The network as a notebook shows it, with what is stored of it."""
+        out, inp = self.network.shape
+        words = f"{type(self).__name__}, {out} x {inp}, {self.stored_numbers:,} numbers stored"
+        return html(self.network, words)
 
     @property
     def _tied_weights_keys(self) -> dict[str, str]:

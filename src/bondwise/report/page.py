@@ -43,9 +43,9 @@ def page(report: Report) -> str:
         el("footer", el("p", f"bondwise {report['bondwise']}, seed {report['seed']}")),
         el("div", id="tip", role="status", hidden=True),
         el("script", data(report), type="application/json", id="report"),
-        el("script", _asset("page.js")),
+        el("script", asset("tip.js"), asset("page.js")),
     ]
-    return f"<!doctype html>\n{el('html', _head(report), el('body', *body), lang='en')}\n"
+    return document(head(f"{title(report)} in tensor networks", "page.css"), *body)
 
 
 def write_page(report: Report, path: str | Path) -> Path:
@@ -54,10 +54,19 @@ def write_page(report: Report, path: str | Path) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
+    return write_whole(page(report), path)
+
+
+def write_whole(text: str, path: str | Path) -> Path:
+    """Write a text, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     path = Path(path)
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half.write_text(page(report), encoding="utf-8")
+        half.write_text(text, encoding="utf-8")
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
@@ -70,7 +79,15 @@ def data(report: Report) -> Markup:
     >>> data({"name": "</script>"})
     '{"name": "\\u003c/script\\u003e"}'
     """
-    text = json.dumps(finite(report), ensure_ascii=False, allow_nan=False)
+    return inert(json.dumps(finite(report), ensure_ascii=False, allow_nan=False))
+
+
+def inert(text: str) -> Markup:
+    r"""JSON that cannot end the script element it stands in.
+
+    >>> inert('"a < b"')
+    '"a \\u003c b"'
+    """
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
@@ -91,21 +108,28 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A style sheet or a script of this room."""
     return Markup(files("bondwise.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def _head(report: Report) -> Markup:
+def head(words: str, *styles: str) -> Markup:
+    """A head under the offline policy, with its title and style sheets."""
     return el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", http_equiv="Content-Security-Policy", content=POLICY),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{title(report)} in tensor networks"),
+        el("title", words),
         el("link", rel="icon", href="data:,"),
-        el("style", _asset("page.css")),
+        el("style", *map(asset, styles)),
     )
+
+
+def document(top: Markup, *body: Markup) -> str:
+    """The whole text of a page."""
+    return f"<!doctype html>\n{el('html', top, el('body', *body), lang='en')}\n"
 
 
 def _masthead(report: Report) -> Markup:
