@@ -124,12 +124,12 @@ def test_bad_input():
         gauge(own, "svd")
     with pytest.raises(DataError, match="add data="):
         gauge(own, "ica")
-    with pytest.raises(DataError, match="at least 32"):
+    with pytest.raises(DataError, match="at least 64"):
         gauge(own, "ica", data=torch.randn(10, 8))
     with pytest.raises(DataError, match="not finite"):
-        gauge(own, "ica", data=torch.full((40, 8), float("nan")))
+        gauge(own, "ica", data=torch.full((80, 8), float("nan")))
     with pytest.raises(DataError, match="all zero"):
-        gauge(own, "ica", data=torch.zeros(40, 8))
+        gauge(own, "ica", data=torch.zeros(80, 8))
     with pytest.raises(NetworkError, match="lies on a loop"):
         gauge(layer(bw.ring((2, 2), (2, 2), 3)), "canonical")
     with pytest.raises(NetworkError, match="sits on 4 cores"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from math import prod
 
 import opt_einsum
@@ -107,14 +107,14 @@ def bond(model: nn.Module, layer: str = "", name: str | None = None) -> Bond:
         if not known:
             bonds(model)  # says what is missing
         raise SelectionError(
-            f"No tensorized layer {layer!r} in {type(model).__name__}; {_nearest(layer, known)}."
+            f"No tensorized layer {layer!r} in {type(model).__name__}; {nearest(layer, known)}."
         )
     own = known[layer]
     names = list(own.network.bonds)
     if not names:
         raise SelectionError(f"Layer {layer!r} is '{own.network}', without a bond; read another.")
     if name is not None and name not in names:
-        raise SelectionError(f"No bond {name!r} in layer {layer!r}; {_nearest(name, names)}.")
+        raise SelectionError(f"No bond {name!r} in layer {layer!r}; {nearest(name, names)}.")
     return Bond(layer, own.network, readable(own), name or names[0])
 
 
@@ -268,8 +268,15 @@ def _why(bond: Bond) -> str:
     return f"Bond {bond.name} of '{net}' {said} and does not cut it in two{other}."
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """The names that are most alike."""
-    names = list(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-    return f"the nearest are {', '.join(near)}"
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The three names that are most alike, a part of a path beside as many of its last parts.
+
+    >>> nearest("o_prj", ["layers.0.up_proj", "layers.0.o_proj"])
+    'the nearest are layers.0.o_proj, layers.0.up_proj'
+    """
+    parts = name.count(".") + 1
+
+    def unlike(other: str) -> float:
+        return -SequenceMatcher(None, name, ".".join(other.split(".")[-parts:])).ratio()
+
+    return f"the nearest are {', '.join(sorted(known, key=unlike)[:3])}"

@@ -13,10 +13,11 @@ from bondwise.network.network import Network
 from bondwise.read.bonds import BLOCKS, Bond, matrices, sides
 from bondwise.read.bonds import bond as bond_of
 from bondwise.read.contributions import gram, values
-from bondwise.read.rotations import check_samples, ica, matched, varimax, whitening
+from bondwise.read.rotations import LEAST_PER_VALUE, check_samples, ica, matched, varimax, whitening
 from bondwise.weight.joints import Push, unfolding
 
 GAP = 1e-3  # of two Schmidt values, over the larger: below, their directions may mix
+LEAST = 2 * LEAST_PER_VALUE  # samples for each value of a bond: for both halves
 STABLE = 0.9  # likeness of two halves' features, at which one is taken as identified
 ROTATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {"varimax": varimax, "ica": ica}
 KINDS = ("raw", "canonical", "whitened", *ROTATIONS)
@@ -191,7 +192,7 @@ def _from_data(
     h = carried.values.reshape(-1, own.size).double()
     if not bool(h.isfinite().all()):
         raise DataError("Values on the bond are not finite; give finite inputs.")
-    check_samples(h)
+    check_samples(h, LEAST)
     early = _early(own, carried.order)
     other = second if early == 0 else first
     to = _basis(h, other, kind, seed)

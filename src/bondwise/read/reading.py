@@ -206,7 +206,7 @@ def _histogram(found: Features, k: int) -> Plain:
     return {"low": -edge, "high": edge, "counts": found.counts[k].tolist()}
 
 
-def _examples(at: Tensor, values: Tensor, most: int) -> list[list[float]]:
+def _examples(at: Tensor, values: Tensor, most: int) -> list[list[Any]]:
     both = zip(at[:most].tolist(), values[:most].tolist(), strict=True)
     return [[place, float(f"{value:.3g}")] for place, value in both]
 

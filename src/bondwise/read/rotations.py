@@ -112,17 +112,17 @@ def random_rotation(size: int, seed: int) -> Tensor:
     return Q * R.diagonal().sign()
 
 
-def check_samples(z: Tensor) -> None:
+def check_samples(z: Tensor, least: int = LEAST_PER_VALUE) -> None:
     """Refuse too few samples for a rotation.
 
     Raises:
-        DataError: fewer than `LEAST_PER_VALUE` for each value.
+        DataError: fewer than so many for each value.
     """
     count, rank = z.shape
-    if count < LEAST_PER_VALUE * rank:
+    if count < least * rank:
         raise DataError(
             f"{count:,} samples came for a bond of {rank} values; "
-            f"give at least {LEAST_PER_VALUE * rank:,} ({LEAST_PER_VALUE} for each value)."
+            f"give at least {least * rank:,} ({least} for each value)."
         )
 
 

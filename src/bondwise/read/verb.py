@@ -4,7 +4,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from bondwise.model.calibrate import Progress, silent
 from bondwise.model.layers import TensorLinear
 from bondwise.model.select import matches
 from bondwise.model.text import read_text
-from bondwise.read.bonds import BLOCKS, CUT, Bond, bonds
+from bondwise.read.bonds import BLOCKS, CUT, Bond, bonds, nearest
 from bondwise.read.corpus import Corpus, corpus
 from bondwise.read.features import features, input_moments
-from bondwise.read.gauge import KINDS, Gauge, gauge
+from bondwise.read.gauge import KINDS, LEAST, Gauge, gauge
 from bondwise.read.importance import importance
 from bondwise.read.reading import Found, reading
-from bondwise.read.rotations import LEAST_PER_VALUE
 from bondwise.read.spectra import spectra
 from bondwise.read.watch import in_turns, inputs
 
@@ -142,6 +140,12 @@ class Reader:
         report = reading(model, everything, shown, tokenizer, agreement)
         missed = [b.layer for b in own if b.layer not in moments]
         notes = [f"no token reached {name}" for name in dict.fromkeys(missed)]
+        notes += [
+            f"bond {bond.name} of {bond.layer} is read in its {g.kind} gauge, for want of "
+            f"{'tokens' if bond.kind == CUT else 'another'}"
+            for bond, g in zip(reached, read, strict=True)
+            if g.kind != self.kind
+        ]
         return report | {
             "bondwise": version("bondwise"),
             "model": Path(self.source).name,
@@ -174,11 +178,10 @@ class Reader:
             return every
         for name in self.names:
             if not any(matches(name, b.layer, model.get_submodule(b.layer)) for b in every):
-                known = list(dict.fromkeys(b.layer for b in every))
-                near = get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+                known = dict.fromkeys(b.layer for b in every)
                 raise SelectionError(
                     f"Layer {name!r} came; no tensorized layer is meant by it: "
-                    f"the nearest are {', '.join(near)}."
+                    f"{nearest(name, known)}."
                 )
         meant = self.names
         return [
@@ -210,7 +213,7 @@ class Reader:
             for k in (k for k in cuts if own[k].layer in group):
                 progress("gauges", done, len(cuts))
                 done += 1
-                if LEAST_PER_VALUE * own[k].size <= len(x[own[k].layer]):
+                if LEAST * own[k].size <= len(x[own[k].layer]):
                     for kind in kinds:
                         found[k][kind] = gauge(own[k], kind, data=x[own[k].layer], seed=self.seed)
         progress("gauges", len(cuts), max(1, len(cuts)))

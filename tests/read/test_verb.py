@@ -1,0 +1,147 @@
+"""`bondwise read`: a page from a folder and a text, or one sentence that says why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bondwise as bw
+import tiny
+from bondwise.compress import compress
+from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
+from bondwise.huggingface.loading import load_model
+from bondwise.model.recipe import Recipe
+from bondwise.read.corpus import corpus
+from bondwise.read.logits import unembedding, why_not
+from bondwise.read.verb import Reader, check_page
+from verbs import bondwise
+
+
+@pytest.fixture(scope="module")
+def folder(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model, compressed."""
+    out = tmp_path_factory.mktemp("read") / "small"
+    data = str(shelf / "text.txt")
+    recipe = Recipe(model=str(shelf / "llama"), data=data, keep=0.6, windows=8, length=32)
+    compress(recipe, out)
+    return out
+
+
+def reader(folder: Path, shelf: Path, **other) -> Reader:
+    given = {"windows": 8, "length": 32, "draws": 3, "measure": 10, "per_bond": 6} | other
+    return Reader(str(folder), str(shelf / "text.txt"), **given)
+
+
+def test_a_reading_has_every_bond_with_its_controls(folder, shelf):
+    report = reader(folder, shelf).run()
+    model = load_model(folder, task="causal").model
+    expected = [(b.layer, b.name, b.size) for b in bw.read.bonds(model)]
+    found = [(la["name"], b["name"], b["size"]) for la in report["layers"] for b in la["bonds"]]
+    assert found == expected
+    json.dumps(report, allow_nan=False)
+    places = report["corpus"]["ids"]
+    assert len(places) == 8 * 32 == report["corpus"]["windows"] * report["corpus"]["length"]
+    for layer in report["layers"]:
+        for bond in layer["bonds"]:
+            assert len(bond["values"]) == bond["size"]
+            assert {n["name"] for n in bond["nulls"]} >= {"shuffled", "signs", "noise", "gauge"}
+            assert bond["gauge"] == "canonical"
+            assert len(bond["features"]) == min(6, bond["size"])
+            shares = [f["share"] for f in bond["features"]]
+            assert shares == sorted(shares, reverse=True)
+            for feature in bond["features"]:
+                values = [v for _, v in feature["examples"]]
+                assert values == sorted(values, reverse=True)
+                assert all(0 <= at < len(places) for at, _ in feature["examples"])
+                assert (feature["logits"] is None) == (feature["why_no_logits"] is not None)
+                writes = layer["kind"] in ("o_proj", "down_proj")
+                assert (feature["logits"] is not None) == writes
+    measured = [
+        v for la in report["layers"] for b in la["bonds"] for v in b["importance"]["measured"]
+    ]
+    assert sum(v is not None for v in measured) == report["measured"] == 10
+
+
+def test_the_same_seed_gives_the_same_reading(folder, shelf):
+    one, two = (reader(folder, shelf, names=("o_proj",)).run() for _ in range(2))
+    assert json.dumps(one) == json.dumps(two)
+    assert {layer["kind"] for layer in one["layers"]} == {"o_proj"}
+
+
+def test_features_in_a_gauge_that_data_chooses(folder, shelf):
+    few = reader(folder, shelf, names=("o_proj",), kind="varimax").run()
+    assert all("canonical gauge, for want of tokens" in note for note in few["notes"])
+    report = reader(folder, shelf, names=("o_proj",), kind="varimax", windows=32).run()
+    kinds = {bond["gauge"] for layer in report["layers"] for bond in layer["bonds"]}
+    assert kinds == {"varimax"}
+    stable = [f["stability"] for la in report["layers"] for f in la["bonds"][0]["features"]]
+    assert all(0 <= s <= 1 for s in stable)
+
+
+def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf, tmp_path):
+    page = tmp_path / "page.html"
+    flags = ["--windows", 8, "--length", 32, "--draws", 3, "--measure", 0, "-q"]
+    given = ["read", folder, "--data", shelf / "text.txt", "--out", page, *flags]
+    said = bondwise(capsys, *given)
+    assert said.code == 0
+    assert "bonds of" in said.out
+    assert max(map(len, said.out.split("Wrote")[0].splitlines())) <= 80
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    again = bondwise(capsys, *given)
+    assert again.code == 1
+    assert "--force" in again.err
+    said = bondwise(capsys, *given, "--force", "--json")
+    assert said.code == 0
+    assert said.json["layers"]
+
+
+def test_what_cannot_be_read_is_said_in_a_sentence(folder, shelf, tmp_path):
+    with pytest.raises(SelectionError, match="no bond to read"):
+        Reader(str(shelf / "llama"), str(shelf / "text.txt")).run()
+    with pytest.raises(SelectionError, match=r"nearest are .*o_proj"):
+        reader(folder, shelf, names=("o_prj",)).run()
+    with pytest.raises(SelectionError, match="write one of raw"):
+        reader(folder, shelf, kind="svd").run()
+    with pytest.raises(BudgetError, match="draws=1 came"):
+        reader(folder, shelf, draws=1).run()
+    short = tmp_path / "short.txt"
+    short.write_text("bond core rank", encoding="utf-8")
+    with pytest.raises(DataError, match="tokens"):
+        Reader(str(folder), str(short), length=32).run()
+    few = tmp_path / "few.txt"
+    few.write_text(tiny.text()[:300], encoding="utf-8")
+    with pytest.raises(DataError, match="need at least"):
+        Reader(str(folder), str(few), length=8, draws=2, windows=4, measure=0).run()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        check_page(tmp_path / "nowhere" / "page.html", False)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        check_page(tmp_path, False)
+
+
+def test_the_straight_way_to_the_logits_is_that_of_the_model(shelf):
+    model = load_model(shelf / "llama", torch.float32, task="causal").model
+    head = unembedding(model)
+    direction = torch.randn(3, model.config.hidden_size)
+    expected = (direction * model.model.norm.weight) @ model.lm_head.weight.T
+    found = head.effects(direction)
+    torch.testing.assert_close(found, expected - expected.mean(1, keepdim=True))
+    up, up_at, down, down_at = head.extremes(direction, 2)
+    torch.testing.assert_close(up[:, 0], found.max(1).values)
+    torch.testing.assert_close(down[:, 0], found.min(1).values)
+    assert up_at.shape == down_at.shape == (3, 2)
+    assert why_not("model.layers.0.mlp.down_proj", 48, head) is None
+    assert "residual stream" in why_not("model.layers.0.mlp.up_proj", 96, head)
+    assert "no head" in why_not("mlp.down_proj", 48, None)
+    assert unembedding(torch.nn.Linear(3, 3)) is None
+
+
+def test_a_corpus_keeps_each_text_once(shelf):
+    loaded = load_model(shelf / "llama", task="causal")
+    found = corpus(loaded.model, loaded.tokenizer, tiny.text(), 4, 16)
+    assert found.ids.shape == (4, 16)
+    assert set(found.pieces) == set(found.ids.flatten().tolist())
+    plain = found.to_json()
+    again = [plain["pieces"][place] for place in plain["ids"]]
+    assert again == [found.pieces[token] for token in found.ids.flatten().tolist()]
+    assert found.piece(5) == again[5]
