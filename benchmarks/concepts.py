@@ -36,10 +36,10 @@ from bondwise.read.watch import inputs
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "reading.md"
 GAUGES = ("raw", "canonical", "whitened", "varimax", "ica")
-LAYERS = ("self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+LAYERS = ("self_attn.q_proj", "mlp.gate_proj", "self_attn.o_proj", "mlp.down_proj")
 DEPTHS = (5, 15, 25)
 LENGTH, SHARE = 256, 4  # tokens of a window, and windows of an article at most
-CHOSEN_ON = 4096  # tokens that gauges are chosen on
+CHOSEN_ON = 16384  # tokens that gauges are chosen on
 LEVEL = 0.05
 
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -178,6 +178,9 @@ def scores(
     }
     for kind in given.gauges:
         if _file(given, cell, kind).exists():
+            continue
+        if bond.kind != "cut" and kind not in ("raw", "canonical"):
+            print(f"{name}: a bond of {bond.kind} has no {kind} gauge")
             continue
         found = read.gauge(bond, kind, data=chosen_on)
         values = x @ read.readout(found.bond).readers.T

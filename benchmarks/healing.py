@@ -171,7 +171,8 @@ def section(found: Sequence[Entry]) -> str:
     about = (
         f"Perplexity over the dense model's ({' and '.join(dense)}) on {first['windows']} windows "
         f"of {first['length']} tokens, {first['threads']} threads, `make bench-heal`. What is "
-        "healed and judged was held out from each other. A cell that is missing was not run."
+        'healed and judged was held out from each other. "In steps": as many steps as the minutes '
+        "allow on two quiet cores, run beside other work. A cell that is missing was not run."
     )
     head = "| keep | healed | minutes | steps of a slice, of the whole | in domain | out of domain "
     head += "| KL | top-1 | a step | peak memory |"
@@ -185,7 +186,7 @@ def _row(entry: Entry) -> str:
     cells = [
         f"{entry['keep']:g}",
         METHODS[entry["method"]][0],
-        f"{entry['minutes']:g}" if steps else "",
+        f"{entry['minutes']:g}{' in steps' * (entry.get('by') == 'steps')}" if steps else "",
         f"{steps['local']}, {steps['global']}" if steps else "",
         _ratio(here),
         _ratio(there),

@@ -100,7 +100,8 @@ class Tab:
                 rest["text"] = "\r"
             self.send("Input.dispatchKeyEvent", type="keyDown", **rest)
             self.send("Input.dispatchKeyEvent", type="keyUp", **rest)
-        self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)))")
+            # an address that a key sets is acted on a little later
+            self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))")
 
     def size(self, wide, high=900):
         self.send("Emulation.setDeviceMetricsOverride", width=wide, height=high,

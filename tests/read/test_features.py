@@ -93,3 +93,17 @@ def test_inputs_of_layers_are_taken_in_turns_and_up_to_a_limit():
     assert in_turns(wide, 2**14) == [["a"], ["b"], ["c"]]
     moments = input_moments(own, ["0"], [torch.ones(10, 8)])
     torch.testing.assert_close(moments["0"], torch.ones(8, 8, dtype=torch.float64))
+
+
+def test_features_lean_to_the_positive_side_whatever_the_sign_of_the_inputs():
+    own = model(bw.lowrank(6, 8, 3))
+    x = torch.randn(40, 16, 8) ** 3
+    one, two = (features(own, bonds(own), [each], per_bond=3)[0] for each in (x, -x))
+    assert bool((one.skew >= 0).all())
+    torch.testing.assert_close(one.readers, -two.readers)
+    for name in ("top", "at", "low", "around", "mean"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), msg=name)
+    F = one.values(x).reshape(-1, 3)
+    torch.testing.assert_close(F.mean(0), one.mean, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(F.max(0).values, one.top[:, 0])
+    torch.testing.assert_close(F.min(0).values, one.low[:, 0])

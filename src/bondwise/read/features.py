@@ -24,7 +24,8 @@ class Features:
     """What some values of one bond do over a corpus.
 
     A value of the bond is read as ``f = reader . x``, a number for each token whose direction in
-    the output is `directions` (`bondwise.read.contributions.Readout`).
+    the output is `directions` (`bondwise.read.contributions.Readout`). Its sign is free; it is such
+    that the distribution leans to the positive side.
 
     Attributes:
         bond: in the gauge that it was read in.
@@ -165,8 +166,7 @@ class _Stream:
         count = len(self.indices)
         self.powers = torch.zeros(4, count, dtype=torch.float64)
         self.counts = torch.zeros(count, BINS, dtype=torch.long)
-        self.tops, self.lows = _Best(count, TOP), _Best(count, LOW)
-        self.around = torch.zeros(count, 0, BEFORE + 1 + AFTER)
+        self.ends = _Best(count), _Best(count)  # the largest values, and of those turned round
         self.tokens, self.offset = 0, 0
 
     def add(self, x: Tensor, mask: Tensor | None) -> None:
@@ -177,15 +177,11 @@ class _Stream:
         real = None if mask is None else mask.reshape(-1).cpu()
         told = flat if real is None else flat[real]
         self._sum(told)
-        here = flat if real is None else flat.masked_fill(~real[:, None], float("-inf"))
-        values, at = here.T.topk(min(TOP, len(here)), dim=1)
-        context = _context(flat.reshape(-1, length, flat.shape[1]), at, length)
-        chosen = self.tops.merge(values, at + self.offset)
-        both = torch.cat([self.around, context], 1)
-        self.around = both.gather(1, chosen[:, :, None].expand(-1, -1, both.shape[2]))
-        there = -flat if real is None else (-flat).masked_fill(~real[:, None], float("-inf"))
-        values, at = there.T.topk(min(LOW, len(there)), dim=1)
-        self.lows.merge(values, at + self.offset)
+        for end, turned in zip(self.ends, (flat, -flat), strict=True):
+            here = turned if real is None else turned.masked_fill(~real[:, None], float("-inf"))
+            values, at = here.T.topk(min(TOP, len(here)), dim=1)
+            context = _context(turned.reshape(-1, length, turned.shape[1]), at, length)
+            end.merge(values, at + self.offset, context)
         self.offset += prod(F.shape[:-1])
 
     def _sum(self, told: Tensor) -> None:
@@ -207,42 +203,55 @@ class _Stream:
                 f"{self.tokens} tokens came; the statistics of a feature need at least {TOP}."
             )
         first, second, third, fourth = self.powers / self.tokens
-        rms = second.sqrt()
+        rms, turn = second.sqrt(), third < 0
+        sign = torch.where(turn, -1.0, 1.0)
+        signs = sign.to(self.read.readers)[:, None]
+        top, at, around = self._end(turn)
+        low, low_at, _ = self._end(~turn)
         return Features(
             self.bond,
             self.indices,
-            self.read.readers,
-            self.read.directions,
+            self.read.readers * signs,
+            self.read.directions * signs,
             self.read.pure,
             self.share,
             self.tokens,
-            first.float(),
+            (first * sign).float(),
             rms.float(),
-            (third / rms.pow(3).clamp_min(1e-300)).float(),
+            (third.abs() / rms.pow(3).clamp_min(1e-300)).float(),
             (second.square() / fourth.clamp_min(1e-300)).float(),
-            self.counts,
-            self.tops.values,
-            self.tops.at,
-            -self.lows.values,
-            self.lows.at,
-            self.around,
+            torch.where(turn[:, None], self.counts.flip(1), self.counts),
+            top,
+            at,
+            -low[:, :LOW],
+            low_at[:, :LOW],
+            around,
         )
+
+    def _end(self, other: Tensor) -> list[Tensor]:
+        """One end of each feature: its largest values, or where told those turned round."""
+        one, two = ((end.values, end.at, end.around) for end in self.ends)
+        return [
+            torch.where(other.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+            for a, b in zip(one, two, strict=True)
+        ]
 
 
 class _Best:
-    """The largest values of some features so far, and where they are."""
+    """The largest values of some features so far, where they are, and what is around them."""
 
-    def __init__(self, count: int, most: int) -> None:
-        self.most = most
+    def __init__(self, count: int) -> None:
         self.values = torch.zeros(count, 0)
         self.at = torch.zeros(count, 0, dtype=torch.long)
+        self.around = torch.zeros(count, 0, BEFORE + 1 + AFTER)
 
-    def merge(self, values: Tensor, at: Tensor) -> Tensor:
-        """Take up others; which of the old ones and these, in this order, are kept."""
+    def merge(self, values: Tensor, at: Tensor, around: Tensor) -> None:
+        """Take up others."""
         both, places = torch.cat([self.values, values], 1), torch.cat([self.at, at], 1)
-        self.values, chosen = both.topk(min(self.most, both.shape[1]), dim=1)
+        about = torch.cat([self.around, around], 1)
+        self.values, chosen = both.topk(min(TOP, both.shape[1]), dim=1)
         self.at = places.gather(1, chosen)
-        return chosen
+        self.around = about.gather(1, chosen[:, :, None].expand(-1, -1, about.shape[2]))
 
 
 def _context(F: Tensor, at: Tensor, length: int) -> Tensor:

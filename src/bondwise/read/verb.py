@@ -26,7 +26,7 @@ from bondwise.read.reading import Found, reading
 from bondwise.read.spectra import spectra
 from bondwise.read.watch import in_turns, inputs
 
-SAMPLES = 4096  # inputs of a layer that a gauge is chosen by, at most
+SAMPLES = 16384  # inputs of a layer that a gauge is chosen by, at most
 WITHOUT_DATA = ("raw", "canonical")
 
 
@@ -126,7 +126,7 @@ class Reader:
         ladder, agreement = importance(
             model,
             [g.bond for g in read],
-            batches[: max(1, self.measure_on // len(batches[0]))],
+            list(shown.ids[: self.measure_on].to(self.device).split(1)),  # logits are large
             moments,
             measure=self.measure,
             seed=self.seed,

@@ -210,7 +210,7 @@ const ladder = (name, bond) => {
 };
 
 const SORTS = {
-  importance: (bond) => (feature) => -(bond.importance?.[best(bond)]?.[feature.index] ?? -Infinity),
+  importance: (bond) => (feature) => -Math.abs(bond.importance?.[best(bond)]?.[feature.index] ?? 0),
   density: () => (feature) => feature.density ?? Infinity,
   stability: () => (feature) => -(feature.stability ?? -Infinity),
   index: () => (feature) => feature.index,
