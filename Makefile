@@ -45,6 +45,11 @@ bench-models: $(READY)
 bench-heal: $(READY)
 	$(BIN)/python benchmarks/healing.py $(ARGS)
 
+# Bond features against neurons, principal components and random gauges; resumes. For docs/reading.md.
+.PHONY: bench-concepts
+bench-concepts: $(READY)
+	$(BIN)/python benchmarks/concepts.py $(ARGS)
+
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (torch and friends, about 1 GB; once, a few minutes) .."
 	@$(PYTHON) -m venv $(VENV)

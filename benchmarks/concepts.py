@@ -38,7 +38,7 @@ PAGE = HERE.parent / "docs" / "reading.md"
 GAUGES = ("raw", "canonical", "whitened", "varimax", "ica")
 LAYERS = ("self_attn.q_proj", "mlp.gate_proj", "self_attn.o_proj", "mlp.down_proj")
 DEPTHS = (5, 15, 25)
-LENGTH, SHARE = 256, 4  # tokens of a window, and windows of an article at most
+LENGTH, SHARE = 256, 2  # tokens of a window, and windows of an article at most
 CHOSEN_ON = 16384  # tokens that gauges are chosen on
 LEVEL = 0.05
 
@@ -228,11 +228,11 @@ def section(found: Sequence[Entry]) -> str:
     about = (
         f"SmolLM2-135M at keep {first['keep']:g}, {len(layers)} bonds ({short}), "
         f"{len(first['concepts'])} concepts, {first['tokens']:,} tokens of {first['articles']} "
-        f"held-out articles, {first['draws']} random gauges; `python benchmarks/concepts.py`. "
+        f"held-out articles, {first['draws']} random gauges; `make bench-concepts`. "
         "Mean held-out AUROC of the best index, over bonds and concepts. "
-        f"Better than random gauges: share of bonds and concepts with p at most {LEVEL} after "
-        "Holm's correction within a bond. Won, lost: share whose 95 % interval of the difference "
-        "to the control lies above, or below, zero."
+        f"Better than these: share of bonds and concepts with p at most {LEVEL} against random "
+        f"gauges, where chance alone gives {LEVEL:.0%}. Won, lost: share whose 95 % interval of "
+        "the difference to the control lies above, or below, zero."
     )
     return "\n\n".join([about, _by_gauge(found), _by_concept(found)])
 
@@ -251,7 +251,7 @@ def _by_gauge(found: Sequence[Entry]) -> str:
             f"{_mean([e['identified'] for e in own]):.0%}",
             f"{_mean(_all(own, 'auroc')):.3f}",
             f"{_mean(_all(own, 'null')):.3f}",
-            f"{_mean([p <= LEVEL for p in _all(own, 'adjusted')]):.0%}",
+            f"{_mean([p <= LEVEL for p in _all(own, 'p')]):.0%}",
         ]
         for name in names:
             theirs = [e["controls"][name] for e in own]

@@ -8,6 +8,7 @@ import bondwise as bw
 import tiny
 from bondwise import read
 from bondwise.errors import DataError, SelectionError, ShapeError
+from bondwise.huggingface.loading import load_model
 from read.planted import EVERY, IDS, layer
 
 
@@ -102,6 +103,20 @@ def test_a_language_model_patched_from_another_prompt():
             patched = layer(x)
         torch.testing.assert_close(patched, layer(held[bond.layer]), rtol=0, atol=1e-5)
         assert not torch.allclose(patched, layer(x))
+
+
+def test_what_a_model_writes_with_an_edit(shelf):
+    loaded = load_model(shelf / "llama", torch.float32, task="causal")
+    model = bw.tensorize(loaded.model, keep=0.5, seed=0).model
+    bond = read.bond(model, "model.layers.1.mlp.down_proj")
+    words = "bond core rank"
+    plain = read.generated(model, loaded.tokenizer, words, tokens=6)
+    assert plain == read.generated(model, loaded.tokenizer, words, tokens=6)
+    edits = [read.steer(bond, [k], 200.0) for k in range(8)]
+    told = {read.generated(model, loaded.tokenizer, words, edit, tokens=6) for edit in edits}
+    assert told - {plain}
+    with pytest.raises(DataError, match="empty prompt"):
+        read.generated(model, loaded.tokenizer, "")
 
 
 def test_bad_input():
