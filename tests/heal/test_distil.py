@@ -74,6 +74,7 @@ def by_hand(student, teacher, ids, temperature=1.0, distil=1.0, task=0.0, hidden
     return distil * kl + task * nats + hidden * off
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize(
     "mix", [{}, {"temperature": 2.0, "task": 0.5}, {"distil": 0.0, "task": 1.0}]
@@ -182,6 +183,7 @@ def test_a_measure_that_overflows_is_infinite(tmp_path):
     assert speech(student, None, tmp_path).measure() == float("inf")
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_the_teacher_is_asked_in_parts_and_once(tmp_path):
     calls, windows = [], tiny.tokens(10, 12)
 

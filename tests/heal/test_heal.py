@@ -234,6 +234,7 @@ def test_no_token_that_is_held_out_is_trained_on(border):
         assert (max(shown) + 1) % 20 == 0 or len(shown) % 32 == 0
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_what_was_given_to_judge_on_is_judged_on(pair):
     student, teacher = pair
     healed = heal(student, teacher, windows(), validation=HELD, steps=4, local=0, **CALM)
@@ -294,6 +295,7 @@ def test_any_module_learns_to_give_what_the_teacher_gives(norm, local):
             assert torch.equal(own, statistics[name])
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_a_loader_of_batches_and_parts_of_them(tmp_path):
     student, teacher = mlps()
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))

@@ -302,6 +302,7 @@ class Skipping(nn.Module):
         return self.blocks[2](torch.tanh(y + x)) + extra
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("size", [0, 1])
 def test_blocks_that_do_not_run_in_a_row_are_healed_layer_by_layer(size, monkeypatch):
     monkeypatch.setattr(alone, "TOGETHER", 2)  # two passes, so two groups of files
@@ -415,6 +416,7 @@ def test_the_students_dtype_stays(dtype):
     assert {p.dtype for p in student.parameters()} == {dtype}
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_what_trains_and_what_does_not():
     teacher, batches = tiny.llama(), list(tiny.tokens(16, 8).split(2))
     start = compressed(teacher)

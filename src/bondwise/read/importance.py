@@ -235,7 +235,7 @@ def _mean(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
 def _finite(value: Tensor) -> Tensor:
     if not bool(value.isfinite()):
         raise DataError(
-            f"A loss of {float(value)} came; give a model and data whose loss is finite."
+            f"A loss of {float(value.detach())} came; give a model and data whose loss is finite."
         )
     return value
 
