@@ -5,39 +5,13 @@ import math
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
 from bondwise.report.page import page, write_page
+from report.parts import Parts
 
-VOID = {"meta", "link", "input"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-
-
-class Reader(HTMLParser):
-    """Checks that every element is closed in order, and gathers what the tests ask about."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.attributes, self.texts, self.ids, self.tags = [], [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, key, value or "") for key, value in attrs]
-        self.ids += [value for key, value in attrs if key == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] not in (["script"], ["style"]):
-            self.texts.append(data)
 
 
 def embedded(html):
@@ -47,7 +21,7 @@ def embedded(html):
 
 
 def test_well_formed_with_unique_ids_and_working_anchors(report):
-    reader = Reader(page(report))
+    reader = Parts(page(report))
     assert len(reader.ids) == len(set(reader.ids))
     anchors = {value[1:] for tag, key, value in reader.attributes if tag == "a" and key == "href"}
     assert anchors <= set(reader.ids)
@@ -55,13 +29,13 @@ def test_well_formed_with_unique_ids_and_working_anchors(report):
 
 def test_every_weight_is_in_the_table(report):
     table = re.search(r'<table id="table".*?</table>', page(report), re.DOTALL)[0]
-    texts = Reader(table).texts
+    texts = Parts(table).texts
     for weight in report["weights"]:
         assert weight["name"] in texts
 
 
 def test_every_block_has_a_picture_and_its_details(demo):
-    reader = Reader(page(demo))
+    reader = Parts(page(demo))
     for k in range(30):
         assert f"block-{k}" in reader.ids
     tips = [value for _, key, value in reader.attributes if key == "data-tip"]
@@ -73,7 +47,7 @@ def test_every_block_has_a_picture_and_its_details(demo):
 
 def test_nothing_is_fetched_from_anywhere(report):
     html = page(report)
-    for tag, key, value in Reader(html).attributes:
+    for tag, key, value in Parts(html).attributes:
         if key in ("src", "href", "xlink:href", "action", "poster", "srcset", "data"):
             assert value.startswith("#") or value == "data:,", (tag, key, value)
     outside_text = re.sub(r">[^<]*<", "><", html)
@@ -81,7 +55,7 @@ def test_nothing_is_fetched_from_anywhere(report):
 
 
 def test_hostile_names_are_text(odd):
-    reader = Reader(page(odd))
+    reader = Parts(page(odd))
     assert reader.tags.count("script") == 2
     assert any("<b>later</b>" in text for text in reader.texts)
     assert any("<script>alert(1)</script>" in text for text in reader.texts)
@@ -96,7 +70,7 @@ def test_the_page_is_also_the_data(demo, odd):
 
 
 def test_a_source_file_is_compared_honestly(demo):
-    text = " ".join(Reader(page(demo)).texts)
+    text = " ".join(Parts(page(demo)).texts)
     assert f"{demo['bytes']['after'] / demo['bytes']['source_file']:.2f} times its size" in text
     assert "smaller" not in text
 
@@ -104,7 +78,7 @@ def test_a_source_file_is_compared_honestly(demo):
 def test_sections_without_content_are_left_out(demo):
     for key in ("evaluation", "similarity", "samples", "steps", "recipe", "commands"):
         del demo[key]
-    ids = Reader(page(demo)).ids
+    ids = Parts(page(demo)).ids
     assert not {"quality", "samples", "steps", "repeat"} & set(ids)
     assert {"cost", "blocks", "depth", "sizes", "weights", "untouched"} <= set(ids)
 

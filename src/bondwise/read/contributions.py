@@ -15,6 +15,7 @@ from bondwise.errors import ShapeError
 from bondwise.network.floors import state
 from bondwise.network.network import Network
 from bondwise.read.bonds import Bond, matrices, opened, part, sides
+from bondwise.read.schmidt import term_norms
 
 NUMBERS = 2**24  # of contributions that are there at once
 STEPS = 100  # of power iteration, at most; one is enough where terms have rank one
@@ -168,7 +169,7 @@ def readout(bond: Bond, seed: int = 0) -> Readout:
         if moved < STILL:
             break
     v = apply(again, cores, u.reshape(1, -1)).reshape(rank, -1)
-    whole = gram(bond).diagonal()
+    whole = term_norms(net, cores, bond.name).square()
     pure = torch.where(whole > 0, v.square().sum(1) / whole.clamp_min(1e-300), 1.0)
     return Readout(v.to(bond.cores[0].dtype), u.to(bond.cores[0].dtype), pure.clamp(max=1.0))
 

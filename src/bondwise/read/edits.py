@@ -175,7 +175,7 @@ def recorded(model: nn.Module, bonds: Iterable[Bond], batch: Batch) -> dict[str,
     """What enters the layers of some bonds when the model runs on a batch, by layer."""
     found: dict[str, Tensor] = {}
 
-    def see(name: str, x: Tensor, _mask: Tensor | None) -> None:
+    def see(name: str, x: Tensor) -> None:
         found[name] = x.detach().clone()
 
     names = list(dict.fromkeys(b.layer for b in bonds))

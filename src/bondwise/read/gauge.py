@@ -12,8 +12,9 @@ from bondwise.model.layers import TensorLinear
 from bondwise.network.network import Network
 from bondwise.read.bonds import BLOCKS, Bond, matrices, sides
 from bondwise.read.bonds import bond as bond_of
-from bondwise.read.contributions import gram, values
+from bondwise.read.contributions import values
 from bondwise.read.rotations import LEAST_PER_VALUE, check_samples, ica, matched, varimax, whitening
+from bondwise.read.schmidt import term_norms
 from bondwise.weight.joints import Push, unfolding
 
 GAP = 1e-3  # of two Schmidt values, over the larger: below, their directions may mix
@@ -131,7 +132,7 @@ def gauge(
 
 def _raw(own: Bond, source: TensorLinear | None) -> Gauge:
     eye = torch.eye(own.size, dtype=torch.float64, device=own.cores[0].device)[None]
-    norms = gram(own).diagonal().clamp_min(0).sqrt()
+    norms = term_norms(own.network, own.cores, own.name)
     hyper = len(own.network.places[own.name]) > 2
     why = (
         "terms on three or more cores have no gauge but their scales"
@@ -148,11 +149,7 @@ def _canonical(own: Bond, source: TensorLinear | None) -> Gauge:
     X = torch.stack([each[0] for each in found])
     s = torch.stack([each[1] for each in found])
     groups = _near(s[0]) if len(s) == 1 else ()
-    mixed = {k for group in groups for k in group}
-    alone = torch.tensor([k not in mixed for k in range(own.size)], device=s.device)
-    if len(s) > 1:
-        close = torch.stack([_alone(row) for row in s])
-        alone = close.all(0)
+    alone = torch.stack([_alone(row) for row in s]).all(0)
     why = f"Schmidt values at least {GAP:g} apart from their neighbours, relative to the larger"
     made = replace(own, cores=_put(own, X), gauge="canonical")
     norms = s.square().sum(0).sqrt()
@@ -204,7 +201,7 @@ def _from_data(
     back = inverse(to, f"bond {own.name}")
     X = (to.T if early == 0 else back)[None]
     made = replace(own, cores=_put(own, X), gauge=kind)
-    norms = gram(made).diagonal().clamp_min(0).sqrt()
+    norms = term_norms(made.network, made.cores, made.name)
     order = norms.argsort(descending=True, stable=True)
     ordered, norms, stability = X[:, :, order], norms[order], stability[order]
     made = replace(own, cores=_put(own, ordered), gauge=kind)

@@ -16,6 +16,7 @@ from bondwise.model.data import Batch, evaluating, feed
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import gram
 from bondwise.read.edits import edited, zero
+from bondwise.read.schmidt import term_norms
 
 RUNGS = ("schmidt", "output", "gradient")
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -193,7 +194,7 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def _cheap(bond: Bond, moments: Tensor) -> tuple[Tensor, Tensor]:
     G = gram(bond, moments)
-    norms = gram(bond).diagonal().clamp_min(0).sqrt()
+    norms = term_norms(bond.network, bond.cores, bond.name)
     return norms.cpu(), (G.diagonal().clamp_min(0) / G.sum().clamp_min(1e-300)).cpu()
 
 

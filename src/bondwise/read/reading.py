@@ -15,7 +15,7 @@ from bondwise.model.table import block
 from bondwise.network.floors import floors
 from bondwise.network.network import Network
 from bondwise.read.corpus import Corpus
-from bondwise.read.features import AFTER, BEFORE, Features
+from bondwise.read.features import AFTER, BEFORE, WIDTH, Features
 from bondwise.read.gauge import Gauge
 from bondwise.read.importance import RUNGS, Agreement, Importance
 from bondwise.read.logits import SHOWN, Unembedding, unembedding, why_not
@@ -200,8 +200,6 @@ def _logits(head: Unembedding, directions: Tensor, tokenizer: Any) -> list[Plain
 
 
 def _histogram(found: Features, k: int) -> Plain:
-    from bondwise.read.features import WIDTH
-
     edge = WIDTH * float(found.rms[k])
     return {"low": -edge, "high": edge, "counts": found.counts[k].tolist()}
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bondwise.errors import DataError, MissingExtraError
+from bondwise.read.schmidt import haar
 
 FLOOR = 1e-9  # smallest variance of a direction, over the largest: below is rounding
 SWEEPS = 200  # of varimax, and of ICA, at most
@@ -106,10 +107,7 @@ def ica(z: Tensor, seed: int = 0) -> Tensor:
 
 def random_rotation(size: int, seed: int) -> Tensor:
     """An orthogonal matrix, uniform over all of them (Haar; Mezzadri 2007), in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    Q, R = torch.linalg.qr(drawn)
-    return Q * R.diagonal().sign()
+    return haar(size, torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def check_samples(z: Tensor, least: int = LEAST_PER_VALUE) -> None:

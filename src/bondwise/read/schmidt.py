@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import opt_einsum
 import torch
 from torch import Tensor
 
@@ -49,8 +50,6 @@ def term_norms(net: Network, cores: Sequence[Tensor], name: str) -> Tensor:
 
     The network is contracted with itself, its bond held fixed; no term is ever formed.
     """
-    import opt_einsum
-
     operands: list[Tensor | list[str]] = []
     for copy in ("", "'"):
         for core, names in zip(cores, net.names, strict=True):

@@ -174,21 +174,17 @@ class Reader:
             SelectionError: nothing tensorized, or nothing that a name means.
         """
         every = [b for b in bonds(model) if isinstance(model.get_submodule(b.layer), TensorLinear)]
-        if not self.names:
-            return every
+        known = {b.layer: model.get_submodule(b.layer) for b in every}
+        meant = set[str]()
         for name in self.names:
-            if not any(matches(name, b.layer, model.get_submodule(b.layer)) for b in every):
-                known = dict.fromkeys(b.layer for b in every)
+            found = {path for path, layer in known.items() if matches(name, path, layer)}
+            if not found:
                 raise SelectionError(
                     f"Layer {name!r} came; no tensorized layer is meant by it: "
                     f"{nearest(name, known)}."
                 )
-        meant = self.names
-        return [
-            b
-            for b in every
-            if any(matches(n, b.layer, model.get_submodule(b.layer)) for n in meant)
-        ]
+            meant |= found
+        return [b for b in every if b.layer in meant] if self.names else every
 
     def _spectra(self, model: nn.Module, names: Sequence[str], progress: Progress) -> Any:
         return spectra(

@@ -12,16 +12,20 @@ from bondwise.model.calibrate import without_head
 from bondwise.model.data import Batch, evaluating, feed, tokens
 
 See = Callable[[str, Tensor, Tensor | None], None]
+"""Is told a layer, what enters it, and which positions are tokens (None: all)."""
+
 ROOM = 2**30  # bytes of inputs that are there at once
 
 
 @contextmanager
-def seeing(model: nn.Module, names: Iterable[str], see: See) -> Generator[None]:
-    """For a while ``see(name, x, None)`` is called with what enters each of some layers."""
+def seeing(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Generator[None]:
+    """For a while ``see(name, x)`` is called with what enters each of some layers."""
     found = {name: model.get_submodule(name) for name in names}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, args: see(name, args[0], None)
+        return lambda _module, args: see(name, args[0])
 
     handles = [m.register_forward_pre_hook(hook(name)) for name, m in found.items()]
     try:
@@ -46,7 +50,7 @@ def watch(model: nn.Module, names: Sequence[str], batches: Iterable[Batch], see:
     core = without_head(model, found.values())
     current: list[Batch] = []
 
-    def look(name: str, x: Tensor, _mask: Tensor | None) -> None:
+    def look(name: str, x: Tensor) -> None:
         if not bool(x.isfinite().all()):
             raise DataError(f"Inputs of {name} are not finite; give a model and data that are.")
         see(name, x, tokens(current[-1], x))

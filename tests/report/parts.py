@@ -1,0 +1,36 @@
+"""An HTML text taken apart, for the tests of both pages."""
+
+from html.parser import HTMLParser
+
+VOID = {"meta", "link", "input"}
+
+
+class Parts(HTMLParser):
+    """Checks that every element is closed in order, and gathers what the tests ask about."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.attributes, self.texts, self.tags = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.texts.append(data)
+
+    def values(self, key, of=None):
+        return [v for tag, k, v in self.attributes if k == key and of in (None, tag)]
+
+    @property
+    def ids(self):
+        return self.values("id")
