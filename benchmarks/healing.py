@@ -3,11 +3,12 @@
     python benchmarks/healing.py [--keeps 0.8,0.6,0.5] [--methods both,local,..] [--minutes 15]
 
 SmolLM2-135M, compressed by ``bondwise compress`` on Wikipedia and kept in the cache, then healed on
-the same articles. ``dense`` is the fair reference: the dense model given the same training.
-``lora`` trains low-rank adapters on the cores alone. Judged on articles held out from both, and on
-news, in float32 with weights rounded to bfloat16. Each cell is one JSON file; those that are there
-are not run again. The page docs/benchmarks.md is made from them at the end, --page makes it alone.
-A run that is cut off goes on. Run it on a machine that does nothing else: minutes are its budget.
+the same articles. ``dense`` and ``dense-text`` are the fair references: the dense model given the
+same training. ``lora`` trains low-rank adapters on the cores alone. Judged on articles held out
+from both, and on news, in float32 with weights rounded to bfloat16. Each cell is one JSON file;
+those that are there are not run again. The page docs/benchmarks.md is made from them at the end,
+--page makes it alone. A run that is cut off goes on. Run it on a machine that does nothing else:
+minutes are its budget.
 """
 
 import argparse
@@ -41,8 +42,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "local": ("slices alone", {"local": 1.0}),
     "global": ("whole model alone", {"local": 0.0}),
     "both": ("slices, then whole model", {}),
+    "text": ("whole model alone, the text in its loss", {"local": 0.0, "task": 1.0}),
     "lora": ("adapters on the cores", {"local": 0.0, "train": "re:.*lora_.*"}),
-    "dense": ("the dense model, trained alike", {"local": 0.0}),
+    "dense": ("the dense model, trained as the whole alone", {"local": 0.0}),
+    "dense-text": ("the dense model, with the text in its loss", {"local": 0.0, "task": 1.0}),
 }
 TEXTS = ("in domain", "out of domain")
 
@@ -146,8 +149,9 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
 def main() -> None:
     given = arguments()
     keeps = given.keeps or [0.8, 0.6, 0.5]
-    cells = [(m, k) for k in keeps for m in given.methods if m != "dense"]
-    cells += [("dense", 1.0)] * ("dense" in given.methods)
+    references = [m for m in given.methods if m.startswith("dense")]
+    cells = [(m, k) for k in keeps for m in given.methods if m not in references]
+    cells += [(m, 1.0) for m in references]
     for method, keep in [] if given.page else cells:
         file = given.results / f"{method}-{keep:g}-{given.minutes:g}m.json"
         if not file.exists():

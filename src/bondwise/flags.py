@@ -284,7 +284,8 @@ Rate = Annotated[
     typer.Option(
         parser=fraction,
         metavar="RATE",
-        help="Largest step for a dense weight; each core's follows from its shape.",
+        help="Largest step for a dense weight; each core's follows from its shape. "
+        "[default: 6e-5 sqrt(batch / 8)]",
     ),
 ]
 Task = Annotated[
@@ -296,7 +297,7 @@ Task = Annotated[
     ),
 ]
 HealBatch = Annotated[
-    int | None, typer.Option(parser=whole, metavar="N", help="Windows of a step.")
+    int | None, typer.Option(parser=whole, metavar="N", help="Windows of a step. [default: 2]")
 ]
 Checkpointing = Annotated[
     bool,

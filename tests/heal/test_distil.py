@@ -345,5 +345,5 @@ def test_a_recipe_is_plain_json():
     assert recipe.choice == ["norms", "re:core"]
     assert healing(steps=3, train="norms").choice == "norms"
     assert (
-        difference(recipe.to_json(), replace(recipe, rate=0.1).to_json()) == "rate 6e-05, not 0.1"
+        difference(recipe.to_json(), replace(recipe, rate=0.1).to_json()) == "rate 3e-05, not 0.1"
     )

@@ -16,7 +16,7 @@ from bondwise.evaluate.language import compare
 from bondwise.heal import job
 from bondwise.heal.heal import heal
 from bondwise.heal.material import as_windows, material
-from bondwise.heal.recipe import Healing
+from bondwise.heal.recipe import Healing, suited
 from bondwise.model.layers import TensorLinear
 
 LENGTH = 16
@@ -401,3 +401,19 @@ def test_slices_that_are_worse_together_are_undone(pair, monkeypatch):
     assert found.after == pytest.approx(found.before)
     for one, two in zip(found.model.parameters(), student.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_what_is_not_given_fits_what_is_healed(pair):
+    """Two windows of text a step, eight samples of anything else; the rate goes with the root."""
+    spoken = heal(*pair, windows(), steps=1, local=0).recipe
+    assert (spoken.batch, spoken.rate) == (2, pytest.approx(3e-5))
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
+    other = heal(*mlps(), x, steps=1, local=0).recipe
+    assert (other.batch, other.rate) == (8, pytest.approx(6e-5))
+    given = heal(*pair, windows(), steps=1, local=0, batch=32).recipe
+    assert (given.batch, given.rate) == (32, pytest.approx(1.2e-4))
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(1, 2), (2, 2), (3, 3), (8, 8)])
+def test_every_process_has_a_window(processes, batch):
+    assert suited(Healing(steps=1), {}, speaks=True, processes=processes).batch == batch

@@ -84,7 +84,7 @@ def heal(
         raise DataError("The student is the teacher; give the compressed model and the dense one.")
     groups(student, recipe.rate, recipe.choice)
     with _folder(state) as folder:
-        job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation)
+        job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
         place = Place(folder, job.identity, resume)
         own = job.own(inplace)
         with as_float32(own):

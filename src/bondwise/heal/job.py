@@ -15,11 +15,11 @@ from bondwise.heal.local import HealedSlice, assemble, heal_locally
 from bondwise.heal.loop import Course, Entry, Tell, Trained, train
 from bondwise.heal.material import Material, as_windows, digest_of, material, token_ids
 from bondwise.heal.modes import training
-from bondwise.heal.outputs import Outputs, ask, batched
+from bondwise.heal.outputs import Outputs, ask
 from bondwise.heal.pace import decider, local_steps, needed
 from bondwise.heal.processes import rank, wait, world
 from bondwise.heal.rates import groups, only
-from bondwise.heal.recipe import MEASURED, Healing
+from bondwise.heal.recipe import MEASURED, Healing, suited
 from bondwise.heal.state import Place, Store, digest
 from bondwise.model.calibrate import Progress
 from bondwise.model.data import Batch
@@ -163,7 +163,7 @@ class Job:
         start = time.perf_counter()
         shown = self.material.shown
         part = shown[: self.recipe.local_windows] if isinstance(shown, Tensor) else shown
-        batches = batched(part, self.recipe)
+        batches = list(part.split(self.recipe.local_batch)) if isinstance(part, Tensor) else part
         steps = self._local_steps(model, batches, place)
         if not steps:
             return [], 0, ()
@@ -309,8 +309,11 @@ def prepare(
     data: Any,
     tokenizer: Any,
     validation: Any,
+    given: Mapping[str, Any],
 ) -> Job:
     """Look at everything before anything is changed.
+
+    What of the recipe was not ``given`` is made to fit what is healed.
 
     Raises:
         DataError: data that cannot be used, or models that do not belong together.
@@ -318,6 +321,7 @@ def prepare(
     found = material(student, data, tokenizer, recipe, validation)
     ids = token_ids(found)
     talks = ids is not None and speaks(student, ids)
+    recipe = suited(recipe, given, talks, world())
     if talks:
         shown, held = (as_windows(each, recipe.length) for each in (found.shown, found.held))
         found = replace(found, shown=shown, held=held)

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from math import isfinite
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil, isfinite, sqrt
 from typing import Any
 
 from bondwise.errors import BudgetError
@@ -12,6 +12,8 @@ from bondwise.heal.losses import Mix
 PRECISIONS = ("auto", "float32", "bfloat16")
 MEASURED = 10  # steps after which a time becomes a number of steps
 VALIDATIONS = 8  # over a run, where `every` is not given
+WINDOWS, SAMPLES = 2, 8  # of a step, where no batch is given: of text, and of anything else
+BOLD = 6e-5  # the rate of a step of eight, where none is given
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,17 @@ class Healing:
         chained: whether these are what the healed slices before give; one process then.
         local_rate: largest step of Adam in the local stage.
         local_windows: windows (samples) that the local stage sees.
+        local_batch: of them, per step of the local stage.
         train: "all", "cores", "norms", or patterns of parameter names.
         rate: largest step of AdamW in the global stage, for dense weights; cores have their own
-            (`bondwise.heal.rates.groups`).
+            (`bondwise.heal.rates.groups`). Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's
+            steps go with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
         warmup: share of the steps over which the rate rises; with a time, the ten measured steps.
         floor: the rate at the end, as a share of the largest.
         clip: largest length of the gradient; 0 for none.
         decay: of the weights, per step and unit of the rate.
-        batch: windows (samples) per step, of all processes together.
+        batch: windows (samples) per step, of all processes together. Where none is given, two
+            windows of text, eight samples of anything else, and one for each process at least.
         micro: windows at once; the gradients of several add up to those of the batch.
         length: tokens of a window.
         windows: windows to train on; None for all that there are.
@@ -62,13 +67,14 @@ class Healing:
     chained: bool = False
     local_rate: float = 1e-3
     local_windows: int = 64
+    local_batch: int = 8
     train: tuple[str, ...] = ("all",)
-    rate: float = 6e-5
+    rate: float = 3e-5
     warmup: float = 0.05
     floor: float = 0.0
     clip: float = 1.0
     decay: float = 0.0
-    batch: int = 8
+    batch: int = 2
     micro: int = 4
     length: int = 256
     windows: int | None = None
@@ -129,9 +135,9 @@ class Healing:
 _MANY = 2**63 - 1
 _RANGES: dict[str, tuple[float | int, float | int]] = {
     "steps": (1, _MANY), "local": (0, 1), "slice": (1, _MANY), "inputs": (0, 1),
-    "local_rate": (0, 1), "local_windows": (1, _MANY), "rate": (0, 1), "warmup": (0, 1),
-    "floor": (0, 1), "clip": (0, _MANY),
-    "decay": (0, _MANY), "batch": (1, _MANY), "micro": (1, _MANY), "length": (2, _MANY),
+    "local_rate": (0, 1), "local_windows": (1, _MANY), "local_batch": (1, _MANY),
+    "rate": (0, 1), "warmup": (0, 1), "floor": (0, 1), "clip": (0, _MANY), "decay": (0, _MANY),
+    "batch": (1, _MANY), "micro": (1, _MANY), "length": (2, _MANY),
     "windows": (1, _MANY), "validate": (0, _MANY), "every": (1, _MANY), "patience": (0, _MANY),
     "top_k": (1, _MANY), "seed": (0, 2**62), "save_every": (0, _MANY),
 }  # fmt: skip
@@ -156,6 +162,27 @@ def healing(**choices: Any) -> Healing:
     recipe = Healing(**given)
     recipe.check()
     return recipe
+
+
+def suited(recipe: Healing, given: Mapping[str, Any], speaks: bool, processes: int = 1) -> Healing:
+    """A recipe whose batch and rate, where they were not given, are those of what is healed.
+
+    Args:
+        recipe: as `healing` made it.
+        given: the choices that it was made of.
+        speaks: whether a language model is healed.
+        processes: that share a batch.
+
+    >>> found = suited(healing(steps=9), {}, speaks=False)
+    >>> found.batch, found.rate
+    (8, 6e-05)
+    """
+    batch, rate = recipe.batch, recipe.rate
+    if given.get("batch") is None:
+        batch = ceil((WINDOWS if speaks else SAMPLES) / processes) * processes
+    if given.get("rate") is None:
+        rate = BOLD * sqrt(batch / SAMPLES)
+    return replace(recipe, batch=batch, rate=rate)
 
 
 def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
