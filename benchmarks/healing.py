@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("not healed", {}),
     "local": ("slices alone", {"local": 1.0}),
     "global": ("whole model alone", {"local": 0.0}),
-    "both": ("slices, then whole model", {}),
+    "both": ("slices, then whole model", {"local": 0.5}),
     "text": ("whole model alone, the text in its loss", {"local": 0.0, "task": 1.0}),
     "lora": ("adapters on the cores", {"local": 0.0, "train": "re:.*lora_.*"}),
     "dense": ("the dense model, trained as the whole alone", {"local": 0.0}),

@@ -268,7 +268,8 @@ Local = Annotated[
     typer.Option(
         parser=fraction,
         metavar="SHARE",
-        help="Of the time or steps, for training slices on their own first; 0 to 1.",
+        help="Of the time or steps, for training slices on their own first, where blocks were "
+        "not refined yet; 0 to 1. [default: 0]",
     ),
 ]
 Train = Annotated[

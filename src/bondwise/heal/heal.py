@@ -29,7 +29,7 @@ def heal(
     tokenizer: Any = None,
     steps: int | None = None,
     minutes: float | int | None = None,
-    local: float | int = 0.5,
+    local: float | int = 0.0,
     validation: Any = None,
     state: str | Path | None = None,
     resume: bool = True,
@@ -51,7 +51,8 @@ def heal(
         tokenizer: for text.
         steps: of both stages; or give ``minutes``. Without either there are `STEPS`.
         minutes: for both stages.
-        local: share of them for the local stage; 0 leaves it out.
+        local: share of them for the local stage, for a student whose blocks were not refined when
+            it was compressed; of one that was, slices on their own make it worse.
         validation: other data to judge on; None holds out the end of ``data``.
         state: a folder in which the run is kept, so that it goes on after it was cut off.
         resume: go on with what the folder holds; otherwise it is emptied.

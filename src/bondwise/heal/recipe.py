@@ -23,7 +23,8 @@ class Healing:
     Attributes:
         steps: of both stages together; None where a time is given.
         minutes: for both stages together; it becomes a number of steps after ten measured ones.
-        local: share of the steps or of the time for the local stage; 0 leaves it out.
+        local: share of the steps or of the time for the local stage; 0 leaves it out, which is
+            best where blocks were refined already.
         slice: blocks that the local stage trains as one.
         inputs: share of the local stage's batches whose inputs are the student's own.
         chained: whether these are what the healed slices before give; one process then.
@@ -61,7 +62,7 @@ class Healing:
 
     steps: int | None = None
     minutes: float | None = None
-    local: float = 0.5
+    local: float = 0.0
     slice: int = 1
     inputs: float = 0.0
     chained: bool = False
