@@ -414,6 +414,12 @@ def test_what_is_not_given_fits_what_is_healed(pair):
     assert (given.batch, given.rate) == (32, pytest.approx(1.2e-4))
 
 
+def test_a_time_without_slices_is_the_whole_models(pair):
+    healed = heal(*pair, windows(), minutes=0.02, local=0, **CALM)
+    assert healed.steps["local"] == 0
+    assert not healed.local
+
+
 @pytest.mark.parametrize(("processes", "batch"), [(1, 2), (2, 2), (3, 3), (8, 8)])
 def test_every_process_has_a_window(processes, batch):
     assert suited(Healing(steps=1), {}, speaks=True, processes=processes).batch == batch

@@ -160,6 +160,8 @@ class Job:
         self, model: nn.Module, before: float | None, place: Place, progress: Progress
     ) -> tuple[list[HealedSlice], int, tuple[str, ...]]:
         """The local stage: what became of the slices, steps of each, and what there is to say."""
+        if not self.recipe.local:
+            return [], 0, ()
         start = time.perf_counter()
         shown = self.material.shown
         part = shown[: self.recipe.local_windows] if isinstance(shown, Tensor) else shown
