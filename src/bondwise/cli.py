@@ -225,7 +225,7 @@ def heal(
     json_: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Train a compressed model towards the dense one: each slice first, then the whole.
+    """Train a compressed model towards the dense one, slices on their own first if asked.
 
     Where it is cut off (Ctrl-C, a crash), the same command goes on; the run is kept in OUT.healing
     until it is done.
