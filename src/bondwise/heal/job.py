@@ -15,7 +15,7 @@ from bondwise.heal.local import HealedSlice, assemble, heal_locally
 from bondwise.heal.loop import Course, Entry, Tell, Trained, train
 from bondwise.heal.material import Material, as_windows, digest_of, material, token_ids
 from bondwise.heal.modes import training
-from bondwise.heal.outputs import Outputs, ask
+from bondwise.heal.outputs import Outputs, ask, batched
 from bondwise.heal.pace import decider, local_steps, needed
 from bondwise.heal.processes import rank, wait, world
 from bondwise.heal.rates import groups, only
@@ -160,12 +160,10 @@ class Job:
         self, model: nn.Module, before: float | None, place: Place, progress: Progress
     ) -> tuple[list[HealedSlice], int, tuple[str, ...]]:
         """The local stage: what became of the slices, steps of each, and what there is to say."""
-        if not self.recipe.local:
-            return [], 0, ()
         start = time.perf_counter()
         shown = self.material.shown
         part = shown[: self.recipe.local_windows] if isinstance(shown, Tensor) else shown
-        batches = list(part.split(self.recipe.local_batch)) if isinstance(part, Tensor) else part
+        batches = batched(part, self.recipe.local_batch)
         steps = self._local_steps(model, batches, place)
         if not steps:
             return [], 0, ()
@@ -228,6 +226,8 @@ class Job:
     def _local_steps(self, model: nn.Module, batches: Sequence[Batch], place: Place) -> int:
         if self.recipe.steps is not None:
             return round(self.recipe.steps * self.recipe.local)
+        if not self.recipe.local:
+            return 0
         steps = place.decided("local_steps")
         if steps is None:
             seconds = 60 * cast(float, self.recipe.minutes) * self.recipe.local

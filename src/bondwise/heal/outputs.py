@@ -66,7 +66,7 @@ class Outputs:
         recipe: Healing,
     ) -> None:
         self.student, self.called, self.recipe, self.folder = student, called, recipe, folder
-        self.shown, self.held = shown, batched(held, recipe)
+        self.shown, self.held = shown, batched(held, recipe.batch)
         self.wanted = _Kept(folder / "shown", recipe.batch)
         self.judged = _Kept(folder / "held", recipe.batch)
         rows = isinstance(shown, Tensor)
@@ -116,9 +116,9 @@ class Outputs:
         return relative_error(given.float(), wanted.to(device), tokens(batch, given))
 
 
-def batched(data: Tensor | Sequence[Batch], recipe: Healing) -> Sequence[Batch]:
-    """Samples as batches."""
-    return list(data.split(recipe.batch)) if isinstance(data, Tensor) else data
+def batched(data: Tensor | Sequence[Batch], size: int) -> Sequence[Batch]:
+    """Samples as batches of a size; batches as they are."""
+    return list(data.split(size)) if isinstance(data, Tensor) else data
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def ask(
     progress: Progress,
 ) -> None:
     """Keep what a teacher gives, one file for each batch; what is there is taken."""
-    whole = {"shown": batched(shown, recipe), "held": batched(held, recipe)}
+    whole = {"shown": batched(shown, recipe.batch), "held": batched(held, recipe.batch)}
     total, done = sum(len(each) for each in whole.values()), 0
     device = next(teacher.parameters()).device
     for name, data in whole.items():

@@ -70,12 +70,12 @@ class Healing:
     local_windows: int = 64
     local_batch: int = 8
     train: tuple[str, ...] = ("all",)
-    rate: float = 3e-5
+    rate: float = BOLD * sqrt(WINDOWS / SAMPLES)
     warmup: float = 0.05
     floor: float = 0.0
     clip: float = 1.0
     decay: float = 0.0
-    batch: int = 2
+    batch: int = WINDOWS
     micro: int = 4
     length: int = 256
     windows: int | None = None
