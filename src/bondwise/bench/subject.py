@@ -1,9 +1,7 @@
 """The model that is measured: loaded, in memory of its own, and known to do what is asked."""
 
 import gc
-from contextlib import suppress
 from copy import deepcopy
-from ctypes import CDLL
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import nn
 from bondwise.bench.run import Load, vocabulary, writes
 from bondwise.errors import DataError
 from bondwise.huggingface.loading import load_model
+from bondwise.model.heap import give_back
 from bondwise.model.text import fitting
 
 
@@ -60,6 +59,5 @@ def owned(model: nn.Module) -> nn.Module:
         return model
     model = deepcopy(model)
     gc.collect()
-    with suppress(AttributeError, OSError):  # glibc keeps what was freed
-        CDLL(None).malloc_trim(0)
+    give_back()
     return model

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the target of a token that does not count
+ROWS = 64  # of them a softmax takes at a time: 13 MB for 49,152 words, which a cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,23 @@ class Goal:
 
     def chunks(self) -> list[slice]:
         """Which rows exist at a time."""
-        starts = range(0, len(self.counts), self.chunk)
-        return [slice(start, start + self.chunk) for start in starts]
+        return _cut(0, len(self.counts), self.chunk)
+
+    def over(self, z: Tensor, at: slice, total: Tensor | None) -> Tensor:
+        """The sum of the loss over some rows; the gradient by each logit is written over it.
+
+        The gradient is added up in ``total`` where there is one, and rounded to the logits' dtype
+        afterwards: the longer numbers of a softmax exist for a few rows only.
+        """
+        nats = self.counts.new_zeros(())
+        for rows in _cut(0, len(z), ROWS):
+            own = slice(at.start + rows.start, at.start + rows.stop)
+            more, grad = self.part(z[rows].to(self.counts.dtype), own)
+            z[rows] = grad
+            nats += more
+            if total is not None:
+                total += grad.sum(0)
+        return nats
 
     def part(self, z: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         """The sum of the loss over some rows, and its gradient by their logits, written over them.
@@ -60,6 +76,10 @@ class Goal:
         nats, grad = surprise(z.clone(), self.targets[at], counts * self.task)
         more, other = divergence(z, ids, logs, self.temperature, weights)
         return nats + more, grad.add_(other)
+
+
+def _cut(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(k, min(k + size, stop)) for k in range(start, stop, size)]
 
 
 def divergence(
@@ -133,11 +153,8 @@ class _ThroughHead(torch.autograd.Function):
         nats = goal.counts.new_zeros(())
         with torch.autocast(kind, enabled=False):
             for at in goal.chunks():
-                more, grad = goal.part(F.linear(h[at], W, b).to(exact), at)
-                nats += more
-                if made[2] is not None:
-                    made[2] += grad.sum(0)
-                grad = grad.to(fast)
+                grad = F.linear(h[at], W, b)
+                nats += goal.over(grad, at, made[2])
                 if made[0] is not None:
                     made[0][at] = grad @ W
                 if made[1] is not None:

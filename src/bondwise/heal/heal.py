@@ -17,6 +17,7 @@ from bondwise.heal.rates import groups
 from bondwise.heal.recipe import healing
 from bondwise.heal.state import Place
 from bondwise.model.calibrate import Progress, silent
+from bondwise.model.heap import kept
 
 STEPS = 100  # where neither steps nor a time is given
 
@@ -88,7 +89,7 @@ def heal(
         job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
         place = Place(folder, job.identity, resume)
         own = job.own(inplace)
-        with as_float32(own):
+        with kept(), as_float32(own):
             return job.run(own, place, wrap, progress, tell)
 
 

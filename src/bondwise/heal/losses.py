@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bondwise.errors import DataError
-from bondwise.heal.chunks import IGNORED, Goal, of_logits, through_head
+from bondwise.heal.chunks import IGNORED, ROWS, Goal, of_logits, through_head
 
 CHUNK = 512  # rows of logits at a time
 TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh too much
@@ -62,11 +62,12 @@ def top(logits: Float[Tensor, "tokens words"], k: int, temperature: float = 1.0)
         raise DataError(f"top_k={k} came for {words} tokens; write 1 to {words}.")
     Mix(temperature)
     ids, logs = list[Tensor](), list[Tensor]()
-    for rows in logits.split(CHUNK):
-        z = rows.to(_exact(rows.dtype)) / temperature
+    for rows in logits.split(ROWS):
+        z = rows.to(_exact(rows.dtype), copy=True).div_(temperature)
         found = z.topk(k)
+        most = found.values[:, :1].clone()
         ids.append(found.indices.int())
-        logs.append(found.values - z.logsumexp(-1, keepdim=True))
+        logs.append(found.values - most - z.sub_(most).exp_().sum(-1, keepdim=True).log())
     if not ids:
         return Top(logits.new_zeros((0, k), dtype=torch.int32), logits.new_zeros((0, k)))
     return Top(torch.cat(ids), torch.cat(logs))
