@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bondwise.errors import DataError
+from bondwise.heal.chunks import ROWS
 from bondwise.heal.losses import Mix, Top, logits_loss, relative_error, top, vocabulary_loss
 
 TOKENS, WIDTH, WORDS = 11, 6, 17
@@ -57,6 +58,17 @@ def test_loss_and_gradients_are_those_of_the_definition(mix, k, chunk):
     expected = torch.autograd.grad(3 * wanted, [hidden, weight, bias])
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(grads, expected)
+
+
+@pytest.mark.parametrize("chunk", [40, 100, 500])
+def test_more_rows_than_a_softmax_takes_at_a_time(chunk):
+    hidden, weight, bias, teacher, targets = made(tokens=2 * ROWS + 3)
+    mix = Mix(1.5, distil=0.5, task=0.5)
+    loss = vocabulary_loss(hidden, weight, bias, top(teacher, 5, 1.5), targets, mix, chunk)
+    wanted = plain(F.linear(hidden, weight, bias), teacher, targets, mix, 5)
+    torch.testing.assert_close(loss, wanted)
+    asked = [hidden, weight, bias]
+    torch.testing.assert_close(torch.autograd.grad(loss, asked), torch.autograd.grad(wanted, asked))
 
 
 def test_whole_top_is_the_divergence_of_torch():
@@ -224,7 +236,7 @@ def test_no_token_that_counts_has_no_loss():
 
 
 def test_top_is_what_torch_says():
-    *_, teacher, _ = made(13)
+    *_, teacher, _ = made(13, tokens=2 * ROWS + 3)
     said = top(teacher.float(), 4, 2.0)
     logs, ids = (teacher.float() / 2).log_softmax(-1).topk(4)
     assert torch.equal(said.ids.long(), ids)
