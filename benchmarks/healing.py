@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from comparison import course
 from comparison.cells import versions, write
 from comparison.flags import some
 from comparison.page import PAGE, write_between
@@ -47,6 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("the dense model, trained as the whole alone", {"local": 0.0}),
     "dense-text": ("the dense model, with the text in its loss", {"local": 0.0, "task": 1.0}),
 }
+PLOT = "pictures/benchmarks/healing.svg"
 TEXTS = ("in domain", "out of domain")
 
 Entry = dict[str, Any]
@@ -157,7 +159,11 @@ def main() -> None:
         if not file.exists():
             print(f"{METHODS[method][0]}, keep {keep:g}", flush=True)
             write(file, run(method, keep, given))
-    write_between(PAGE, "healing", section(read(given.results)))
+    found = read(given.results)
+    write_between(PAGE, "healing", section(found))
+    drawn = picture(found)
+    if drawn:
+        (PAGE.parent / PLOT).write_text(drawn, "utf-8")
 
 
 def read(folder: Path) -> list[Entry]:
@@ -181,7 +187,32 @@ def section(found: Sequence[Entry]) -> str:
     head = "| keep | healed | minutes | steps of a slice, of the whole | in domain | out of domain "
     head += "| KL | top-1 | a step | peak memory |"
     rule = "|" + "---|" * 10
-    return "\n".join([about, "", head, rule, *map(_row, found)])
+    curves = (
+        "The curve of each run, on the end of the training text, which is held out there. The "
+        "minutes are those of the steps; the teacher's answers and the looks come on top."
+    )
+    plot = f"![Perplexity over dense against minutes, one line per healing]({PLOT})"
+    return "\n".join([about, "", head, rule, *map(_row, found), "", curves, "", plot])
+
+
+def picture(found: Sequence[Entry]) -> str:
+    """Perplexity on the end of the training text against minutes; nothing without a dense run."""
+    dense = next((entry["measured"][0] for entry in found if entry["keep"] == 1), None)
+    curves = [entry for entry in found if entry.get("curve")]
+    if dense is None:
+        return ""
+    panels = {
+        ("dense" if keep == 1 else f"keep {keep:g}") + ": perplexity over dense": {
+            f"{METHODS[entry['method']][0]}, {entry['minutes']:g} min": [
+                (seconds / 60, perplexity / dense)
+                for seconds, perplexity in [[0, entry["measured"][0]], *entry["curve"]]
+            ]
+            for entry in curves
+            if entry["keep"] == keep
+        }
+        for keep in sorted({entry["keep"] for entry in curves}, reverse=True)
+    }
+    return course.svg(panels, "SmolLM2-135M healed: perplexity over dense against minutes of steps")
 
 
 def _row(entry: Entry) -> str:

@@ -4,20 +4,24 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from html import escape
 
+from comparison.sheet import (
+    COLOURS,
+    GAP,
+    HEIGHT,
+    LEFT,
+    TOP,
+    WIDTH,
+    axis,
+    below,
+    heading,
+    level,
+    sheet,
+)
+
 Line = Sequence[tuple[float, float]]  # (keep, perplexity over dense)
 
-WIDTH, HEIGHT, LEFT, TOP = 360, 300, 52, 34  # of one panel
-LEGEND = 250
-GAP = 26
 MOST = 10.0  # what is above is drawn at the edge, hollow
 TICKS = (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
-           "#9c6b4e", "#9498a0", "#17a2b8", "#b5651d")  # fmt: skip
-STYLE = (
-    "svg{color:#1f2328;--panel:#fff;font:12px system-ui,sans-serif}"
-    "@media(prefers-color-scheme:dark){svg{color:#e6edf3;--panel:#161b22}}"
-    "text{fill:currentColor}"
-)
 
 
 def svg(
@@ -35,19 +39,12 @@ def svg(
     points = [point for panel in panels.values() for line in panel.values() for point in line]
     keeps = sorted({keep for keep, _ in points})
     low = min(1.0, *(ratio for _, ratio in points))
-    across = LEFT + len(panels) * (WIDTH + GAP) + LEGEND
-    down = max(TOP + HEIGHT + 44, TOP + 18 * len(methods) + 10)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" role="img">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style>",
-        f'<rect width="{across}" height="{down}" rx="8" style="fill:var(--panel,#fff)"/>',
-    ]
+    drawn = list[str]()
     for number, (name, lines) in enumerate(panels.items()):
         left = LEFT + number * (WIDTH + GAP)
-        parts += _axes(name, left, keeps, low, numbers=number == 0)
-        parts += [_line(line, left, keeps, low, strokes[m], m) for m, line in lines.items()]
-    parts += _legend(strokes, LEFT + len(panels) * (WIDTH + GAP))
-    return "\n".join([*parts, "</svg>\n"])
+        drawn += _axes(name, left, keeps, low, numbers=number == 0)
+        drawn += [_line(ln, left, keeps, low, strokes[m], m) for m, ln in lines.items()]
+    return sheet(title, drawn, strokes, LEFT + len(panels) * (WIDTH + GAP))
 
 
 def _stroke(colour: str, bold: bool, dashed: bool) -> str:
@@ -66,22 +63,11 @@ def _y(ratio: float, low: float) -> float:
 
 
 def _axes(name: str, left: float, keeps: Sequence[float], low: float, numbers: bool) -> list[str]:
-    parts = [f'<text x="{left}" y="{TOP - 12}" font-weight="600">{escape(name)}</text>']
+    parts = [heading(name, left)]
     for tick in TICKS:
-        y = _y(tick, low)
-        parts.append(
-            f'<path d="M{left} {y:.1f}h{WIDTH}" stroke="currentColor" stroke-opacity=".15"/>'
-        )
-        if numbers:
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for keep in keeps:
-        x = _x(keep, left, keeps)
-        parts.append(
-            f'<text x="{x:.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{keep:g}</text>'
-        )
-    middle = left + WIDTH / 2
-    parts.append(f'<text x="{middle}" y="{TOP + HEIGHT + 36}" text-anchor="middle">keep</text>')
-    return parts
+        parts += level(left, _y(tick, low), f"{tick:g}" if numbers else "")
+    parts += [below(_x(keep, left, keeps), f"{keep:g}") for keep in keeps]
+    return [*parts, axis("keep", left)]
 
 
 def _line(
@@ -96,11 +82,3 @@ def _line(
         for x, y, above in places
     )
     return f'<g><title>{escape(name)}</title><path d="{path}" fill="none" {stroke}/>{dots}</g>'
-
-
-def _legend(strokes: Mapping[str, str], left: float) -> list[str]:
-    return [
-        f'<path d="M{left} {TOP + 18 * k}h22" {stroke}/>'
-        f'<text x="{left + 28}" y="{TOP + 18 * k + 4}">{escape(name)}</text>'
-        for k, (name, stroke) in enumerate(strokes.items())
-    ]

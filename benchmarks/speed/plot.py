@@ -1,43 +1,41 @@
 """Speed against batch, one line per network, as one SVG: both axes are logarithmic."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from math import ceil, floor, log2
 
-from comparison.plot import COLOURS, GAP, HEIGHT, LEFT, LEGEND, STYLE, TOP, WIDTH
+from comparison.sheet import (
+    GAP,
+    HEIGHT,
+    LEFT,
+    TOP,
+    WIDTH,
+    axis,
+    below,
+    heading,
+    level,
+    line,
+    sheet,
+    stroke,
+)
 
 Line = Sequence[tuple[int, float]]  # (batch, ratio of speeds)
-DASHES = ("", "5 4", "2 3")  # when colours begin anew
 
 
 def svg(panels: Mapping[str, Mapping[str, Line]], title: str) -> str:
     """Panels side by side, each with its own vertical axis, and one legend."""
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    strokes = {name: _stroke(k) for k, name in enumerate(names)}
-    across = LEFT + len(panels) * (WIDTH + GAP + LEFT) + LEGEND
-    down = max(TOP + HEIGHT + 44, TOP + 18 * len(names) + 10)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" role="img">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style>",
-        f'<rect width="{across}" height="{down}" rx="8" style="fill:var(--panel,#fff)"/>',
-    ]
+    strokes = {name: stroke(k) for k, name in enumerate(names)}
+    drawn = list[str]()
     for number, (name, lines) in enumerate(panels.items()):
-        left = LEFT + number * (WIDTH + GAP + LEFT)
-        parts += _panel(name, lines, left, strokes)
-    parts += _legend(strokes, LEFT + len(panels) * (WIDTH + GAP + LEFT))
-    return "\n".join([*parts, "</svg>\n"])
-
-
-def _stroke(number: int) -> str:
-    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-    return f'stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dashes}"'
+        drawn += _panel(name, lines, LEFT + number * (WIDTH + GAP + LEFT), strokes)
+    return sheet(title, drawn, strokes, LEFT + len(panels) * (WIDTH + GAP + LEFT))
 
 
 def _panel(
     name: str, lines: Mapping[str, Line], left: float, strokes: Mapping[str, str]
 ) -> list[str]:
-    points = [point for line in lines.values() for point in line]
-    parts = [f'<text x="{left}" y="{TOP - 12}" font-weight="600">{escape(name)}</text>']
+    points = [point for ln in lines.values() for point in ln]
+    parts = [heading(name, left)]
     if not points:
         return [*parts, f'<text x="{left}" y="{TOP + 20}">no cells</text>']
     across = sorted({log2(batch) for batch, _ in points})
@@ -52,36 +50,10 @@ def _panel(
         return TOP + HEIGHT * (high - log2(ratio)) / (high - low)
 
     for power in range(low, high + 1):
-        at, bold = y(2.0**power), ".6" if power == 0 else ".15"
-        parts += [
-            f'<path d="M{left} {at:.1f}h{WIDTH}" stroke="currentColor" stroke-opacity="{bold}"/>',
-            f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{2.0**power:g}</text>',
-        ]
-    parts += [
-        f'<text x="{x(2**at):.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{2**at:g}</text>'
-        for at in across
-    ]
-    parts.append(f'<text x="{left + WIDTH / 2}" y="{TOP + HEIGHT + 36}">batch</text>')
-    for label, line in lines.items():
-        if line:
-            places = [(x(batch), y(ratio)) for batch, ratio in line]
-            parts.append(_line(label, places, strokes[label]))
+        parts += level(left, y(2.0**power), f"{2.0**power:g}", bold=power == 0)
+    parts += [below(x(2**at), f"{2**at:g}") for at in across]
+    parts.append(axis("batch", left))
+    for label, ln in lines.items():
+        if ln:
+            parts.append(line(label, [(x(batch), y(ratio)) for batch, ratio in ln], strokes[label]))
     return parts
-
-
-def _line(label: str, places: Sequence[tuple[float, float]], stroke: str) -> str:
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    colour = stroke.split('"')[1]
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places)
-    return (
-        f'<g fill="{colour}"><title>{escape(label)}</title>'
-        f'<path d="{path}" fill="none" {stroke}/>{dots}</g>'
-    )
-
-
-def _legend(strokes: Mapping[str, str], left: float) -> list[str]:
-    return [
-        f'<path d="M{left} {TOP + 18 * k}h22" {stroke}/>'
-        f'<text x="{left + 28}" y="{TOP + 18 * k + 4}">{escape(name)}</text>'
-        for k, (name, stroke) in enumerate(strokes.items())
-    ]
