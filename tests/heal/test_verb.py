@@ -75,7 +75,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
 
     def stops(run):
         calls.append(run.step)
-        if len(calls) == 9:
+        if len(calls) == 7:  # a run can end early after 8: four looks without a better one
             raise KeyboardInterrupt
         return descend(run)
 
