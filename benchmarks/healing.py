@@ -12,7 +12,6 @@ minutes are its budget.
 """
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 from comparison import course
-from comparison.cells import versions, write
+from comparison.cells import read, versions, write
 from comparison.flags import some
 from comparison.page import PAGE, write_between
 from comparison.subjects import Draw, compressed_smollm2, held_out_texts, language_judge, wikipedia
@@ -49,6 +48,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense-text": ("the dense model, with the text in its loss", {"local": 0.0, "task": 1.0}),
 }
 PLOT = "pictures/benchmarks/healing.svg"
+CURVES = f"""
+
+The curve of each run, on the end of the training text, which is held out there. The minutes are \
+those of the steps; the teacher's answers and the looks come on top.
+
+![Perplexity over dense against minutes, one line per healing]({PLOT})"""
 TEXTS = ("in domain", "out of domain")
 
 Entry = dict[str, Any]
@@ -160,14 +165,10 @@ def main() -> None:
             print(f"{METHODS[method][0]}, keep {keep:g}", flush=True)
             write(file, run(method, keep, given))
     found = read(given.results)
-    write_between(PAGE, "healing", section(found))
     drawn = picture(found)
+    write_between(PAGE, "healing", section(found) + (CURVES if drawn else ""))
     if drawn:
         (PAGE.parent / PLOT).write_text(drawn, "utf-8")
-
-
-def read(folder: Path) -> list[Entry]:
-    return [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
 def section(found: Sequence[Entry]) -> str:
@@ -187,19 +188,14 @@ def section(found: Sequence[Entry]) -> str:
     head = "| keep | healed | minutes | steps of a slice, of the whole | in domain | out of domain "
     head += "| KL | top-1 | a step | peak memory |"
     rule = "|" + "---|" * 10
-    curves = (
-        "The curve of each run, on the end of the training text, which is held out there. The "
-        "minutes are those of the steps; the teacher's answers and the looks come on top."
-    )
-    plot = f"![Perplexity over dense against minutes, one line per healing]({PLOT})"
-    return "\n".join([about, "", head, rule, *map(_row, found), "", curves, "", plot])
+    return "\n".join([about, "", head, rule, *map(_row, found)])
 
 
 def picture(found: Sequence[Entry]) -> str:
     """Perplexity on the end of the training text against minutes; nothing without a dense run."""
     dense = next((entry["measured"][0] for entry in found if entry["keep"] == 1), None)
     curves = [entry for entry in found if entry.get("curve")]
-    if dense is None:
+    if dense is None or not curves:
         return ""
     panels = {
         ("dense" if keep == 1 else f"keep {keep:g}") + ": perplexity over dense": {

@@ -4,21 +4,8 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from html import escape
 
-from comparison.sheet import (
-    COLOURS,
-    GAP,
-    HEIGHT,
-    LEFT,
-    TOP,
-    WIDTH,
-    axis,
-    below,
-    heading,
-    level,
-    sheet,
-)
-
-Line = Sequence[tuple[float, float]]  # (keep, perplexity over dense)
+from comparison import sheet
+from comparison.sheet import GAP, HEIGHT, LEFT, TOP, WIDTH, Line
 
 MOST = 10.0  # what is above is drawn at the edge, hollow
 TICKS = (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -33,7 +20,7 @@ def svg(
     """Panels side by side with common axes and one legend: panel -> method -> points."""
     methods = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     strokes = {
-        name: _stroke(COLOURS[k % len(COLOURS)], name in bold, name in dashed)
+        name: _stroke(sheet.COLOURS[k % len(sheet.COLOURS)], name in bold, name in dashed)
         for k, name in enumerate(methods)
     }
     points = [point for panel in panels.values() for line in panel.values() for point in line]
@@ -44,7 +31,7 @@ def svg(
         left = LEFT + number * (WIDTH + GAP)
         drawn += _axes(name, left, keeps, low, numbers=number == 0)
         drawn += [_line(ln, left, keeps, low, strokes[m], m) for m, ln in lines.items()]
-    return sheet(title, drawn, strokes, LEFT + len(panels) * (WIDTH + GAP))
+    return sheet.svg(title, drawn, strokes, LEFT + len(panels) * (WIDTH + GAP))
 
 
 def _stroke(colour: str, bold: bool, dashed: bool) -> str:
@@ -63,11 +50,11 @@ def _y(ratio: float, low: float) -> float:
 
 
 def _axes(name: str, left: float, keeps: Sequence[float], low: float, numbers: bool) -> list[str]:
-    parts = [heading(name, left)]
+    parts = [sheet.heading(name, left)]
     for tick in TICKS:
-        parts += level(left, _y(tick, low), f"{tick:g}" if numbers else "")
-    parts += [below(_x(keep, left, keeps), f"{keep:g}") for keep in keeps]
-    return [*parts, axis("keep", left)]
+        parts += sheet.level(left, _y(tick, low), f"{tick:g}" if numbers else "")
+    parts += [sheet.below(_x(keep, left, keeps), f"{keep:g}") for keep in keeps]
+    return [*parts, sheet.axis("keep", left)]
 
 
 def _line(

@@ -1,7 +1,11 @@
 """What every plot shares: the sheet that panels stand on, its colours, and its legend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+
+Line = Sequence[tuple[float, float]]  # (where along the axis, ratio)
+Panel = Callable[[str, Mapping[str, Line], float, Mapping[str, str]], list[str]]
+"""What draws a panel: its name, its lines, where it begins, and the stroke of each line."""
 
 WIDTH, HEIGHT, LEFT, TOP = 360, 300, 52, 34  # of one panel
 LEGEND, LETTER = 250, 7  # at least, and of a name in it
@@ -16,7 +20,18 @@ STYLE = (
 )
 
 
-def sheet(title: str, drawn: Sequence[str], strokes: Mapping[str, str], wide: float) -> str:
+def side_by_side(panels: Mapping[str, Mapping[str, Line]], title: str, panel: Panel) -> str:
+    """Panels side by side, each with its own vertical axis, and one legend."""
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    strokes = {name: stroke(k) for k, name in enumerate(names)}
+    wide = WIDTH + GAP + LEFT
+    drawn = list[str]()
+    for number, (name, lines) in enumerate(panels.items()):
+        drawn += panel(name, lines, LEFT + number * wide, strokes)
+    return svg(title, drawn, strokes, LEFT + len(panels) * wide)
+
+
+def svg(title: str, drawn: Sequence[str], strokes: Mapping[str, str], wide: float) -> str:
     """One SVG: what was drawn in ``wide`` points, and a legend to the right of it."""
     across = wide + max([LEGEND, *(36 + LETTER * len(name) for name in strokes)])
     down = max(TOP + HEIGHT + 44, TOP + 18 * len(strokes) + 10)

@@ -1,41 +1,22 @@
 """Speed against batch, one line per network, as one SVG: both axes are logarithmic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import ceil, floor, log2
 
-from comparison.sheet import (
-    GAP,
-    HEIGHT,
-    LEFT,
-    TOP,
-    WIDTH,
-    axis,
-    below,
-    heading,
-    level,
-    line,
-    sheet,
-    stroke,
-)
-
-Line = Sequence[tuple[int, float]]  # (batch, ratio of speeds)
+from comparison import sheet
+from comparison.sheet import HEIGHT, TOP, WIDTH, Line
 
 
 def svg(panels: Mapping[str, Mapping[str, Line]], title: str) -> str:
     """Panels side by side, each with its own vertical axis, and one legend."""
-    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    strokes = {name: stroke(k) for k, name in enumerate(names)}
-    drawn = list[str]()
-    for number, (name, lines) in enumerate(panels.items()):
-        drawn += _panel(name, lines, LEFT + number * (WIDTH + GAP + LEFT), strokes)
-    return sheet(title, drawn, strokes, LEFT + len(panels) * (WIDTH + GAP + LEFT))
+    return sheet.side_by_side(panels, title, _panel)
 
 
 def _panel(
     name: str, lines: Mapping[str, Line], left: float, strokes: Mapping[str, str]
 ) -> list[str]:
     points = [point for ln in lines.values() for point in ln]
-    parts = [heading(name, left)]
+    parts = [sheet.heading(name, left)]
     if not points:
         return [*parts, f'<text x="{left}" y="{TOP + 20}">no cells</text>']
     across = sorted({log2(batch) for batch, _ in points})
@@ -50,10 +31,12 @@ def _panel(
         return TOP + HEIGHT * (high - log2(ratio)) / (high - low)
 
     for power in range(low, high + 1):
-        parts += level(left, y(2.0**power), f"{2.0**power:g}", bold=power == 0)
-    parts += [below(x(2**at), f"{2**at:g}") for at in across]
-    parts.append(axis("batch", left))
+        parts += sheet.level(left, y(2.0**power), f"{2.0**power:g}", bold=power == 0)
+    parts += [sheet.below(x(2**at), f"{2**at:g}") for at in across]
+    parts.append(sheet.axis("batch", left))
     for label, ln in lines.items():
         if ln:
-            parts.append(line(label, [(x(batch), y(ratio)) for batch, ratio in ln], strokes[label]))
+            parts.append(
+                sheet.line(label, [(x(batch), y(ratio)) for batch, ratio in ln], strokes[label])
+            )
     return parts

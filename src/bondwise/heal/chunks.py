@@ -43,7 +43,7 @@ class Goal:
 
     def chunks(self) -> list[slice]:
         """Which rows exist at a time."""
-        return _cut(0, len(self.counts), self.chunk)
+        return _cut(len(self.counts), self.chunk)
 
     def over(self, z: Tensor, at: slice, total: Tensor | None) -> Tensor:
         """The sum of the loss over some rows; the gradient by each logit is written over it.
@@ -52,7 +52,7 @@ class Goal:
         afterwards: the longer numbers of a softmax exist for a few rows only.
         """
         nats = self.counts.new_zeros(())
-        for rows in _cut(0, len(z), ROWS):
+        for rows in _cut(len(z), ROWS):
             own = slice(at.start + rows.start, at.start + rows.stop)
             more, grad = self.part(z[rows].to(self.counts.dtype), own)
             z[rows] = grad
@@ -78,8 +78,8 @@ class Goal:
         return nats + more, grad.add_(other)
 
 
-def _cut(start: int, stop: int, size: int) -> list[slice]:
-    return [slice(k, min(k + size, stop)) for k in range(start, stop, size)]
+def _cut(count: int, size: int) -> list[slice]:
+    return [slice(k, min(k + size, count)) for k in range(0, count, size)]
 
 
 def divergence(

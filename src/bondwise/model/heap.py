@@ -1,8 +1,8 @@
 """Memory that was freed: kept for the next step, or given back to the system.
 
-glibc gives what was freed back as soon as it can, 32 MB at a time, and the system clears every page
-anew when it is asked for again. A training step that makes and drops gradients of 100 MB waits for
-that longer than for some of its products.
+glibc gives blocks above 32 MB back as soon as they are freed, and the system clears every page anew
+when it is asked for again. A training step that makes and drops gradients of 100 MB waits for that
+longer than for some of its products.
 """
 
 from collections.abc import Generator
@@ -35,12 +35,15 @@ def kept() -> Generator[None]:
 
 def give_back() -> None:
     """Give what was freed back to the system."""
-    with suppress(AttributeError, OSError):
-        CDLL(None).malloc_trim(0)
+    _ask("malloc_trim", 0)
 
 
 def _set(values: dict[int, int]) -> None:
+    for name, value in values.items():
+        _ask("mallopt", name, value)
+
+
+def _ask(function: str, *numbers: int) -> None:
+    """Call what only glibc has."""
     with suppress(AttributeError, OSError):
-        library = CDLL(None)
-        for name, value in values.items():
-            library.mallopt(name, value)
+        getattr(CDLL(None), function)(*numbers)
