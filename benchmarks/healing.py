@@ -165,6 +165,8 @@ def main() -> None:
             print(f"{METHODS[method][0]}, keep {keep:g}", flush=True)
             write(file, run(method, keep, given))
     found = read(given.results)
+    if not found:
+        raise SystemExit(f"{given.results} holds no cell; run some, or name another --results.")
     drawn = picture(found)
     write_between(PAGE, "healing", section(found) + (CURVES if drawn else ""))
     if drawn:
@@ -173,8 +175,6 @@ def main() -> None:
 
 def section(found: Sequence[Entry]) -> str:
     """The table in Markdown."""
-    if not found:
-        return ""
     first = found[0]
     dense = [f"{first['texts'][name]['dense']:.2f} {name}" for name in TEXTS]
     order = list(METHODS)
