@@ -13,7 +13,7 @@ from bondwise.model.heap import kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
+    for _ in range(40):
         torch.ones(16 * 2**20)  # 64 MB, of 16,384 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -30,5 +30,5 @@ print(outside, inside, faults())
 def test_pages_are_cleared_once_and_then_kept():
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     outside, inside, afterwards = map(int, run.stdout.split())
-    assert inside < outside / 10
+    assert inside < outside / 10  # a small block in the freed one may cost a few clearings
     assert afterwards > outside / 2  # given back: nothing is kept that was not asked for
