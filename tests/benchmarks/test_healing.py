@@ -1,0 +1,114 @@
+"""What the pages of healing say is what their cells say."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import healing
+import rounds
+
+
+def healed(method: str, keep: float, ratio: float, **more: Any) -> dict[str, Any]:
+    text = {"ratio": ratio, "interval": [ratio - 0.01, ratio + 0.01], "dense": 20.0}
+    text |= {"kl": 0.25, "top1": 0.5}
+    return {
+        "method": method,
+        "keep": keep,
+        "minutes": 15.0,
+        "threads": 2,
+        "windows": 64,
+        "length": 512,
+        "texts": dict.fromkeys(healing.TEXTS, text),
+        **more,
+    }
+
+
+TRAINED = {
+    "steps": {"local": 0, "global": 7},
+    "measured": [40.0, 30.0],
+    "curve": [[60.0, 35.0], [120.0, 30.0]],
+    "step_seconds": 2.0,
+    "peak_bytes": 10**9,
+}
+CELLS = [
+    healed("none", 0.6, 2.1),
+    healed("text", 0.6, 1.5, **TRAINED),
+    healed("dense", 1.0, 0.99, **TRAINED | {"measured": [20.0, 19.0], "curve": [[60.0, 19.0]]}),
+]
+
+
+def rows(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+def test_a_table_of_healing_says_what_its_cells_say():
+    dense, none, text = rows(healing.section(CELLS))
+    assert dense[:2] == ["1", healing.METHODS["dense"][0]]
+    assert none[2:5] == ["", "", "2.100x (2.090 to 2.110)"]
+    assert text[2:5] == ["15", "0, 7", "1.500x (1.490 to 1.510)"]
+    assert text[6:9] == ["0.250", "50.0%", "2.0 s"]
+
+
+def test_a_curve_is_drawn_over_the_dense_perplexity_before_training():
+    drawn = healing.picture(CELLS)
+    assert "keep 0.6" in drawn
+    assert "1.5" in drawn  # 30 over 20
+
+
+def test_without_a_dense_run_there_is_nothing_to_draw_over():
+    assert healing.picture(CELLS[:2]) == ""
+
+
+def cut(count: int, after: float, seconds: float = 600.0) -> dict[str, Any]:
+    return {
+        "keep": 0.3,
+        "rounds": count,
+        "minutes": 6.0,
+        "seed": 0,
+        "threads": 2,
+        "seconds": seconds,
+        "parameters": 1234567,
+        "measured": "error",
+        "before": 0.5,
+        "after": after,
+        "similarity": {n: {"dense": 0.7, "correlation": 0.6} for n in rounds.RATINGS},
+    }
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_one_cut_takes_as_long_in_all_as_the_rounds(count: int):
+    entry = cut(count, 0.25, seconds=60 * (6 + 1.5 * count))  # a minute and a half for each cut
+    assert rounds.once(entry) + 1.5 == pytest.approx(entry["seconds"] / 60)
+
+
+def test_a_table_of_rounds_says_what_its_cells_say():
+    several, single = rows(rounds.section([cut(1, 0.2), cut(2, 0.25)]))
+    assert several[2:4] == ["2", "6.0"]
+    assert several[5:9] == ["1,234,567", "0.5", "0.25", "0.600"]
+    assert single[2] == "1"
+    assert single[7] == "0.2"
+
+
+@pytest.mark.parametrize("module", [healing, rounds])
+def test_a_folder_without_cells_is_said_and_the_page_stays(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = module.PAGE.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["x", "--page", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no cell"):
+        module.main()
+    assert module.PAGE.read_bytes() == page
+
+
+def test_the_page_is_made_of_the_results_that_are_kept():
+    """Who changes a cell or the table and not the page is told."""
+    for module, name in ((healing, "healing"), (rounds, "rounds")):
+        folder = module.HERE / "results" / name
+        found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+        assert module.section(found) in module.PAGE.read_text("utf-8")
