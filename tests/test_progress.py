@@ -62,3 +62,23 @@ def test_time_left_is_told_once_the_pace_is_known(monkeypatch):
             bars("fit", task, 10)
         bars._bars.refresh()
     assert " left" in stream.getvalue()
+
+
+def test_a_stage_that_comes_again_is_timed_anew(monkeypatch):
+    stream, now = io.StringIO(), 0.0
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("bondwise.progress.time.perf_counter", lambda: now)
+    with Bars() as bars:
+        for done, now in ((0, 0.0), (1, 2.0), (0, 100.0), (1, 103.0)):
+            bars("load", done, 1)
+    assert stream.getvalue().splitlines() == ["load: 2.0 s", "load: 3.0 s"]
+
+
+def test_a_bar_that_comes_again_starts_empty(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with Bars() as bars:
+        for done in (1, 4, 1):
+            bars("calibrate", done, 4)
+        (bar,) = bars._bars.tasks
+        assert (bar.completed, bar.finished) == (1, False)

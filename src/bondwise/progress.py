@@ -55,13 +55,21 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, float] = {}
+        self._done: dict[str, int] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of a stage to ``done`` of ``total``; one of a single step only pulses."""
+        """Move the bar of a stage to ``done`` of ``total``; one of a single step only pulses.
+
+        A stage that goes back begins anew, and so does its time.
+        """
         whole = None if total == 1 and not done else total
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=whole, said="")
-            self._began[stage] = time.perf_counter()
+        elif done < self._done[stage]:
+            self._bars.reset(self._tasks[stage], total=whole, said="")
+            del self._began[stage]
+        self._began.setdefault(stage, time.perf_counter())
+        self._done[stage] = done
         self._bars.update(self._tasks[stage], completed=done, total=whole)
         if done == total and not self._console.is_terminal:
             seconds = time.perf_counter() - self._began[stage]
