@@ -114,7 +114,7 @@ def _adapt(model: nn.Module) -> None:
         for k in range(len(layer.network.cores))
         if k not in layer.sharing
     ]
-    inject_adapter_in_model(LoraConfig(r=8, target_parameters=cores), model)
+    inject_adapter_in_model(LoraConfig(r=8, target_modules=[], target_parameters=cores), model)
 
 
 def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
