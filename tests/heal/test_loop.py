@@ -211,6 +211,24 @@ def test_the_best_is_kept_and_the_run_stops_where_none_is_better(tmp_path):
     assert same(values(net), seen[2])
 
 
+def test_a_run_that_gets_better_goes_on_though_the_start_was_better_yet(tmp_path):
+    scripted = iter([3.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 2.0])
+    net = Net()
+    drill = {"course": course(net, measure=scripted.__next__)}
+    found = run(net, tmp_path, steps=14, drill=drill, every=2, patience=2)
+    assert not found.stopped
+    assert (found.best, found.best_step) == (2.0, 14)
+
+
+def test_a_run_that_only_gets_worse_stops_and_leaves_the_student_as_it_came(tmp_path):
+    scripted = iter([3.0, 4.0, 5.0, 4.5, 1.0])
+    net = Net()
+    drill = {"course": course(net, measure=scripted.__next__)}
+    found = run(net, tmp_path, drill=drill, every=2, patience=2)
+    assert found.stopped == "no better error in 2 looks up to step 6"
+    assert same(values(net), values(Net()))
+
+
 def test_the_student_stays_as_it_came_where_nothing_is_better(tmp_path):
     rising = itertools.count(1.0)
     net = Net()

@@ -152,6 +152,15 @@ def test_what_was_decided_stays(tmp_path):
     assert (again.decided("steps"), place.decided("spent")) == (40, 1.5)
 
 
+def test_a_state_of_another_version_is_named_and_not_gone_on_with(tmp_path):
+    Place(tmp_path, {"rate": 0.1})
+    about = json.loads((tmp_path / "heal.json").read_text())
+    (tmp_path / "heal.json").write_text(json.dumps(about | {"schema": 1}))
+    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 2; .*resume=False"):
+        Place(tmp_path, {"rate": 0.1})
+    Place(tmp_path, {"rate": 0.1}, resume=False)
+
+
 def test_another_run_is_named_and_not_gone_on_with(tmp_path):
     Place(tmp_path, {"rate": 0.1, "seed": 0}).decide(steps=40)
     with pytest.raises(

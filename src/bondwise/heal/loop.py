@@ -140,7 +140,7 @@ class _Run:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.step, self.waited, self.seconds, self.looking = 0, 0, 0.0, 0.0
-        self.best = inf
+        self.best, self.lowest = inf, inf  # of all looks, and of those after the start
         self.out = Trained(steps=steps or 0)
 
     def go(self) -> Trained:
@@ -163,6 +163,7 @@ class _Run:
         self.step, self.waited = values["step"], values["waited"]
         self.seconds, self.looking = values["seconds"], values["looking"]
         self.best = inf if values["best"] is None else values["best"]
+        self.lowest = inf if values["lowest"] is None else values["lowest"]
         self.out = Trained(**values["out"])
         if values["done"]:
             self.store.restore()
@@ -175,6 +176,7 @@ class _Run:
             "seconds": self.seconds,
             "looking": self.looking,
             "best": self.best if isfinite(self.best) else None,
+            "lowest": self.lowest if isfinite(self.lowest) else None,
             "out": vars(self.out),
         }
 
@@ -249,7 +251,11 @@ class _Run:
         return self.step == self.out.steps or self.step % every == 0
 
     def _look(self, entry: Entry) -> None:
-        """Measure on what is held out; keep the best, and stop where it is long ago."""
+        """Measure on what is held out; keep the best, and stop where nothing gets better.
+
+        At full rate a student may be worse than it came until the rate falls, and gain all the
+        while: what is waited for is a look better than those after the start.
+        """
         found, start = None, time.perf_counter()
         if self.course.measure is not None:
             found = self.course.measure()
@@ -258,11 +264,13 @@ class _Run:
             self._check_start(found)
         if found is None or found < self.best:
             self.best = self.best if found is None else found
-            self.waited, self.out.best_step = 0, self.step
+            self.out.best_step = self.step
             self.store.keep(self.step)
             self.looking = time.perf_counter() - start
+        if found is None or not self.step:
             return
-        self.waited += 1
+        self.waited = 0 if found < self.lowest else self.waited + 1
+        self.lowest = min(self.lowest, found)
         if not isfinite(found):
             self.out.stopped = f"{self.course.measured} was {found} after step {self.step}"
         elif self.recipe.patience and self.waited >= self.recipe.patience:

@@ -46,7 +46,8 @@ class Healing:
         windows: windows to train on; None for all that there are.
         validate: windows held out, at most a fifth of all.
         every: steps between two looks at them; None for eight looks.
-        patience: looks without a better one after which the run stops; 0 for never.
+        patience: looks that are no better than one before them, the start aside, after which the
+            run stops; 0 for never.
         temperature: at which the teacher is heard.
         top_k: tokens of the teacher that are kept for each position.
         distil: weight of the divergence from the teacher.

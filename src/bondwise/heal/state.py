@@ -23,7 +23,7 @@ from bondwise.heal.processes import agreed, rank, wait
 from bondwise.heal.recipe import difference
 
 ABOUT, RUN = "heal.json", "run.json"
-SCHEMA = 1
+SCHEMA = 2
 SAMPLES = 64  # values of each tensor that tell one from another
 Values = dict[str, Any]
 
@@ -63,7 +63,14 @@ class Place:
                 f"{self.folder} holds no state of a healing; name another folder for it."
             )
         if ours and resume:
-            return get(self.folder / ABOUT)
+            about = get(self.folder / ABOUT)
+            if about.get("schema") != SCHEMA:
+                raise CheckpointError(
+                    f"{self.folder} holds a state of schema {about.get('schema')}, and this "
+                    f"version of bondwise goes on from {SCHEMA}; name another folder, or write "
+                    "resume=False to begin anew."
+                )
+            return about
         shutil.rmtree(self.folder, ignore_errors=True)
         return None
 
