@@ -67,8 +67,8 @@ class Place:
             if about.get("schema") != SCHEMA:
                 raise CheckpointError(
                     f"{self.folder} holds a state of schema {about.get('schema')}, and this "
-                    f"version of bondwise goes on from {SCHEMA}; remove it to begin anew (in Python "
-                    "resume=False does)."
+                    f"version of bondwise goes on from {SCHEMA}; remove it to begin anew (in "
+                    "Python resume=False does)."
                 )
             return about
         shutil.rmtree(self.folder, ignore_errors=True)
