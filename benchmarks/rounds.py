@@ -38,7 +38,7 @@ Entry = dict[str, Any]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keeps", default=[0.5, 0.3], type=_several(float))
-    parser.add_argument("--counts", default=[2], type=_several(int), help="of rounds, 2 or more")
+    parser.add_argument("--counts", default=[2], type=_several(int, 2), help="of rounds, 2 or more")
     parser.add_argument("--minutes", type=float, default=6.0, help="of healing, where in rounds")
     parser.add_argument("--seeds", default=[0], type=_several(int))
     parser.add_argument("--threads", type=int, default=2)
@@ -47,8 +47,16 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _several(kind: type) -> Any:
-    return lambda text: [kind(part) for part in text.split(",")]
+def _several(kind: type, least: float = 0) -> Any:
+    """What reads numbers with commas between them."""
+
+    def numbers(text: str) -> list[Any]:
+        found = [kind(part) for part in text.split(",")]
+        if min(found) < least:
+            raise argparse.ArgumentTypeError(f"{text} came; write {least:g} or more")
+        return found
+
+    return numbers
 
 
 def run(keep: float, count: int, minutes: float, seed: int, threads: int) -> Entry:
