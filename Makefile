@@ -45,7 +45,7 @@ bench-models: $(READY)
 bench-heal: $(READY)
 	$(BIN)/python benchmarks/healing.py $(ARGS)
 
-# Half an hour on a machine that does nothing else; resumes where it stopped.
+# Most of an hour, on a machine that does nothing else; resumes where it stopped.
 .PHONY: bench-rounds
 bench-rounds: $(READY)
 	$(BIN)/python benchmarks/rounds.py $(ARGS)

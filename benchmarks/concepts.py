@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from comparison.cells import read as results
 from comparison.cells import versions, write
-from comparison.flags import some
+from comparison.flags import several, some
 from comparison.page import write_between
 from comparison.subjects import compressed_smollm2, wikipedia
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=float, default=0.6)
     parser.add_argument("--gauges", type=some(GAUGES), default=list(GAUGES))
-    parser.add_argument("--depths", type=lambda t: [int(k) for k in t.split(",")], default=DEPTHS)
+    parser.add_argument("--depths", type=several(int), default=DEPTHS)
     parser.add_argument("--layers", type=some(LAYERS), default=list(LAYERS))
     parser.add_argument("--draws", type=int, default=99)
     parser.add_argument("--threads", type=int, default=1)

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from comparison import course
-from comparison.cells import read, versions, write
-from comparison.flags import some
+from comparison.cells import there, versions, write
+from comparison.flags import several, some
 from comparison.page import PAGE, write_between
 from comparison.subjects import Draw, compressed_smollm2, held_out_texts, language_judge, wikipedia
 from torch import nn
@@ -61,7 +61,7 @@ Entry = dict[str, Any]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keeps", type=lambda t: [float(k) for k in t.split(",")])
+    parser.add_argument("--keeps", type=several(float))
     parser.add_argument("--methods", type=some(METHODS), default=list(METHODS))
     parser.add_argument("--student", type=Path, help="a compressed SmolLM2 in place of our own")
     parser.add_argument("--minutes", type=float, default=15.0)
@@ -164,9 +164,7 @@ def main() -> None:
         if not file.exists():
             print(f"{METHODS[method][0]}, keep {keep:g}", flush=True)
             write(file, run(method, keep, given))
-    found = read(given.results)
-    if not found:
-        raise SystemExit(f"{given.results} holds no cell; run some, or name another --results.")
+    found = there(given.results)
     drawn = picture(found)
     write_between(PAGE, "healing", section(found) + (CURVES if drawn else ""))
     if drawn:

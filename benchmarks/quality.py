@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from comparison.cells import Setting, run, wanted
-from comparison.flags import some
+from comparison.flags import several, some
 from comparison.methods import METHODS
 from comparison.page import refresh
 from comparison.subjects import SUBJECTS, Draw
@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=some(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--methods", type=some(METHODS), default=list(METHODS))
-    parser.add_argument("--keeps", type=_keeps, default=list(KEEPS))
+    parser.add_argument("--keeps", type=several(float), default=list(KEEPS))
     parser.add_argument("--windows", type=int, default=64, help="windows of each text to judge on")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
     parser.add_argument("--threads", type=int, default=2)
@@ -33,10 +33,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder; results/WINDOWSxLENGTH beside this")
     parser.add_argument("--page", action="store_true", help="make the page and run nothing")
     return parser.parse_args()
-
-
-def _keeps(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
 
 
 def main() -> None:

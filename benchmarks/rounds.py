@@ -10,13 +10,15 @@ those that are there are not run again. Run it on a machine that does nothing el
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.cells import read, versions, write
+from comparison.cells import there, versions, write
+from comparison.flags import several
 from comparison.page import PAGE, RATINGS, write_between
 from comparison.subjects import similarity_judge, wikipedia
 
@@ -37,26 +39,14 @@ Entry = dict[str, Any]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keeps", default=[0.5, 0.3], type=_several(float))
-    parser.add_argument("--counts", default=[2], type=_several(int, 2), help="of rounds, 2 or more")
+    parser.add_argument("--keeps", default=[0.5, 0.3], type=several(float))
+    parser.add_argument("--counts", default=[2], type=several(int, 2), help="of rounds, 2 or more")
     parser.add_argument("--minutes", type=float, default=6.0, help="of healing, where in rounds")
-    parser.add_argument("--seeds", default=[0], type=_several(int))
+    parser.add_argument("--seeds", default=[0], type=several(int))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "rounds")
     parser.add_argument("--page", action="store_true", help="make the page and run nothing")
     return parser.parse_args()
-
-
-def _several(kind: type, least: float = 0) -> Any:
-    """What reads numbers with commas between them."""
-
-    def numbers(text: str) -> list[Any]:
-        found = [kind(part) for part in text.split(",")]
-        if min(found) < least:
-            raise argparse.ArgumentTypeError(f"{text} came; write {least:g} or more")
-        return found
-
-    return numbers
 
 
 def run(keep: float, count: int, minutes: float, seed: int, threads: int) -> Entry:
@@ -102,22 +92,15 @@ def main() -> None:
         for seed in given.seeds:
             for count in given.counts:
                 name = f"{keep:g}-{count}-{seed}"
-                several, single = (given.results / f"{name}-{k}.json" for k in ("rounds", "once"))
-                if not several.exists():
+                rounds, single = (given.results / f"{name}-{k}.json" for k in ("rounds", "once"))
+                if not rounds.exists():
                     print(f"keep {keep:g}, seed {seed}, {count} rounds", flush=True)
-                    write(several, run(keep, count, given.minutes, seed, given.threads))
+                    write(rounds, run(keep, count, given.minutes, seed, given.threads))
                 if not single.exists():
                     print(f"keep {keep:g}, seed {seed}, once, as long as {count}", flush=True)
-                    (entry,) = (e for e in read(given.results) if _same(e, keep, count, seed))
-                    write(single, run(keep, 1, once(entry), seed, given.threads))
-    found = read(given.results)
-    if not found:
-        raise SystemExit(f"{given.results} holds no cell; run some, or name another --results.")
-    write_between(PAGE, "rounds", section(found))
-
-
-def _same(entry: Entry, keep: float, count: int, seed: int) -> bool:
-    return (entry["keep"], entry["rounds"], entry["seed"]) == (keep, count, seed)
+                    minutes = once(json.loads(rounds.read_text("utf-8")))
+                    write(single, run(keep, 1, minutes, seed, given.threads))
+    write_between(PAGE, "rounds", section(there(given.results)))
 
 
 def section(found: Sequence[Entry]) -> str:

@@ -65,6 +65,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
+def there(folder: Path) -> list[dict[str, Any]]:
+    """All results of a folder that has some; a page is not made of none."""
+    found = read(folder)
+    if not found:
+        raise SystemExit(f"{folder} holds no cell; run some, or name another --results.")
+    return found
+
+
 def write(file: Path, entry: dict[str, Any]) -> None:
     """A file that is there in full, or not."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,9 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def some(known: Iterable[str]) -> Callable[[str], list[str]]:
@@ -15,3 +18,15 @@ def some(known: Iterable[str]) -> Callable[[str], list[str]]:
         return chosen
 
     return names
+
+
+def several(kind: type[Number], least: float = 0) -> Callable[[str], list[Number]]:
+    """What reads numbers with commas between them, none below the least."""
+
+    def numbers(text: str) -> list[Number]:
+        found = [kind(part) for part in text.split(",")]
+        if min(found) < least:
+            raise argparse.ArgumentTypeError(f"{text} came; write {least:g} or more")
+        return found
+
+    return numbers
