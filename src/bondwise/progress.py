@@ -1,7 +1,6 @@
 """Progress bars on standard error, with the time left; plain lines where there is no terminal."""
 
 import sys
-import time
 from types import TracebackType
 
 from rich.console import Console
@@ -54,8 +53,6 @@ class Bars:
             disable=quiet or not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._began: dict[str, float] = {}
-        self._done: dict[str, int] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Move the bar of a stage to ``done`` of ``total``; one of a single step only pulses.
@@ -65,16 +62,13 @@ class Bars:
         whole = None if total == 1 and not done else total
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=whole, said="")
-        elif done < self._done[stage]:
-            self._bars.reset(self._tasks[stage], total=whole, said="")
-            del self._began[stage]
-        self._began.setdefault(stage, time.perf_counter())
-        self._done[stage] = done
-        self._bars.update(self._tasks[stage], completed=done, total=whole)
+        task = self._bars.tasks[self._tasks[stage]]
+        if done < task.completed:
+            self._bars.reset(task.id, total=whole, said="")
+        self._bars.update(task.id, completed=done, total=whole)
         if done == total and not self._console.is_terminal:
-            seconds = time.perf_counter() - self._began[stage]
             steps = "" if total == 1 else f"{total} steps, "
-            self._console.print(f"{stage}: {steps}{seconds:.1f} s", highlight=False)
+            self._console.print(f"{stage}: {steps}{task.elapsed:.1f} s", highlight=False)
 
     def say(self, stage: str, text: str, *, line: bool = False) -> None:
         """Put a few words beside the bar of a stage; without a terminal only where asked."""
