@@ -139,8 +139,8 @@ class _Run:
         self.optimizer, self.rates = _optimizer(course.groups, recipe)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
-        self.step, self.waited, self.seconds, self.looking = 0, 0, 0.0, 0.0
-        self.best, self.lowest = inf, inf  # of all looks, and of those after the start
+        self.step, self.seconds, self.looking = 0, 0.0, 0.0
+        self.best = inf
         self.out = Trained(steps=steps or 0)
 
     def go(self) -> Trained:
@@ -160,10 +160,9 @@ class _Run:
         if values is None:
             self._look({})
             return False
-        self.step, self.waited = values["step"], values["waited"]
+        self.step = values["step"]
         self.seconds, self.looking = values["seconds"], values["looking"]
         self.best = inf if values["best"] is None else values["best"]
-        self.lowest = inf if values["lowest"] is None else values["lowest"]
         self.out = Trained(**values["out"])
         if values["done"]:
             self.store.restore()
@@ -172,11 +171,9 @@ class _Run:
     def _values(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "waited": self.waited,
             "seconds": self.seconds,
             "looking": self.looking,
             "best": self.best if isfinite(self.best) else None,
-            "lowest": self.lowest if isfinite(self.lowest) else None,
             "out": vars(self.out),
         }
 
@@ -269,14 +266,13 @@ class _Run:
             self.looking = time.perf_counter() - start
         if found is None or not self.step:
             return
-        self.waited = 0 if found < self.lowest else self.waited + 1
-        self.lowest = min(self.lowest, found)
+        measured = self.course.measured
+        looks = [line[measured] for line in self.out.history if measured in line] + [found]
+        waited = len(looks) - 1 - looks.index(min(looks))
         if not isfinite(found):
-            self.out.stopped = f"{self.course.measured} was {found} after step {self.step}"
-        elif self.recipe.patience and self.waited >= self.recipe.patience:
-            self.out.stopped = (
-                f"no better {self.course.measured} in {self.waited} looks up to step {self.step}"
-            )
+            self.out.stopped = f"{measured} was {found} after step {self.step}"
+        elif self.recipe.patience and waited >= self.recipe.patience:
+            self.out.stopped = f"no better {measured} in {waited} looks up to step {self.step}"
 
     def _check_start(self, found: float | None) -> None:
         if found is None:
