@@ -132,6 +132,7 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
             "steps": dict(found.steps),
             "recipe": found.recipe.to_json(),
             "measured": [found.before, found.after],
+            "notes": list(found.notes),
             "step_seconds": median(took) if took else None,
             "curve": [
                 [line["seconds"], line["perplexity"]]
@@ -186,7 +187,18 @@ def section(found: Sequence[Entry]) -> str:
     head = "| keep | healed | minutes | steps of a slice, of the whole | in domain | out of domain "
     head += "| KL | top-1 | a step | peak memory |"
     rule = "|" + "---|" * 10
-    return "\n".join([about, "", head, rule, *map(_row, found)])
+    return "\n".join([about, "", head, rule, *map(_row, found), *_said(found)])
+
+
+def _said(found: Sequence[Entry]) -> list[str]:
+    """What the healings themselves said, in the order of the table."""
+    notes = [(entry, note) for entry in found for note in entry.get("notes", ())]
+    if not notes:
+        return []
+    return ["", "What the runs said of themselves, where a cell keeps it:", ""] + [
+        f"- keep {e['keep']:g}, {METHODS[e['method']][0]}, {e['minutes']:g} min: {note}."
+        for e, note in notes
+    ]
 
 
 def picture(found: Sequence[Entry]) -> str:

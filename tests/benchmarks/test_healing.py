@@ -55,6 +55,13 @@ def test_a_table_of_healing_says_what_its_cells_say():
     assert text[6:9] == ["0.250", "50.0%", "2.0 s"]
 
 
+def test_what_a_run_said_of_itself_stands_below_the_table():
+    said = healed("local", 0.6, 2.1, **TRAINED, notes=["the local stage was undone"])
+    text = healing.section([*CELLS, said])
+    assert "- keep 0.6, slices alone, 15 min: the local stage was undone." in text.splitlines()
+    assert "said of themselves" not in healing.section(CELLS)
+
+
 def test_a_curve_is_drawn_over_the_dense_perplexity_before_training():
     drawn = healing.picture(CELLS)
     assert "keep 0.6" in drawn
