@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from comparison import course
 from comparison.cells import there, versions, write
-from comparison.flags import several, some
+from comparison.flags import above_zero, several, some
 from comparison.page import PAGE, write_between
 from comparison.subjects import Draw, compressed_smollm2, held_out_texts, language_judge, wikipedia
 from torch import nn
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keeps", type=several(float))
     parser.add_argument("--methods", type=some(METHODS), default=list(METHODS))
     parser.add_argument("--student", type=Path, help="a compressed SmolLM2 in place of our own")
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=above_zero, default=15.0)
     parser.add_argument(
         "--steps", type=int, help="as many as the minutes allow, where other work slows the clock"
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from comparison.cells import there, versions, write
-from comparison.flags import several
+from comparison.flags import above_zero, several
 from comparison.page import PAGE, RATINGS, write_between
 from comparison.subjects import similarity_judge, wikipedia
 
@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keeps", default=[0.5, 0.3], type=several(float))
     parser.add_argument("--counts", default=[2], type=several(int, 2), help="of rounds, 2 or more")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of healing, where in rounds")
+    parser.add_argument("--minutes", type=above_zero, default=6.0, help="of healing, in rounds")
     parser.add_argument("--seeds", default=[0], type=several(int))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "rounds")

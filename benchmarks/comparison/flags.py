@@ -30,3 +30,11 @@ def several(kind: type[Number], least: float = 0) -> Callable[[str], list[Number
         return found
 
     return numbers
+
+
+def above_zero(text: str) -> float:
+    """What reads one number above zero, such as minutes."""
+    found = float(text)
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} came; write a number above 0")
+    return found

@@ -12,7 +12,8 @@ from torch import nn
 from bondwise.errors import CheckpointError, DataError
 from bondwise.heal import files, loop
 from bondwise.heal.culprit import culprit
-from bondwise.heal.loop import Course, share, train
+from bondwise.heal.descent import Course
+from bondwise.heal.loop import share, train
 from bondwise.heal.recipe import MEASURED, Healing
 from bondwise.heal.state import Store
 

@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bondwise.heal.descent import Course
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.head import check_alike, words
 from bondwise.heal.local import HealedSlice, assemble, heal_locally
-from bondwise.heal.loop import Course, Entry, Tell, Trained, train
+from bondwise.heal.loop import Entry, Tell, Trained, train
 from bondwise.heal.material import Material, as_windows, digest_of, material, token_ids
 from bondwise.heal.modes import training
 from bondwise.heal.outputs import Outputs, ask, batched

@@ -5,19 +5,18 @@ was cut off and resumed is the run that was not: bit for bit on a CPU.
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, cos, inf, isfinite, pi
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.heal.culprit import culprit
-from bondwise.heal.processes import agreed, world
+from bondwise.heal.descent import Course, Descent
+from bondwise.heal.processes import agreed
 from bondwise.heal.recipe import MEASURED, VALIDATIONS, Healing
 from bondwise.heal.state import Store
 from bondwise.model.calibrate import Progress, silent
@@ -25,36 +24,10 @@ from bondwise.model.calibrate import Progress, silent
 Entry = dict[str, Any]
 """One line of a history: step, loss, rate, seconds, and what was measured."""
 Tell = Callable[[Entry], None]
-Groups = Sequence[Mapping[str, Any]]
-Loss = Callable[[int, int], Tensor]
-"""Of a step and one of its parts: its share of the step's loss; the parts add up to it."""
 
 
 def nothing(entry: Entry) -> None:
     """A listener that does nothing."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """What is trained, on what, and how it is judged.
-
-    Attributes:
-        student: whose layers are named where a loss is not finite.
-        groups: what trains, as `bondwise.heal.rates.groups` gives it.
-        loss: of step and part.
-        parts: of a step.
-        measure: what is to be small on samples held out; None where there are none.
-        measured: what that is called in the history.
-        wrapped: the student as it is called, where DDP wraps it.
-    """
-
-    student: nn.Module
-    groups: Groups
-    loss: Loss
-    parts: int = 1
-    measure: Callable[[], float] | None = None
-    measured: str = "perplexity"
-    wrapped: nn.Module | None = None
 
 
 @dataclass
@@ -136,9 +109,8 @@ class _Run:
     ) -> None:
         self.course, self.recipe, self.store = course, recipe, store
         self.decide, self.progress, self.tell = decide, progress, tell
-        self.optimizer, self.rates = _optimizer(course.groups, recipe)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.device = self.parameters[0].device
+        self.descent = Descent(course, recipe)
+        self.device = self.descent.parameters[0].device
         self.step, self.seconds, self.looking = 0, 0.0, 0.0
         self.best = inf
         self.out = Trained(steps=steps or 0)
@@ -156,7 +128,7 @@ class _Run:
 
     def _resume(self) -> bool:
         """Whether the run that is there had ended; otherwise it is where its state says."""
-        values = self.store.load(self.optimizer)
+        values = self.store.load(self.descent.optimizer)
         if values is None:
             self._look({})
             return False
@@ -182,10 +154,9 @@ class _Run:
         start = time.perf_counter()
         warm = self._warm()
         risen = share(self.step, self.out.steps, warm, self.recipe.floor)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * risen
-        loss = self._descend()
-        if self.out.stopped:
+        loss, norm = self.descent(self.step, risen)
+        if not (isfinite(loss) and isfinite(norm)):
+            self._stop_at_nan(loss)
             return
         self.step += 1
         took = time.perf_counter() - start
@@ -205,33 +176,6 @@ class _Run:
         if self.recipe.minutes is not None:
             return MEASURED
         return max(1, round(self.recipe.warmup * self.out.steps))
-
-    def _descend(self) -> float:
-        """One step of the optimizer; the loss."""
-        torch.manual_seed(_seed(self.recipe.seed, self.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        for part in range(self.course.parts):
-            with self._unsynced(part + 1 < self.course.parts):
-                loss = self.course.loss(self.step, part)
-                loss.backward()  # pyright: ignore[reportUnknownMemberType]
-            total += loss.detach()
-        norm = _whole(torch.nn.utils.get_total_norm(_grads(self.parameters)))
-        mean = agreed([float(total), float(norm)], "sum", self.device)[0] / world()
-        if not (isfinite(mean) and isfinite(float(norm))):
-            self._stop_at_nan(mean)
-            return mean
-        if self.recipe.clip and float(norm) > self.recipe.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
-        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        return mean
-
-    @contextmanager
-    def _unsynced(self, more: bool) -> Generator[None]:
-        """DDP adds up the gradients of all processes once, after the last part."""
-        later = getattr(self.course.wrapped, "no_sync", None)
-        with later() if more and later is not None else nullcontext():
-            yield
 
     def _decide(self, took: Sequence[float]) -> None:
         """How many steps the time allows, by the measured ones but the first two."""
@@ -287,13 +231,7 @@ class _Run:
 
     def _stop_at_nan(self, loss: float) -> None:
         """Find where the first number that is not finite arose."""
-
-        def again() -> None:
-            torch.manual_seed(_seed(self.recipe.seed, self.step))
-            for part in range(self.course.parts):
-                self.course.loss(self.step, part)
-
-        layer = culprit(self.course.student, again)
+        layer = culprit(self.course.student, lambda: list(self.descent.losses(self.step)))
         what = "gradient" if isfinite(loss) else "loss"
         self.out.stopped = (
             f"the {what} was not finite at step {self.step + 1}, first in {layer or 'the loss'}; "
@@ -303,38 +241,12 @@ class _Run:
     def _save_in_time(self) -> None:
         due = time.monotonic() - self._kept_at >= self.recipe.save_every
         if agreed([float(due)], "max", self.device)[0] and not self.out.stopped:
-            self.store.save(self.step, self._values(), self.optimizer)
+            self.store.save(self.step, self._values(), self.descent.optimizer)
             self._kept_at = time.monotonic()
 
     def _end(self) -> None:
         """Leave the best in the student."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descent.optimizer.zero_grad(set_to_none=True)
         if self.out.best_step != self.step or self.out.stopped:
             self.store.restore()
         self.store.finish(self.step, self._values())
-
-
-def _optimizer(groups: Groups, recipe: Healing) -> tuple[torch.optim.AdamW, list[float]]:
-    """AdamW with one kernel for all of a group, where there is one; and the groups' own rates."""
-    own = [dict(group) for group in groups]
-    tensors = [cast(Tensor, p) for group in own for p in group["params"]]
-    fused = all(p.device.type in ("cpu", "cuda") and not hasattr(p, "to_local") for p in tensors)
-    made = torch.optim.AdamW(
-        own, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.decay, fused=fused
-    )
-    return made, [group["lr"] for group in own]
-
-
-def _grads(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A number that all processes have, of one that is spread over them."""
-    gather = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor
-
-
-def _seed(seed: int, step: int) -> int:
-    """Of all that is drawn in a step."""
-    return (seed * 1_000_003 + step) % 2**63
