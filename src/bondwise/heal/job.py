@@ -221,7 +221,7 @@ class Job:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(own[name])
-        said = f"{self._measured} rose from {before:.4g} to {after:.4g}"
+        said = f"{self._measured} {before:.6g} before and {after:.6g} after it"
         return (f"the local stage was undone: {said}, though each slice had come nearer",)
 
     def _local_steps(self, model: nn.Module, batches: Sequence[Batch], place: Place) -> int:
