@@ -9,7 +9,7 @@ import torch
 import bondwise as bw
 from bondwise.cli import main
 from bondwise.flags import minutes
-from bondwise.heal import loop
+from bondwise.heal import descent, loop
 from bondwise.huggingface.loading import load_model
 from tiny import llama, on_disk, text, tokenizer
 from verbs import bondwise, files, weights
@@ -71,20 +71,20 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
     assert heal(capsys, models, tmp_path / "whole", *flags).code == 0
     monkeypatch.setattr(loop.time, "monotonic", count(0, 100).__next__)  # a minute, every time
     calls = []
-    descend = loop._Run._descend
+    descend = descent.Descent.__call__
 
-    def stops(run):
-        calls.append(run.step)
+    def stops(moves, step, risen):
+        calls.append(step)
         if len(calls) == 7:  # a run can end early after 8: four looks without a better one
             raise KeyboardInterrupt
-        return descend(run)
+        return descend(moves, step, risen)
 
-    monkeypatch.setattr(loop._Run, "_descend", stops)
+    monkeypatch.setattr(descent.Descent, "__call__", stops)
     said = heal(capsys, models, tmp_path / "cut", *flags)
     assert said.code == 1
     assert not (tmp_path / "cut").exists()
     assert (tmp_path / "cut.healing").is_dir()
-    monkeypatch.setattr(loop._Run, "_descend", descend)
+    monkeypatch.setattr(descent.Descent, "__call__", descend)
     assert heal(capsys, models, tmp_path / "cut", *flags).code == 0
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert not (tmp_path / "cut.healing").exists()
