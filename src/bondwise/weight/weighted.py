@@ -5,11 +5,11 @@ With ``E`` the other cores contracted, a half-step solves for the change ``d`` o
 
     E^T (G . C) E d = E^T G (W - W~) C,
 
-by Cholesky where the matrix on the left is small, else by conjugate gradients: there the left side
-is only ever applied, as ``W~(d)``, a product with ``C`` and a contraction with the other cores. The
-gradients are preconditioned by the same matrix for a Kronecker product in the place of ``C``: they
-run in whitened coordinates. The change starts from zero, so every half-step starts warm, and a
-sweep that does not lower the error is not taken.
+by Cholesky where that is less work, else by conjugate gradients: there the left side is only ever
+applied, as ``W~(d)``, a product with ``C`` and a contraction with the other cores. The gradients
+are preconditioned by the same matrix for a Kronecker product in the place of ``C``: they run in
+whitened coordinates. The change starts from zero, so every half-step starts warm, and a sweep that
+does not lower the error is not taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ _STEPS = 20  # of conjugate gradients in a half-step
 _ENOUGH = 0.02  # of the first residual: the other cores move before a better answer is worth it
 _SMALL = 1536  # unknowns of a half-step that is solved by Cholesky
 _ENTRIES = 2**26  # of the largest intermediate of its matrix
+_CALLS = 2**26  # multiplications in the time that the calls of conjugate gradients take
 _RIDGE = 1e-2  # of the mean, on the blocks of the preconditioner
 _ROUNDING = 1e-13  # a relative error that is rounding
 _FINE = 2**17  # entries of a weight up to which gradients are in float64
@@ -191,7 +192,7 @@ def _others(parts: list[Named], k: int, net: Network) -> list[Named]:
 
 
 def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Tensor | None:
-    """The best change by Cholesky, or None where its matrix is too large."""
+    """The best change by Cholesky, or None where its matrix is too large or too dear."""
     elsewhere = {name for other in (*others, *structure.exact) for name in other.names}
     batch = tuple(n for n in right.names if n in structure.shared and n in elsewhere)
     free = tuple(n for n in right.names if n in structure.shared and n not in elsewhere)
@@ -199,6 +200,9 @@ def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Ten
     size, count = (prod(structure.net.sizes[n] for n in names) for names in (rows, batch))
     if size > _SMALL or count * size * size > _ENTRIES:
         return None
+    out, inp = structure.net.shape
+    if count * size**3 / 3 > max(_CALLS, _STEPS * out * inp * inp):
+        return None  # a small weight is pushed through the metric for less
     twins = [twin(other, structure.shared) for other in others]
     operands = [*others, *twins, *structure.exact]
     names = (*batch, *rows, *(prime(name) for name in rows))
