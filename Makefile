@@ -13,7 +13,7 @@ demo-tiny: $(READY)
 	$(BIN)/bondwise demo --tiny --force
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .
