@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -384,6 +385,20 @@ def test_a_student_that_is_broken_is_said_before_it_is_trained(pair):
         heal(student, teacher, windows(), steps=2, local=0)
 
 
+def test_slices_that_all_stay_as_they_were_are_said_to(pair, monkeypatch):
+    student, teacher = pair
+
+    def idle(model, *args, **given):
+        return [replace(part, after=part.before) for part in train(deepcopy(model), *args, **given)]
+
+    train = job.heal_locally
+    monkeypatch.setattr(job, "heal_locally", idle)
+    found = heal(student, teacher, windows(), steps=4, local=1)
+    many = len(found.local)
+    assert found.notes[-1] == f"the local stage changed nothing: none of {many} slices came nearer"
+    assert found.after == found.before
+
+
 def test_slices_that_are_worse_together_are_undone(pair, monkeypatch):
     student, teacher = pair
     spoil = job.heal_locally
@@ -397,7 +412,11 @@ def test_slices_that_are_worse_together_are_undone(pair, monkeypatch):
 
     monkeypatch.setattr(job, "heal_locally", spoiled)
     found = heal(student, teacher, windows(), steps=4, local=1)
-    assert "the local stage was undone" in found.notes[-1]
+    nearer = sum(part.after < part.before for part in found.local)
+    assert nearer > 0
+    said = f"though {nearer} of {len(found.local)} slices had come nearer"
+    assert found.notes[-1].startswith("the local stage was undone")
+    assert found.notes[-1].endswith(said)
     assert found.after == pytest.approx(found.before)
     for one, two in zip(found.model.parameters(), student.parameters(), strict=True):
         assert torch.equal(one, two)

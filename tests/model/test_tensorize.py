@@ -15,6 +15,13 @@ from tiny import bert, gpt2, llama, tokens
 MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
 
 
+@pytest.fixture(scope="module")
+def halved():
+    """A llama and what is left of it at keep 0.5: to be read only."""
+    model = llama()
+    return model, bw.tensorize(model, keep=0.5, data=tokens(), seed=3)
+
+
 def output(model, ids):
     with torch.no_grad():
         return model(ids)[0]
@@ -125,9 +132,8 @@ def test_dtype_and_mode_are_kept_and_inplace_swaps_in_the_given_one():
     assert torch.isfinite(output(model.eval(), tokens())).all()
 
 
-def test_unchanged_parameters_are_shared_and_changed_ones_are_not_kept():
-    model = llama()
-    result = bw.tensorize(model, keep=0.5, data=tokens())
+def test_unchanged_parameters_are_shared_and_changed_ones_are_not_kept(halved):
+    model, result = halved
     assert result.model.model.norm.weight is model.model.norm.weight
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
 
@@ -213,8 +219,8 @@ def test_odd_shapes_simply_work():
     assert torch.equal(copy(x), result.model(x))
 
 
-def test_the_same_seed_gives_the_same_bits():
-    one, two = (bw.tensorize(llama(), keep=0.5, data=tokens(), seed=3).model for _ in range(2))
+def test_the_same_seed_gives_the_same_bits(halved):
+    one, two = halved[1].model, bw.tensorize(llama(), keep=0.5, data=tokens(), seed=3).model
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
@@ -223,10 +229,10 @@ def test_merging_a_dense_model_is_refused():
         bw.merge(llama())
 
 
-def test_the_report_is_plain_data():
+def test_the_report_is_plain_data(halved):
     import json
 
-    report = bw.tensorize(llama(), keep=0.5, data=tokens()).report()
+    report = halved[1].report()
     assert json.loads(json.dumps(report)) == report
     changed = [w for w in report["weights"] if w["action"] == "tensorize"]
     dense = [w for w in report["weights"] if w["reason"] == "dense at this budget"]

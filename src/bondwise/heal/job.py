@@ -170,7 +170,7 @@ class Job:
             return [], 0, ()
         own = {name: p.detach().clone() for name, p in model.named_parameters()}
         found = self._slices(model, batches, steps, place, start, progress)
-        return found, steps, self._undone(model, own, before, place)
+        return found, steps, self._undone(model, own, before, found, place)
 
     def _slices(
         self,
@@ -207,7 +207,12 @@ class Job:
         return found
 
     def _undone(
-        self, model: nn.Module, own: Mapping[str, Tensor], before: float | None, place: Place
+        self,
+        model: nn.Module,
+        own: Mapping[str, Tensor],
+        before: float | None,
+        found: Sequence[HealedSlice],
+        place: Place,
     ) -> tuple[str, ...]:
         """Put the parameters back where the slices are worse together than before; say so."""
         if before is None:
@@ -221,8 +226,12 @@ class Job:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(own[name])
+        nearer = sum(part.after < part.before for part in found)
+        if not nearer:
+            return (f"the local stage changed nothing: none of {len(found)} slices came nearer",)
         said = f"{self._measured} {before:.6g} before and {after:.6g} after it"
-        return (f"the local stage was undone: {said}, though each slice had come nearer",)
+        many = f"{nearer} of {len(found)} slices had come nearer"
+        return (f"the local stage was undone: {said}, though {many}",)
 
     def _local_steps(self, model: nn.Module, batches: Sequence[Batch], place: Place) -> int:
         if self.recipe.steps is not None:
