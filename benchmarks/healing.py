@@ -43,6 +43,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "global": ("whole model alone", {"local": 0.0}),
     "both": ("slices, then whole model", {"local": 0.5}),
     "text": ("whole model alone, the text in its loss", {"local": 0.0, "task": 1.0}),
+    "text-only": ("whole model alone, no teacher", {"local": 0.0, "task": 1.0, "distil": 0.0}),
     "lora": ("adapters on the cores", {"local": 0.0, "train": "re:.*lora_.*"}),
     "dense": ("the dense model, trained as the whole alone", {"local": 0.0}),
     "dense-text": ("the dense model, with the text in its loss", {"local": 0.0, "task": 1.0}),
