@@ -192,6 +192,7 @@ def in_dtype(make, dtype):
 
 KINDS = {
     "llama": (tiny.llama, ids()),
+    "llama in bfloat16": (in_dtype(tiny.llama, torch.bfloat16), ids()),
     "llama in float16": (in_dtype(tiny.llama, torch.float16), ids()),
     "llama in float64": (in_dtype(tiny.llama, torch.float64), ids()),
     "gpt2": (tiny.gpt2, ids()),

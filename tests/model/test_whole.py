@@ -60,6 +60,7 @@ ODD = {
     "llama in training": (lambda: llama().train(), tokens()),
     "gpt2 with dropout": (lambda: gpt2().train(), tokens()),
     "bfloat16": (lambda: llama().to(torch.bfloat16), tokens()),
+    "float16": (lambda: llama().to(torch.float16), tokens()),
     "frozen": (lambda: llama().requires_grad_(False), tokens()),
     "one sequence": (llama, tokens(1)),
     "two sequences": (llama, tokens(2)),

@@ -143,6 +143,7 @@ def test_other_networks_gain_too(net, most):
 @pytest.mark.parametrize("dtype", [HALF, torch.float16, torch.float32, torch.float64])
 def test_poor_metrics_do_no_harm(moment, dtype):
     net, errors = bw.lowrank(12, 20, 8), []
+    bound = {HALF: 0.05, torch.float16: 0.02}.get(dtype, 1e-5)
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
         cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
@@ -152,6 +153,5 @@ def test_poor_metrics_do_no_harm(moment, dtype):
             assert all(free.isfinite().all() and free.dtype == dtype for free in c.free)
             given = c.cores()[0].double() @ c.cores()[1].double()
             errors.append(float((given - wanted).norm() / wanted.norm()))
-    unit = max(torch.finfo(dtype).eps, 1e-6)
-    assert np.median(errors) < unit
-    assert max(errors) < 16 * unit  # the block at the pivots can be nearly singular by chance
+    assert max(errors) < bound  # one draw in 200 is above: its block at the pivots is near singular
+    assert np.median(errors) < bound / 5

@@ -217,6 +217,9 @@ class Job:
         """Put the parameters back where the slices are worse together than before; say so."""
         if before is None:
             return ()
+        nearer = sum(part.after < part.before for part in found)
+        if not nearer:
+            return (f"the local stage changed nothing: none of {len(found)} slices came nearer",)
         after = place.decided("locally")
         if after is None:
             after = self._task(model, model, place, None, self._head(model)).measure()
@@ -226,9 +229,6 @@ class Job:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(own[name])
-        nearer = sum(part.after < part.before for part in found)
-        if not nearer:
-            return (f"the local stage changed nothing: none of {len(found)} slices came nearer",)
         said = f"{self._measured} {before:.6g} before and {after:.6g} after it"
         many = f"{nearer} of {len(found)} slices had come nearer"
         return (f"the local stage was undone: {said}, though {many}",)
