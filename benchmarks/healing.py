@@ -12,7 +12,6 @@ minutes are its budget.
 """
 
 import argparse
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -152,7 +151,7 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
     about["student"] = "given" if given.student else "compress"
     about["by"] = "steps" if given.steps else "time"
     about |= {"windows": draw.windows, "length": draw.length, "parameters": before}
-    return about | {"system": platform.machine(), **versions(), **judge(model), **entry}
+    return about | {**versions(), **judge(model), **entry}
 
 
 def main() -> None:

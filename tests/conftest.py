@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that runs repeat to the bit and no two fight for cores."""
+"""Shared by all tests: one thread and one seed, so that runs repeat and no two fight for cores."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,12 @@ import tiny
 
 torch.set_num_threads(1)
 os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine that was not measured
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Each test draws the same numbers, whatever ran before it and in which process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
