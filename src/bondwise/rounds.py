@@ -8,7 +8,6 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bondwise.compress import Report, compress, dtype, threads
 from bondwise.errors import BudgetError
@@ -65,6 +64,8 @@ class Rounds:
         if self.count < 1:
             raise BudgetError(f"rounds={self.count} came; write a whole number of 1 or more.")
         check_folder(self.out, overwrite)
+        if not self._has(self._beside(0, "cut")):
+            self._forget()  # what another call left
         model, report = self.recipe.model, Report()
         for at, keep in enumerate(self.keeps):
             last = at + 1 == self.count
@@ -74,9 +75,21 @@ class Rounds:
                                      overwrite, progress, tell)  # fmt: skip
             if not last:
                 model = str(self._dense(at, target))
+        self._forget()
+        return report
+
+    @property
+    def _asked(self) -> str:
+        return json.dumps([asdict(self.recipe), self.minutes, self.count])
+
+    def _has(self, cut: Path) -> bool:
+        """Whether a cut is there, whole and of this very call."""
+        path = cut / ASKED
+        return path.is_file() and path.read_text("utf-8") == self._asked
+
+    def _forget(self) -> None:
         for folder in self.out.parent.glob(f"{self.out.name}.round-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        return report
 
     def _round(
         self,
@@ -88,14 +101,13 @@ class Rounds:
         tell: Tell,
     ) -> Report:
         first = self._beside(at, "cut")
-        asked = json.loads(json.dumps(asdict(recipe)))
-        if _read(first / ASKED) != asked:
+        if not self._has(first):
             report = compress(recipe, first, overwrite=True, progress=progress)
             report |= {"source": self.recipe.model}
             (first / "report.json").write_text(json.dumps(finite(report), indent=1), "utf-8")
             told = f"# healed, with --heal {self.minutes:g}m --rounds {self.count}\n"
             (first / "recipe.yaml").write_text(told + self.recipe.to_yaml(), "utf-8")
-            (first / ASKED).write_text(json.dumps(asked), "utf-8")
+            (first / ASKED).write_text(self._asked, "utf-8")
         healer = Healer(
             str(first),
             self.recipe.model,
@@ -119,7 +131,3 @@ class Rounds:
 
     def _beside(self, at: int, what: str) -> Path:
         return self.out.with_name(f"{self.out.name}.round-{at + 1}-{what}")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None

@@ -221,20 +221,58 @@ def test_models_that_see_what_follows_do_not_speak():
     assert not speaks(torch.nn.Linear(2, 2), ids)
 
 
-def test_modes_are_as_they_were_and_nothing_is_dropped():
-    model = tiny.gpt2()
-    model.transformer.h[0].eval()
-    model.transformer.h[1].train()
-    before = {name: m.training for name, m in model.named_modules()}
-    with training(model):
-        dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-        assert model.training
-        assert dropouts
-        assert not any(m.training for m in dropouts)
+def dropping(name):
+    """A tiny model that drops half of everything when it trains."""
+    from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    if name == "gpt2":
+        drops = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.5)
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        return GPT2LMHeadModel(GPT2Config(**sizes, **drops, vocab_size=WORDS))
+    drops = dict.fromkeys(("dropout", "attention_dropout", "layerdrop"), 0.5)
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"max_position_embeddings": 64, "word_embed_proj_dim": 32}
+    return OPTForCausalLM(OPTConfig(**sizes, **drops, vocab_size=WORDS))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_a_model_that_trains_drops_nothing_and_is_then_as_it_was(name, checkpointing):
+    model, ids = dropping(name), tiny.tokens(2, 12)
+    ids = {"input_ids": ids, "use_cache": False}
+    children = list(model.base_model.modules())
+    children[-1].eval()
+    before = {n: (m.training, dict(vars(m))) for n, m in model.named_modules()}
+    with judging(model), torch.no_grad():
+        wanted = model(**ids).logits
+    model.train()
+    children[-1].eval()
+    assert not torch.allclose(model(**ids).logits, wanted, atol=1e-3)
+    with training(model, checkpointing):
+        torch.testing.assert_close(model(**ids).logits, wanted)
+        blocks = [m.training for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+        assert any(blocks) == checkpointing
         with judging(model):
-            assert not model.transformer.h[0].training
-        assert model.transformer.h[0].training
-    assert {name: m.training for name, m in model.named_modules()} == before
+            assert not any(m.training for m in model.modules())
+        assert any(m.training for m in model.modules()) == checkpointing
+    after = {n: (m.training, dict(vars(m))) for n, m in model.named_modules()}
+    own = ("training", "dropout", "layerdrop", "p")
+    for n, (mode, values) in before.items():
+        assert after[n][0] == mode
+        assert all(after[n][1].get(k) == values.get(k) for k in own)
+
+
+def test_recurrent_layers_and_cores_are_in_training_mode():
+    """cuDNN makes no gradients of recurrent layers elsewhere; cores would keep weights ready."""
+    rnn, cores = torch.nn.LSTM(4, 4, 2, dropout=0.5), TensorLinear(lowrank(4, 4, 2)).freeze()
+    model = torch.nn.ModuleList([rnn, cores, torch.nn.BatchNorm1d(4)]).eval()
+    with training(model):
+        assert [m.training for m in model] == [True, True, False]
+        assert rnn.dropout == 0.0
+        assert not [name for name, _ in cores.named_buffers() if name.startswith("frozen")]
+    assert rnn.dropout == 0.5
+    assert not any(m.training for m in model.modules())
 
 
 def test_no_weights_are_kept_ready_after_judging():
@@ -311,6 +349,9 @@ def test_steps_that_a_time_allows(tmp_path, left, steps):
     assert found in (steps, max(10, steps - 1))
     unheard = pace.steps_within(1.0, 1.0, until=now() + 100.5, recipe=RECIPE, answers=None)
     assert unheard == 10 + 92  # of the time, eight looks take a second each
+    often = replace(RECIPE, every=1)
+    found = pace.steps_within(1.0, 1.0, until=now() + 100.5, recipe=often, answers=None)
+    assert found == 10 + 50  # a look after each
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from bondwise.heal import job
 from bondwise.heal.heal import heal
 from bondwise.heal.material import as_windows, material
 from bondwise.heal.recipe import Healing, suited
+from bondwise.model import refine
 from bondwise.model.layers import TensorLinear
 
 LENGTH = 16
@@ -144,6 +145,11 @@ def test_a_healing_that_had_ended_is_read_and_another_one_is_refused(pair, uncut
         heal(*pair, windows(), state=tmp_path, **STAGES)
     with pytest.raises(CheckpointError, match=r"another healing \(rate 0.003, not 0.1\)"):
         heal(*pair, windows(12), state=tmp_path, **STAGES | {"rate": 0.1})
+    other = deepcopy(pair[1])
+    with torch.no_grad():
+        other.lm_head.weight.neg_()
+    with pytest.raises(CheckpointError, match=r"another healing \(teacher .*, not .*\)"):
+        heal(pair[0], lambda: other, windows(12), state=tmp_path, **STAGES)
     other = STAGES | {"rate": 1e-3}
     fresh = heal(*pair, windows(12), state=tmp_path, resume=False, **other)
     assert not same(values(fresh.model), values(uncut.model))
@@ -159,6 +165,20 @@ def test_a_time_becomes_steps_that_a_resumed_run_keeps(pair, tmp_path):
     assert found.steps == {"local": decided["local_steps"], "global": decided["steps"]}
     assert len(found.history) == decided["steps"] >= 10
     assert decided["local_steps"] >= 1
+
+
+def test_a_state_of_before_the_time_was_steps_takes_the_recorded_ones(pair, tmp_path, monkeypatch):
+    choices = {"minutes": 0.03, "save_every": 0.0} | CALM
+    with pytest.raises(CutError):
+        heal(*pair, windows(), state=tmp_path, progress=cut_at("heal", 10), **choices)
+    assert json.loads((tmp_path / "global" / "run.json").read_text())["step"] == 9
+    path = tmp_path / "heal.json"
+    about = json.loads(path.read_text())
+    about["decided"]["steps"] = 13  # a time that was measured would not come to this
+    path.write_text(json.dumps(about))
+    found = heal(*pair, windows(), state=tmp_path, **choices)
+    assert (len(found.history), found.steps["global"]) == (13, 13)
+    assert json.loads(path.read_text())["decided"]["steps"] == 13
 
 
 def test_a_teacher_that_can_be_loaded_is_let_go_before_the_training(pair):
@@ -233,6 +253,31 @@ def test_no_token_that_is_held_out_is_trained_on(border):
     assert len(found.shown) > 70
     if border != " ":
         assert (max(shown) + 1) % 20 == 0 or len(shown) % 32 == 0
+
+
+@pytest.mark.parametrize("end", ["", "\n" * 600, "-" * 4000])
+def test_an_end_with_few_tokens_is_held_out_with_what_stands_before_it(end):
+    text, tokenizer = tiny.text(7 * 32) + end, tiny.tokenizer()
+    found = material(nn.Linear(2, 2), text, tokenizer, Healing(steps=1, length=32))
+    assert len(found.held) + len(found.shown) <= 8
+    assert len(found.shown) >= 3
+    assert len(found.held) == 1 or (not len(found.held) and "too little" in found.notes[0])
+
+
+def test_so_many_windows_are_trained_on_whatever_judges_them():
+    ids, recipe = tiny.tokens(16, LENGTH), Healing(steps=1, windows=4)
+    for judge in (None, HELD):
+        assert len(material(nn.Linear(2, 2), ids, None, recipe, judge).shown) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_batches_of_which_none_is_held_out(pair, count):
+    batches = [{"input_ids": ids} for ids in windows(16).chunk(count)]
+    choices = CALM | {"validate": 0 if count == 8 else 8}
+    healed = heal(*pair, batches, steps=2, **choices)
+    assert (healed.before, len(healed.history)) == (None, 2)
+    said = "nothing is held out" if count == 8 else "too little data came to hold any out"
+    assert healed.notes[0].startswith(said)
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -321,14 +366,97 @@ def test_an_encoder_learns_its_last_hidden_state_under_a_mask():
     assert healed.after < healed.before
 
 
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_parts_of_a_padded_batch_add_up_to_it(micro):
+    """Every token weighs alike, so a sample of two of them weighs a sixteenth of a whole one."""
+    teacher = tiny.bert()
+    student = tensorize(teacher, keep=0.5).model
+    mask = (torch.arange(LENGTH) < torch.tensor([LENGTH, 2, LENGTH, 0])[:, None]).long()
+    batches = [
+        {"input_ids": ids, "attention_mask": mask} for ids in tiny.tokens(16, LENGTH).split(4)
+    ]
+    whole = heal(student, teacher, batches, steps=3, rate=1e-3, micro=4)
+    parts = heal(student, teacher, batches, steps=3, rate=1e-3, micro=micro)
+    assert (whole.before, whole.after) == pytest.approx((parts.before, parts.after), rel=1e-3)
+    losses = ([line["loss"] for line in found.history] for found in (whole, parts))
+    assert next(losses) == pytest.approx(next(losses), rel=1e-3)
+
+
+def test_an_encoder_and_decoder_learns_its_logits():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    teacher = T5ForConditionalGeneration(config).eval()
+    batches = [
+        {
+            "input_ids": tiny.tokens(2, 12, seed=k),
+            "labels": tiny.tokens(2, 10, seed=50 + k),
+            "scale": torch.tensor(1.0),  # unknown to it, and no sample
+        }
+        for k in range(12)
+    ]
+    student = tensorize(teacher, keep=0.5).model
+    healed = heal(student, teacher, batches, steps=20, rate=2e-3, micro=1)
+    assert healed.measured == "error"
+    assert healed.after < healed.before
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("local", [0, 0.5])
+def test_short_models_take_vectors_of_any_kind(precision, given, local):
+    student, teacher = (model.bfloat16() for model in mlps(norm=True))
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2)).to(given)
+    healed = heal(student, teacher, x, steps=20, local=local, rate=0.01, precision=precision)
+    assert healed.after < healed.before
+    assert {t.dtype for t in healed.model.state_dict().values() if t.ndim} == {torch.bfloat16}
+
+
+def test_a_slice_whose_loss_is_not_finite_is_named(pair, monkeypatch):
+    one, calls = refine._Goal.loss, []
+
+    def breaks(goal, batch):
+        calls.extend([batch] * torch.is_grad_enabled())
+        return one(goal, batch) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(refine._Goal, "loss", breaks)
+    healed = heal(*pair, windows(), steps=20, local=0.5, **CALM)
+    assert [part.stopped for part in healed.local] == [3, 0]
+    said = f"the loss of slice {healed.local[0].names[0]} was not finite at step 3"
+    assert healed.notes[0].startswith(said)
+    assert all(torch.isfinite(p).all() for p in healed.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "choices"),
+    [
+        (tiny.bert, {"train": "pooler"}),
+        (tiny.llama, {"train": "lm_head", "distil": 0, "hidden": 1}),
+    ],
+)
+def test_what_trains_has_to_be_in_the_loss(make, choices):
+    teacher = make()
+    student = tensorize(teacher, keep=0.5).model
+    with pytest.raises(SelectionError, match=r"train=.* came, and none of it is in the loss"):
+        heal(student, teacher, windows(), steps=2, **choices)
+
+
 def test_nan_in_training_is_said_and_the_best_weights_stay(pair):
     student, teacher = pair
     calls = []
 
     def wrap(model):
+        cores = next(m for m in model.modules() if isinstance(m, TensorLinear))
+
         def spoil(_module, _args, output):
             calls.append(1)
-            return output * float("nan") if model.training and len(calls) > 9 else output
+            on = cores.training and len(calls) > 9
+            return output * float("nan") if on else output
 
         model.model.layers[1].mlp.register_forward_hook(spoil)
         return model

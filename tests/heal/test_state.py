@@ -54,6 +54,17 @@ def test_what_is_kept_comes_back_to_the_bit(tmp_path, dtype):
             assert value.dtype == fresh.state[q][kind].dtype
 
 
+def test_a_fused_optimizer_counts_its_steps_where_it_computes(tmp_path):
+    net = made()
+    store(tmp_path, net).save(3, {}, adam(net))
+    other = made().to("meta")  # any device but the processor
+    fresh = torch.optim.AdamW(other.parameters())
+    for fused, where in ((False, "cpu"), (True, "meta")):
+        fresh.param_groups[0]["fused"] = fused
+        store(tmp_path, other).load(fresh)
+        assert {fresh.state[p]["step"].device.type for p in other.parameters()} == {where}
+
+
 def test_parameters_of_any_stride_come_back(tmp_path):
     net = nn.Module()
     net.weight = nn.Parameter(torch.randn(4, 3).T)
@@ -156,7 +167,7 @@ def test_a_state_of_another_version_is_named_and_not_gone_on_with(tmp_path):
     Place(tmp_path, {"rate": 0.1})
     about = json.loads((tmp_path / "heal.json").read_text())
     (tmp_path / "heal.json").write_text(json.dumps(about | {"schema": 1}))
-    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 2; .*resume=False"):
+    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 3; .*resume=False"):
         Place(tmp_path, {"rate": 0.1})
     Place(tmp_path, {"rate": 0.1}, resume=False)
 

@@ -11,6 +11,7 @@ from bondwise.cli import main
 from bondwise.flags import minutes
 from bondwise.heal import descent, loop
 from bondwise.huggingface.loading import load_model
+from bondwise.rounds import Rounds
 from tiny import llama, on_disk, text, tokenizer
 from verbs import bondwise, files, weights
 
@@ -110,6 +111,29 @@ def test_rounds_of_smaller_cuts(capsys, models, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     model = load_model(tmp_path / "out").model
     assert any(isinstance(m, bw.TensorLinear) for m in model.modules())
+
+
+def test_rounds_of_another_call_are_made_anew(capsys, models, tmp_path, monkeypatch):
+    def rounds(keep):
+        given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--keep", keep, "-q")
+        more = ("--windows", 4, "--length", 16, "--format", "lowrank")
+        more += ("--heal", "2s", "--rounds", 2)
+        return bondwise(capsys, "compress", models / "teacher", *given, *more)
+
+    started, one = [], Rounds._round
+
+    def stops(self, at, recipe, *others):
+        started.append((at, round(recipe.keep, 3)))
+        if len(started) in (2, 4):
+            raise KeyboardInterrupt
+        return one(self, at, recipe, *others)
+
+    monkeypatch.setattr(Rounds, "_round", stops)
+    assert rounds(0.25).code == 1  # in the second round
+    assert rounds(0.36).code == 1  # begins anew, and is cut off there too
+    assert rounds(0.36).code == 0
+    assert started == [(0, 0.5), (1, 0.25), (0, 0.6), (1, 0.36), (1, 0.36)]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(

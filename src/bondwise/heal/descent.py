@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bondwise.errors import SelectionError
 from bondwise.heal.processes import agreed, world
 from bondwise.heal.recipe import Healing
 
@@ -67,6 +68,11 @@ class Descent:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.parameters[0].device)
         for loss in self.losses(step):
+            if not loss.requires_grad:
+                raise SelectionError(
+                    f"train={self.recipe.train!r} came, and none of it is in the loss; "
+                    "write what the model's output is made with."
+                )
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
             total += loss.detach()
         found = _whole(torch.nn.utils.get_total_norm(_grads(self.parameters)))

@@ -229,6 +229,8 @@ def speaks(model: nn.Module, ids: Int[Tensor, "count length"]) -> bool:
     finds = getattr(model, "get_output_embeddings", None)
     if finds is None or finds() is None:
         return False
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False  # token ids alone do not run it
     some = ids[:1, :8].clone()
     other = some.clone()
     other[0, -1] = (other[0, -1] + 1) % int(ids.max().clamp_min(1))

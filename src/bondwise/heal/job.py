@@ -1,7 +1,7 @@
 """The two stages of a healing, one after the other, and what is looked at before them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -22,6 +22,7 @@ from bondwise.heal.processes import rank, wait, world
 from bondwise.heal.rates import groups, only
 from bondwise.heal.recipe import MEASURED, Healing, suited
 from bondwise.heal.state import Place, Store, digest
+from bondwise.heal.teacher import fingerprint
 from bondwise.model.calibrate import Progress
 from bondwise.model.data import Batch
 
@@ -82,7 +83,8 @@ class Job:
         del recipe["save_every"]  # it changes nothing
         names = dict(self.student.named_parameters())
         data = digest_of(self.material.shown) + digest_of(self.material.held)
-        return {**recipe, "student": digest(names), "data": data, "processes": world()}
+        models = {"student": digest(names), "teacher": fingerprint(self.teacher.get())[:16]}
+        return {**recipe, **models, "data": data, "processes": world()}
 
     def own(self, inplace: bool) -> nn.Module:
         """The student that is trained: a copy, or itself, sharing nothing with the teacher."""
@@ -170,7 +172,8 @@ class Job:
             return [], 0, ()
         own = {name: p.detach().clone() for name, p in model.named_parameters()}
         found = self._slices(model, batches, steps, place, start, progress)
-        return found, steps, self._undone(model, own, before, found, place)
+        notes = (*_stopped(found), *self._undone(model, own, before, found, place))
+        return found, steps, notes
 
     def _slices(
         self,
@@ -314,6 +317,16 @@ class Job:
         return answers
 
 
+def _stopped(found: Sequence[HealedSlice]) -> Iterator[str]:
+    """What there is to say of slices whose loss was not finite."""
+    for part in found:
+        if part.stopped:
+            yield (
+                f"the loss of slice {', '.join(part.names)} was not finite at step {part.stopped}, "
+                "and what was better before is kept: write a lower local_rate"
+            )
+
+
 def prepare(
     student: nn.Module,
     teacher: Teacher,
@@ -335,7 +348,8 @@ def prepare(
     talks = ids is not None and speaks(student, ids)
     recipe = suited(recipe, given, talks, world())
     if talks:
-        shown, held = (as_windows(each, recipe.length) for each in (found.shown, found.held))
+        shown = as_windows(found.shown, recipe.length)
+        held = as_windows(found.held, recipe.length) if len(found.held) else shown[:0]
         found = replace(found, shown=shown, held=held)
         known = words(student) or recipe.top_k
         recipe = replace(recipe, top_k=min(recipe.top_k, known))

@@ -37,12 +37,14 @@ class HealedSlice:
         before: the error before it was trained.
         after: the error afterwards; never more.
         seconds: that its training took.
+        stopped: the step, from 1, whose loss was not finite; 0 for none.
     """
 
     names: tuple[str, ...]
     before: float
     after: float
     seconds: float
+    stopped: int = 0
 
 
 def heal_locally(
@@ -169,11 +171,8 @@ def assemble(student: nn.Module, folder: Path) -> list[HealedSlice]:
 def _notes(results: Iterable[Path]) -> list[HealedSlice]:
     """What became of each slice that was reached."""
     notes = [read_note(path) for path in results if path.exists()]
-    return [
-        HealedSlice(tuple(note["names"]), note["before"], note["after"], note["seconds"])
-        for note in notes
-        if note
-    ]
+    whole = [note for note in notes if note]
+    return [HealedSlice(names=tuple(note.pop("names")), **note) for note in whole]
 
 
 def _held_out(count: int) -> list[int]:

@@ -135,7 +135,9 @@ class _Run:
         self.step = values["step"]
         self.seconds, self.looking = values["seconds"], values["looking"]
         self.best = inf if values["best"] is None else values["best"]
+        counted = self.out.steps  # recorded after the measured ones, the state may be of one before
         self.out = Trained(**values["out"])
+        self.out.steps = self.out.steps or counted
         if values["done"]:
             self.store.restore()
         return bool(values["done"])
@@ -232,9 +234,9 @@ class _Run:
     def _stop_at_nan(self, loss: float) -> None:
         """Find where the first number that is not finite arose."""
         layer = culprit(self.course.student, lambda: list(self.descent.losses(self.step)))
-        what = "gradient" if isfinite(loss) else "loss"
+        what, last = ("gradient", "their norm") if isfinite(loss) else ("loss", "the loss")
         self.out.stopped = (
-            f"the {what} was not finite at step {self.step + 1}, first in {layer or 'the loss'}; "
+            f"the {what} was not finite at step {self.step + 1}, first in {layer or last}; "
             f"the weights after step {self.out.best_step} are kept: write a lower rate"
         )
 

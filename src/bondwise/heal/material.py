@@ -64,13 +64,15 @@ def material(
     else:
         shown = _together(list(batches(data, tokenizer)))
         shown, held = _last(shown, recipe) if validation is None else (shown, shown[:0])
+        shown = shown[: recipe.windows]
         if isinstance(shown, Tensor):
             draw = torch.Generator().manual_seed(recipe.seed)
             shown = shown[torch.randperm(len(shown), generator=draw)]
     if validation is not None:
         held = _judged(model, validation, tokenizer, recipe)
     if not len(held):
-        notes = ("too little data came to hold any out: the last weights are kept, not the best",)
+        why = "too little data came to hold any out" if recipe.validate else "nothing is held out"
+        notes = (f"{why}: the last weights are kept, not the best",)
     held = held[: recipe.validate] if isinstance(held, Tensor) else held
     return Material(shown, held, notes)
 
@@ -112,7 +114,9 @@ def digest_of(data: Tensor | Sequence[Batch]) -> str:
         own = {k: v for k, v in parts.items() if isinstance(v, Tensor)}
         for name, tensor in own.items():
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return found.hexdigest()[:16]
 
 
@@ -132,14 +136,31 @@ def _split(tokenizer: Any, text: str, length: int, recipe: Healing) -> tuple[str
     """A text, and its end that is held out, in whole documents where there are some."""
     there = len(windows(tokenizer, text, None, length))
     held = min(recipe.validate, there // SHARE)
-    if not held:
-        return text, ""
-    place = len(text) - int(len(text) * (held + 0.5) / there)
+    share = (held + 0.5) / there
+    while held and share <= 0.5:  # an end of blank lines or of long words holds few tokens
+        shown, end = _cut(text, share)
+        if _holds(tokenizer, shown, length) and _holds(tokenizer, end, length):
+            return shown, end
+        share *= 1.5
+    return text, ""
+
+
+def _cut(text: str, share: float) -> tuple[str, str]:
+    """A share of a text off its end, more where a border between documents is near."""
+    place = len(text) - int(len(text) * share)
     for border in BORDERS:
         at = text.rfind(border, 0, place)
-        if at > 0 and (len(text) - at) * there < (2 * held + 1) * len(text):
+        if at > 0 and len(text) - at < 2 * share * len(text):
             return text[:at], text[at + len(border) :]
     return text[:place], text[place:]
+
+
+def _holds(tokenizer: Any, text: str, length: int) -> bool:
+    """Whether a text holds a window."""
+    try:
+        return len(windows(tokenizer, text, None, length)) > 0
+    except DataError:
+        return False
 
 
 def _together(shown: list[Batch]) -> Tensor | list[Batch]:
@@ -159,8 +180,7 @@ def _last(
     else:
         held = count // 8 or int(count > 2)
     cut = count - held if recipe.validate else count
-    first = shown[:cut]
-    return first[: recipe.windows], shown[cut:]
+    return shown[:cut], shown[cut:]
 
 
 def _judged(

@@ -11,6 +11,7 @@ from bondwise.errors import BudgetError
 from bondwise.model.blocks import precision
 from bondwise.model.data import evaluating
 from bondwise.model.layers import TensorLinear
+from bondwise.model.storage import TensorLayer
 
 
 @contextmanager
@@ -24,30 +25,41 @@ def products(name: str, device: torch.device) -> Generator[None]:
         yield
 
 
+DROPS = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
+
+
 @contextmanager
 def training(model: nn.Module, checkpointing: bool = False) -> Generator[None]:
-    """The model in training mode for a while, but nothing dropped and no statistics gathered.
+    """The model as it is trained for a while: it gives what it gives in use.
 
     What is fitted to a teacher is not to be blurred, and some thousand tokens move running means
-    further than they inform them. In training mode no weights are kept ready beside the cores, and
-    transformers computes activations anew where asked.
+    further than they inform them. So all is in evaluation mode but what needs the other: tensorized
+    layers keep no weights ready beside the cores, cuDNN makes gradients of recurrent layers, and
+    blocks compute activations anew where asked; of these nothing is dropped.
 
     Raises:
         BudgetError: checkpointing for a model that has none.
     """
     modes = {module: module.training for module in model.modules()}
-    on = any(bool(getattr(module, "gradient_checkpointing", False)) for module in modes)
+    on = any(_checkpoints(module) for module in modes)
     if checkpointing and not on:
         _checkpoint(model, True)
-    model.train()
+    model.eval()
+    dropped = list[tuple[nn.Module, str, Any]]()
     for module in modes:
-        if "dropout" in type(module).__name__.lower() or hasattr(module, "running_mean"):
-            module.train(False)
+        if isinstance(module, TensorLayer | nn.RNNBase) or _checkpoints(module):
+            _train(module)
+            found = {name: vars(module).get(name) for name in DROPS}
+            dropped += [(module, name, p) for name, p in found.items() if isinstance(p, float)]
+    for module, name, _ in dropped:
+        setattr(module, name, 0.0)
     try:
         yield
     finally:
         if checkpointing and not on:
             _checkpoint(model, False)
+        for module, name, was in dropped:
+            setattr(module, name, was)
         for module, was in modes.items():
             module.training = was
         _forget(model)
@@ -62,6 +74,17 @@ def judging(model: nn.Module) -> Generator[None]:
     shards: Any = getattr(model, "reshard", None)  # FSDP leaves a group whole without gradients
     if shards is not None:
         shards()
+
+
+def _train(module: nn.Module) -> None:
+    """Training mode for a module, and not for those in it."""
+    if isinstance(module, TensorLayer):
+        module.train()  # what it keeps ready is let go
+    module.training = True
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return bool(getattr(module, "gradient_checkpointing", False))
 
 
 def _checkpoint(model: nn.Module, on: bool) -> None:
@@ -88,8 +111,9 @@ def _forget(model: nn.Module) -> None:
 
 @contextmanager
 def as_float32(model: nn.Module) -> Generator[None]:
-    """The parameters in at least float32 for a while; small steps are lost in shorter numbers."""
-    kinds = {p: p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    """The model in at least float32 for a while; small steps are lost in shorter numbers."""
+    stored = (*model.parameters(), *model.buffers())
+    kinds = {p: p.dtype for p in stored if p.dtype in (torch.float16, torch.bfloat16)}
     for p in kinds:
         p.data = p.data.float()
     try:

@@ -91,29 +91,40 @@ class Outputs:
     def _of_batch(self, at: int, piece: int) -> Tensor:
         """The share of one part of a batch that came as such."""
         batch = cast(Sequence[Batch], self.shown)[at]
-        size = samples(batch)
-        places = self.mine[piece]
+        size, wanted, places = samples(batch), self.wanted.batch(at), self.mine[piece]
         start, stop = (min(p * size // self.size, size) for p in (places.start, places.stop))
-        wanted = self.wanted.batch(at)
-        if stop <= start:
-            return wanted.new_zeros((), requires_grad=True)
-        weight = (stop - start) / size * world()
-        return weight * self._of(part(batch, start, stop), wanted[start:stop])
+        counts = _counted(batch, wanted)
+        own, total = int(counts[start:stop].sum()), int(counts.sum())
+        if total and not own:  # padding alone: a sample with tokens, so that every process has one
+            start = int(counts.argmax())
+            stop = start + 1
+        loss = self._of(part(batch, start, stop), wanted[start:stop])
+        return own / max(total, 1) * world() * loss
 
     @torch.no_grad()
     def measure(self) -> float:
         """The mean relative error on what is held out."""
+        total = counted = 0.0
         with judging(self.student):
-            losses = [
-                float(self._of(batch, self.judged.batch(k))) for k, batch in enumerate(self.held)
-            ]
-        return agreed([sum(losses) / len(losses)], "sum")[0] / world()
+            for k, batch in enumerate(self.held):
+                wanted = self.judged.batch(k)
+                weight = int(_counted(batch, wanted).sum())
+                total += weight * float(self._of(batch, wanted))
+                counted += weight
+        return agreed([total / counted], "sum")[0] / world()
 
     def _of(self, batch: Batch, wanted: Tensor) -> Tensor:
         device = next(self.student.parameters()).device
         with products(self.recipe.precision, device):
             given = answer(feed(self.called, batch))
         return relative_error(given.float(), wanted.to(device), tokens(batch, given))
+
+
+def _counted(batch: Batch, wanted: Tensor) -> Tensor:
+    """Of each sample the tokens that weigh in a loss: all but padding."""
+    mask = tokens(batch, wanted)
+    counted = torch.ones(wanted.shape[:-1]) if mask is None else mask
+    return counted.flatten(1).sum(1) if counted.ndim > 1 else counted
 
 
 def batched(data: Tensor | Sequence[Batch], size: int) -> Sequence[Batch]:

@@ -60,10 +60,11 @@ def steps_within(
         recipe: how many windows a step sees.
         answers: the teacher's, which take time as well; None where there are enough.
     """
-    left = until - time.perf_counter() - VALIDATIONS * per_look
+    left = until - time.perf_counter()
 
     def takes(steps: int) -> float:
-        more = (steps - MEASURED) * per_step
+        looks = VALIDATIONS if recipe.every is None else (steps - MEASURED) / recipe.every
+        more = (steps - MEASURED) * per_step + looks * per_look
         if answers is None:
             return more
         unheard = needed(steps, recipe, len(answers.windows)) - answers.count

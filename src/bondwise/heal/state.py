@@ -23,7 +23,7 @@ from bondwise.heal.processes import agreed, rank, wait
 from bondwise.heal.recipe import difference
 
 ABOUT, RUN = "heal.json", "run.json"
-SCHEMA = 2
+SCHEMA = 3
 SAMPLES = 64  # values of each tensor that tell one from another
 Values = dict[str, Any]
 
@@ -50,8 +50,8 @@ class Place:
         differs = difference(cast(Values, about["identity"]), dict(identity))
         if differs:
             raise CheckpointError(
-                f"{self.folder} holds the state of another healing ({differs}); "
-                "name another folder, or write resume=False to begin anew."
+                f"{self.folder} holds the state of another healing ({differs}); name another "
+                "folder, or remove it to begin anew (in Python resume=False does)."
             )
 
     def _found(self, resume: bool) -> Values | None:
@@ -132,6 +132,7 @@ class Store:
         self.kept = self.best = run["best"]
         if run["done"]:
             return run["values"] | {"done": True}
+        fused = any(group.get("fused") for group in optimizer.param_groups)
         for name, value in self._read(f"at-{run['step']:08d}"):
             kind, _, path = name.partition(":")
             if kind == "value":
@@ -142,6 +143,8 @@ class Store:
                 like = torch.zeros_like(p, dtype=value.dtype)
                 _fill(like, value)
                 value = like
+            elif fused:
+                value = value.to(p.device)  # the kernel counts its steps where it computes
             optimizer.state[p][kind] = value
         return run["values"] | {"done": False}
 

@@ -7,6 +7,7 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
@@ -78,7 +79,8 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     """Some samples of a batch."""
     if isinstance(batch, Tensor):
         return batch[start:stop]
-    return {n: v[start:stop] if isinstance(v, Tensor) else v for n, v in batch.items()}
+    rows = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.ndim}
+    return {**batch} | {n: v[start:stop] for n, v in rows.items()}
 
 
 def fitted_on(count: int, held_out: Iterable[int]) -> list[int]:
@@ -151,7 +153,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 
 def feed(model: nn.Module, batch: Batch) -> Any:
-    """What a model gives for one batch, on the device of its parameters.
+    """What a model gives for one batch, on the device and in the dtype of its parameters.
 
     Raises:
         DataError: tokens or positions that the model lacks.
@@ -166,11 +168,19 @@ def feed(model: nn.Module, batch: Batch) -> Any:
 
 
 def _run(model: nn.Module, batch: Batch) -> Any:
-    device = next(model.parameters()).device
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    device, kind = next(model.parameters()).device, kinds.pop() if len(kinds) == 1 else None
     if isinstance(batch, Tensor):
-        return model(batch.to(device))
+        return model(_placed(batch, device, kind))
     takes = signature(model.forward).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     known = {name: value for name, value in batch.items() if anything or name in takes}
-    placed = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in known.items()}
+    placed = {n: _placed(v, device, kind) for n, v in known.items()}
     return model(**placed)
+
+
+def _placed(value: Any, device: torch.device, kind: torch.dtype | None) -> Any:
+    """A tensor where a model is, one with fractions in the dtype that all of the model has."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, kind if value.is_floating_point() else None)

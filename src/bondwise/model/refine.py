@@ -25,10 +25,17 @@ TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh 
 
 @dataclass(frozen=True)
 class Refined:
-    """Relative squared error of a block's output on held-out tokens, before and after."""
+    """Relative squared error of a block's output on held-out tokens, before and after.
+
+    Attributes:
+        before: as it came.
+        after: as it is left; never more.
+        stopped: the step, from 1, whose loss was not finite; 0 for none.
+    """
 
     before: float
     after: float
+    stopped: int = 0
 
 
 def refine(
@@ -80,7 +87,7 @@ def refine(
     for p in parameters:
         p.requires_grad_(True)
     with torch.enable_grad():
-        _train(goal, groups, _rounds(fitted, seed), steps)
+        stopped = _train(goal, groups, _rounds(fitted, seed), steps)
     for p, grad in zip(parameters, asked, strict=True):
         p.grad = None
         p.requires_grad_(grad)
@@ -90,7 +97,7 @@ def refine(
             for p, old in zip(parameters, kept, strict=True):
                 p.copy_(old)
         after = before
-    return Refined(before, after)
+    return Refined(before, after, stopped)
 
 
 class _Goal:
@@ -120,7 +127,8 @@ class _Goal:
 
 def _train(
     goal: _Goal, groups: Sequence[Mapping[str, Any]], order: Iterator[int], steps: int
-) -> None:
+) -> int:
+    """All steps, or those before a loss that is not finite: its number, 0 for none."""
     warm = max(1, min(5, steps // 4))
     optimizer = torch.optim.Adam([dict(group) for group in groups], betas=(0.9, 0.95))
     rates = [group["lr"] for group in groups]
@@ -130,9 +138,10 @@ def _train(
         optimizer.zero_grad()
         loss = goal.loss(next(order))
         if not torch.isfinite(loss):
-            return
+            return step + 1
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+    return 0
 
 
 def _rounds(batches: Sequence[int], seed: int) -> Iterator[int]:
