@@ -197,7 +197,7 @@ def compress(
             report = job.run(overwrite=force, progress=bars, tell=_teller(bars))
     _show(report, json_, "summary", *(["healing"] if heal is not None else []))
     _say(f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html.", json_)
-    for command in report["commands"][1:]:
+    for command in report["commands"][0 if heal is not None else 1 :]:
         _say(f"Measure what it cost: {command}", json_)
 
 
@@ -489,7 +489,7 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
     for view in views:
         if view != "samples" or report.get("samples"):
             sys.stdout.write(table.render(shown[view]()))
-    for note in report.get("notes", ()):
+    for note in (*report.get("notes", ()), *report.get("healing", {}).get("notes", ())):
         _say(f"Note: {note}", as_json)
 
 

@@ -5,19 +5,23 @@ ranks hold them (Han et al. 2015 for pruning). Every round heals towards the sam
 """
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from bondwise.compress import Report, compress, dtype, threads
-from bondwise.errors import BudgetError
+from bondwise.compress import Report, check_recipe, compress, dtype, threads
+from bondwise.errors import BudgetError, CheckpointError
 from bondwise.heal.loop import Tell, nothing
+from bondwise.heal.recipe import healing
 from bondwise.heal.verb import Healer
 from bondwise.huggingface.loading import load_model
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.checkpoint import check_folder, save
 from bondwise.model.recipe import Recipe
 from bondwise.model.tensorize import merge
+from bondwise.model.text import read_text
 from bondwise.report.page import finite, page
 
 ASKED = "asked.json"
@@ -63,9 +67,11 @@ class Rounds:
             raise BudgetError("A time to heal came without a text; add --data FILE.")
         if self.count < 1:
             raise BudgetError(f"rounds={self.count} came; write a whole number of 1 or more.")
+        check_recipe(self.recipe)
+        healing(**self._choices)
         check_folder(self.out, overwrite)
-        if not self._has(self._beside(0, "cut")):
-            self._forget()  # what another call left
+        read_text(Path(self.recipe.data))
+        self._check_left()
         model, report = self.recipe.model, Report()
         for at, keep in enumerate(self.keeps):
             last = at + 1 == self.count
@@ -76,7 +82,24 @@ class Rounds:
             if not last:
                 model = str(self._dense(at, target))
         self._forget()
-        return report
+        return report | {"source": self.recipe.model}
+
+    @property
+    def _choices(self) -> dict[str, Any]:
+        return {"minutes": self.minutes / self.count, "seed": self.recipe.seed}
+
+    def _check_left(self) -> None:
+        """Forget what another call left, before anything is cut."""
+        first = self._beside(0, "cut")
+        if self._has(first):
+            return
+        state = self._state(self.out)
+        if state.exists() and not first.exists():
+            raise CheckpointError(
+                f"{state} holds what another healing left; name another --out, or remove it."
+            )
+        shutil.rmtree(state, ignore_errors=True)  # of the call that made the cut
+        self._forget()
 
     @property
     def _asked(self) -> str:
@@ -88,8 +111,12 @@ class Rounds:
         return path.is_file() and path.read_text("utf-8") == self._asked
 
     def _forget(self) -> None:
-        for folder in self.out.parent.glob(f"{self.out.name}.round-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        if not self.out.parent.is_dir():
+            return
+        ours = re.compile(re.escape(self.out.name) + r"\.round-\d+-(cut|healed|dense)(\.healing)?")
+        for folder in self.out.parent.iterdir():
+            if ours.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _round(
         self,
@@ -103,7 +130,7 @@ class Rounds:
         first = self._beside(at, "cut")
         if not self._has(first):
             report = compress(recipe, first, overwrite=True, progress=progress)
-            report |= {"source": self.recipe.model}
+            report |= {"source": self.recipe.model, "steps": self._before(at) + report["steps"]}
             (first / "report.json").write_text(json.dumps(finite(report), indent=1), "utf-8")
             told = f"# healed, with --heal {self.minutes:g}m --rounds {self.count}\n"
             (first / "recipe.yaml").write_text(told + self.recipe.to_yaml(), "utf-8")
@@ -115,10 +142,19 @@ class Rounds:
             target,
             device=recipe.device,
             dtype=dtype(recipe.dtype),
+            called=str(self.out),
         )
-        choices = {"minutes": self.minutes / self.count, "seed": recipe.seed}
         with threads(recipe.threads):
-            return healer.run(page, choices, overwrite=overwrite, progress=progress, tell=tell)
+            return healer.run(
+                page, self._choices, overwrite=overwrite, progress=progress, tell=tell
+            )
+
+    def _before(self, at: int) -> list[dict[str, Any]]:
+        """What the rounds before took."""
+        if not at:
+            return []
+        report = self._beside(at - 1, "healed") / "report.json"
+        return json.loads(report.read_text("utf-8"))["steps"]
 
     def _dense(self, at: int, healed: Path) -> Path:
         """The healed model as a dense one, which the next round cuts."""
@@ -128,6 +164,9 @@ class Rounds:
             dense = merge(loaded.model, inplace=True)
             save(dense, target, tokenizer=loaded.tokenizer)
         return target
+
+    def _state(self, target: Path) -> Path:
+        return target.with_name(f"{target.name}.healing")
 
     def _beside(self, at: int, what: str) -> Path:
         return self.out.with_name(f"{self.out.name}.round-{at + 1}-{what}")

@@ -196,6 +196,12 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     assert names(tmp_path / "letters") == ["dear.txt"]
 
 
+def test_a_state_that_is_no_table_is_one_sentence(tmp_path):
+    (tmp_path / "heal.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(it holds a list\)"):
+        Place(tmp_path, {})
+
+
 def test_a_state_that_is_no_json_is_one_sentence(tmp_path):
     (tmp_path / state.ABOUT).write_text(json.dumps([1])[:-1])
     with pytest.raises(CheckpointError, match="cannot be read"):

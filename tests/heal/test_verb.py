@@ -1,6 +1,8 @@
 """`bondwise heal`, and `compress --heal`: folders in, a folder out, whole or not at all."""
 
 import json
+import re
+import shutil
 from itertools import count
 
 import pytest
@@ -12,7 +14,7 @@ from bondwise.flags import minutes
 from bondwise.heal import descent, loop
 from bondwise.huggingface.loading import load_model
 from bondwise.rounds import Rounds
-from tiny import llama, on_disk, text, tokenizer
+from tiny import bert, gpt2, llama, on_disk, text, tokenizer
 from verbs import bondwise, files, weights
 
 QUICK = ("--length", 16, "--batch", 4, "-q")
@@ -99,6 +101,10 @@ def test_compress_heals_what_it_made(capsys, models, tmp_path):
     assert said.json["healing"]["steps"]["global"] >= 10
     assert said.json["kept"] <= 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert said.json["source"] == str(models / "teacher")
+    assert said.json["healing"]["student"] == str(tmp_path / "out")
+    assert {"calibrate", "fit", "heal"} <= {step["name"] for step in said.json["steps"]}
+    assert "Measure what it cost: bondwise eval" in said.err
 
 
 def test_rounds_of_smaller_cuts(capsys, models, tmp_path):
@@ -141,13 +147,27 @@ def test_rounds_of_another_call_are_made_anew(capsys, models, tmp_path, monkeypa
     [
         (("--rounds", 2), "rounds=2 came without a time"),
         (("--rounds", 0, "--heal", "1m"), "rounds=0 came"),
+        (("--heal", "0"), "minutes=0.0 came; write a time above 0"),
+        (("--heal", "1m", "--rounds", 2, "--keep", -0.5), "keep=-0.5 came"),
+        (("--heal", "1m", "--data", "nosuch.txt"), "There is no text file nosuch.txt"),
     ],
 )
 def test_rounds_that_are_none(capsys, models, tmp_path, more, said):
+    notes = tmp_path / "out.round-notes"  # a folder of the user's
+    notes.mkdir()
     given = ("--data", models / "text.txt", "--out", tmp_path / "out")
     found = bondwise(capsys, "compress", models / "teacher", *given, *more)
-    assert (found.code, files(tmp_path)) == (2, {})
+    assert (found.code, files(tmp_path)) == (2, {"out.round-notes": b""})
     assert said in found.err
+
+
+def test_a_state_that_another_healing_left_is_said_before_anything_is_cut(capsys, models, tmp_path):
+    (tmp_path / "out.healing").mkdir()
+    given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--heal", "2s")
+    found = bondwise(capsys, "compress", models / "teacher", *given)
+    assert found.code == 1
+    assert "out.healing holds what another healing left" in found.err
+    assert files(tmp_path) == {"out.healing": b""}
 
 
 def test_the_curve_for_tensorboard(capsys, models, tmp_path):
@@ -166,9 +186,12 @@ def test_the_curve_for_tensorboard(capsys, models, tmp_path):
         (("--steps", 3, "--rate", "nan"), "rate=nan came"),
         (("--steps", 3, "--local", 2), "local=2.0 came"),
         (("--steps", 3, "--batch", 0), "batch=0 came"),
+        (("--steps", 3, "--train", "re:("), "'re:(' is no regular expression"),
+        (("--steps", 3, "--data", "nosuch.txt", "--track", "curves"), "There is no text file"),
     ],
 )
-def test_bad_choices_write_nothing(capsys, models, tmp_path, flags, said):
+def test_bad_choices_write_nothing(capsys, models, tmp_path, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
     found = heal(capsys, models, tmp_path / "out", *flags)
     assert found.code == 2
     assert said in found.err
@@ -192,6 +215,85 @@ def test_a_teacher_of_other_words(capsys, models, tmp_path):
     assert found.code == 2
     assert "not the same ones" in found.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", [".", "", "/"])
+def test_a_folder_without_a_name(capsys, models, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    found = heal(capsys, models, out, "--steps", 3)
+    assert found.code == 1
+    assert "came as a folder to write; name a new one" in found.err
+    assert files(tmp_path) == {}
+
+
+def test_a_teacher_that_says_nothing_is_refused_and_the_right_one_then_taken(
+    capsys, models, tmp_path
+):
+    own = tokenizer()
+    own.save_pretrained(on_disk(bert(), tmp_path / "bert"))
+    given = ("--data", models / "text.txt", "--out", tmp_path / "out", *QUICK, "--steps", 3)
+    student = models / "student"
+    found = bondwise(capsys, "heal", student, "--teacher", tmp_path / "bert", *given)
+    assert found.code == 2
+    assert "A BertModel came as the teacher, which does not predict the next token" in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
+    assert bondwise(capsys, "heal", student, "--teacher", models / "teacher", *given).code == 0
+
+
+def test_a_run_that_is_refused_leaves_no_state(capsys, models, tmp_path):
+    on_disk(gpt2(), tmp_path / "gpt2")
+    given = ("--data", models / "text.txt", "--out", tmp_path / "out", *QUICK, "--steps", 4)
+    given = (models / "student", *given, "--local", 0.5)
+    found = bondwise(capsys, "heal", *given, "--teacher", tmp_path / "gpt2")
+    assert found.code == 2
+    assert "has no blocks at" in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "said"),
+    [
+        ("student", "student", "came as student and as teacher"),
+        ("teacher", "student", "holds no tensor networks"),
+    ],
+)
+def test_models_the_wrong_way_round(capsys, models, tmp_path, student, teacher, said):
+    given = ("--data", models / "text.txt", "--out", tmp_path / "out", *QUICK)
+    found = bondwise(capsys, "heal", models / student, "--teacher", models / teacher, *given)
+    assert found.code == 2
+    assert said in found.err
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("report", ['{"a": ', "[1]", '{"targeted": 3}'])
+def test_a_report_that_is_none_costs_no_weights(capsys, models, tmp_path, report):
+    shutil.copytree(models / "student", tmp_path / "student")
+    (tmp_path / "student" / "report.json").write_text(report)
+    given = ("--teacher", models / "teacher", "--data", models / "text.txt")
+    given = (*given, "--out", tmp_path / "out", *QUICK, "--steps", 2)
+    found = bondwise(capsys, "heal", tmp_path / "student", *given)
+    assert found.code == 0, found.err
+    assert "report.json is no report of a compression, and is left out" in found.out
+    assert load_model(tmp_path / "out").model is not None
+    assert not (tmp_path / "out.healing").exists()
+
+
+def test_why_a_run_ended_is_said(capsys, models, tmp_path):
+    flags = ("--steps", 60, "--rate", 1, "--train", "lm_head", "--task", 1e38)
+    found = heal(capsys, models, tmp_path / "out", *flags)
+    assert found.code == 0
+    assert "Note: ended early: the" in found.out
+    assert re.search(r"steps of the whole model +\d+ of 60", found.out)
+
+
+def test_a_text_of_one_word_is_the_text_of_its_file(capsys, models, tmp_path):
+    (tmp_path / "word.txt").write_text("bond")
+    given = ("--teacher", models / "teacher", "--data", tmp_path / "word.txt")
+    found = bondwise(
+        capsys, "heal", models / "student", *given, "--out", tmp_path / "out", *QUICK, "--steps", 2
+    )
+    assert found.code == 2
+    assert "The text has 1 tokens" in found.err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bondwise.errors import DataError
+from bondwise.errors import BudgetError, DataError, SelectionError
 from bondwise.heal.distil import Teacher
 from bondwise.heal.job import Healed, Wrap, prepare
 from bondwise.heal.loop import Tell, nothing
@@ -80,6 +80,12 @@ def heal(
     >>> healed.after < healed.before
     True
     """
+    for name, model in {"student": student, "teacher": teacher}.items():
+        if not isinstance(model, nn.Module) and (name == "student" or not callable(model)):
+            raise DataError(
+                f"A {name} of type {type(model).__name__} came; give a module, "
+                "such as the .model of what tensorize gives."
+            )
     steps = STEPS if steps is None and minutes is None else steps
     recipe = healing(steps=steps, minutes=minutes, local=local, **choices)
     if student is teacher:
@@ -89,8 +95,13 @@ def heal(
         job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
         place = Place(folder, job.identity, resume)
         own = job.own(inplace)
-        with kept(), as_float32(own):
-            return job.run(own, place, wrap, progress, tell)
+        try:
+            with kept(), as_float32(own):
+                return job.run(own, place, wrap, progress, tell)
+        except (BudgetError, DataError, SelectionError):
+            if not place.begun:  # what is refused will be asked in another way
+                place.forget()
+            raise
 
 
 @contextmanager

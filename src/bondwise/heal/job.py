@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bondwise.errors import DataError
 from bondwise.heal.descent import Course
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.head import check_alike, words
@@ -25,6 +26,7 @@ from bondwise.heal.state import Place, Store, digest
 from bondwise.heal.teacher import fingerprint
 from bondwise.model.calibrate import Progress
 from bondwise.model.data import Batch
+from bondwise.model.text import fitting
 
 Wrap = Callable[[nn.Module], nn.Module]
 Task = Speech | Outputs
@@ -348,10 +350,16 @@ def prepare(
     talks = ids is not None and speaks(student, ids)
     recipe = suited(recipe, given, talks, world())
     if talks:
+        recipe = replace(recipe, length=fitting(student, recipe.length))
         shown = as_windows(found.shown, recipe.length)
         held = as_windows(found.held, recipe.length) if len(found.held) else shown[:0]
         found = replace(found, shown=shown, held=held)
         known = words(student) or recipe.top_k
         recipe = replace(recipe, top_k=min(recipe.top_k, known))
         check_alike(student, teacher.get())
+        if not speaks(teacher.get(), cast(Tensor, ids)):
+            raise DataError(
+                f"A {type(teacher.get()).__name__} came as the teacher, which does not predict the "
+                "next token; give the dense model that the student was made from."
+            )
     return Job(student, teacher, recipe, found, talks)

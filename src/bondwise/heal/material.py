@@ -52,9 +52,9 @@ def material(
         DataError: data that cannot be used, or shorter than one window.
     """
     notes: tuple[str, ...] = ()
+    _check(data, tokenizer)
+    _check(validation, tokenizer)
     if isinstance(data, str | Path):
-        if tokenizer is None:
-            raise DataError("Text came without a tokenizer; add tokenizer=.., or give token ids.")
         text, end = read_text(data), ""
         length = fitting(model, recipe.length)
         if validation is None:
@@ -75,6 +75,16 @@ def material(
         notes = (f"{why}: the last weights are kept, not the best",)
     held = held[: recipe.validate] if isinstance(held, Tensor) else held
     return Material(shown, held, notes)
+
+
+def _check(given: Any, tokenizer: Any) -> None:
+    if isinstance(given, str | Path) and tokenizer is None:
+        raise DataError("Text came without a tokenizer; add tokenizer=.., or give token ids.")
+    if isinstance(given, Tensor) and given.ndim < 2:
+        raise DataError(
+            f"A tensor of shape {tuple(given.shape)} came as data; give (samples, ..), "
+            "such as token ids (windows, length)."
+        )
 
 
 def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.stack import cheapest_order
 from bondwise.errors import SelectionError
-from bondwise.model.select import matches
+from bondwise.model.select import listed, matches
 from bondwise.model.storage import TensorLayer
 from bondwise.network.floors import floors
 from bondwise.network.network import Network
@@ -116,7 +116,7 @@ def _chosen(
     model: nn.Module, train: str | Sequence[str]
 ) -> list[tuple[nn.Parameter, float | None]]:
     """The parameters that train, each once, with what the rate of a core is multiplied by."""
-    patterns = [train] if isinstance(train, str) else list(train)
+    patterns = listed(train)
     found = dict[int, tuple[nn.Parameter, float | None]]()
     seen = 0
     for path, module in model.named_modules(remove_duplicate=False):

@@ -201,7 +201,12 @@ def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
 def _as(name: str, value: Any, default: Any) -> Any:
     """A value of the kind of its field."""
     if name == "train":
-        return (value,) if isinstance(value, str) else tuple(value)
+        given = (value,) if isinstance(value, str) else value
+        if not isinstance(given, tuple | list) or not all(isinstance(p, str) for p in given):
+            raise BudgetError(
+                f"train={value!r} came; write all, cores, norms or patterns of names."
+            )
+        return tuple(given)
     kind = _kind(name, default)
     if kind is float and type(value) is int:
         return float(value)

@@ -24,6 +24,7 @@ from bondwise.heal.recipe import difference
 
 ABOUT, RUN = "heal.json", "run.json"
 SCHEMA = 3
+MADE_OF = {"student": "another student", "teacher": "another teacher", "data": "other data"}
 SAMPLES = 64  # values of each tensor that tell one from another
 Values = dict[str, Any]
 
@@ -47,7 +48,7 @@ class Place:
             _put(self.folder / ABOUT, {"schema": SCHEMA, "identity": identity, "decided": {}})
         wait()
         about = get(self.folder / ABOUT)
-        differs = difference(cast(Values, about["identity"]), dict(identity))
+        differs = _difference(cast(Values, about["identity"]), identity)
         if differs:
             raise CheckpointError(
                 f"{self.folder} holds the state of another healing ({differs}); name another "
@@ -73,6 +74,16 @@ class Place:
             return about
         shutil.rmtree(self.folder, ignore_errors=True)
         return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a state or a healed slice is there: something that took time."""
+        return any(self.folder.glob("local/slice-*")) or (self.folder / "global" / RUN).is_file()
+
+    def forget(self) -> None:
+        """Remove it."""
+        if rank() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def decided(self, name: str) -> Any:
         """What was decided under that name; None for nothing yet."""
@@ -220,6 +231,13 @@ class Store:
             self._file(name).unlink(missing_ok=True)
 
 
+def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    """Which choices differ, in words, and which of what it is made of is another one."""
+    others = [said for name, said in MADE_OF.items() if one.get(name) != two.get(name)]
+    chosen = ({n: v for n, v in each.items() if n not in MADE_OF} for each in (one, two))
+    return "; ".join([*others, *filter(None, [difference(*chosen)])])
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: all, or its shard."""
     own = getattr(tensor, "to_local", None)
@@ -253,11 +271,14 @@ def get(path: Path) -> Values:
         CheckpointError: it cannot be read.
     """
     try:
-        return cast(Values, json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); remove {path.parent} and begin anew."
         ) from error
+    return cast(Values, found)
 
 
 def _put(path: Path, values: Mapping[str, Any]) -> None:

@@ -33,15 +33,19 @@ def tracking(kind: Any, folder: Path, recipe: Healing, accelerator: Any = None) 
 
     own = accelerator or Accelerator(log_with=kind, project_dir=str(folder))
     plain = {k: ",".join(v) if isinstance(v, list) else v for k, v in recipe.to_json().items()}
-    own.init_trackers("heal", config={k: v for k, v in plain.items() if v is not None})
+    begun = list[str]()
 
     def tell(entry: Entry) -> None:
+        if not begun:  # nothing is left of a run that was refused
+            begun.append("heal")
+            own.init_trackers("heal", config={k: v for k, v in plain.items() if v is not None})
         own.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
     try:
         yield tell
     finally:
-        own.end_training()
+        if begun:
+            own.end_training()
 
 
 def _need(what: str, packages: tuple[str, ...]) -> None:

@@ -5,8 +5,9 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,16 +15,18 @@ from torch import nn
 from bondwise.errors import DataError
 from bondwise.heal.heal import heal
 from bondwise.heal.job import Healed
-from bondwise.heal.loop import Tell, nothing
+from bondwise.heal.loop import Entry, Tell, nothing
 from bondwise.heal.recipe import healing
 from bondwise.huggingface.loading import Loaded, load_model, reader
 from bondwise.model.calibrate import Progress, silent
 from bondwise.model.checkpoint import check_folder, save
 from bondwise.model.steps import Steps
+from bondwise.model.storage import TensorLayer
 from bondwise.model.text import read_text
 
 Report = dict[str, Any]
-STALE = ("evaluation", "similarity", "samples", "steps", "commands")  # said of what it was before
+SAYS = {"bondwise", "source", "targeted", "bytes", "notes", "seed"}  # whatever a report holds
+STALE = ("evaluation", "similarity", "samples", "commands")  # said of what it was before
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Healer:
         validation: another text to judge on.
         device: where to compute.
         dtype: what is written; None for that of the student.
+        called: what the student is called, and its steps are told as well, where its folder is a
+            part of the same work and does not stay.
     """
 
     student: str
@@ -47,6 +52,7 @@ class Healer:
     validation: str | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    called: str = ""
 
     @property
     def state(self) -> Path:
@@ -77,19 +83,32 @@ class Healer:
         choices = {name: value for name, value in choices.items() if value is not None}
         healing(**choices)
         check_folder(self.out, overwrite)
-        text = read_text(Path(self.data))
-        judged = None if self.validation is None else read_text(Path(self.validation))
-        steps = Steps()
+        data, judged = Path(self.data), None if self.validation is None else Path(self.validation)
+        for path in (data, judged):
+            if path is not None:
+                read_text(path)
+        if Path(self.student).absolute() == Path(self.teacher).absolute():
+            raise DataError(
+                f"{self.student} came as student and as teacher; give the dense model that it was "
+                "made from as the teacher."
+            )
+        report, steps = self._report(), Steps()
+        done = report.pop("steps", [])
+        steps.done.extend(done if self.called else [])
         with steps("load"):
             progress("load", 0, 1)
             loaded = load_model(self.student, None, self.device)
+            if not any(isinstance(module, TensorLayer) for module in loaded.model.modules()):
+                raise DataError(
+                    f"{self.student} holds no tensor networks; give a folder that compress wrote."
+                )
             tokenizer = reader(loaded, self.student)
             progress("load", 1, 1)
         with steps("heal"):
             healed = heal(
                 loaded.model,
                 lambda: self._teacher(tokenizer),
-                text,
+                data,
                 tokenizer=tokenizer,
                 validation=judged,
                 state=self.state,
@@ -98,7 +117,8 @@ class Healer:
                 tell=tell,
                 **choices,
             )
-        report = self._write(healed, loaded, steps, page, overwrite)
+        report["healing"] = self._told(healed)
+        report = self._write(healed.model, report, loaded, steps, page, overwrite)
         shutil.rmtree(self.state, ignore_errors=True)
         return report
 
@@ -116,31 +136,26 @@ class Healer:
 
     def _write(
         self,
-        healed: Healed,
+        model: nn.Module,
+        report: Report,
         loaded: Loaded,
         steps: Steps,
         page: Callable[[Report], str],
         overwrite: bool,
     ) -> Report:
-        model = healed.model
         if self.dtype is not None:
             for p in model.parameters():
                 p.data = p.data.to(self.dtype) if p.is_floating_point() else p.data
-        before = Path(self.student) / "report.json"
-        report: Report = json.loads(before.read_text("utf-8")) if before.is_file() else {}
-        report = {k: v for k, v in report.items() if k not in STALE}
         vs, folder = shlex.quote(self.teacher), shlex.quote(str(self.out))
-        report |= {
-            "healing": self._told(healed),
-            "steps": list(steps.done),
-            "commands": [f"bondwise eval {folder} --vs {vs} --data FILE"],
-        }
+        measures = f"bondwise eval {folder} --vs {vs} --data FILE"
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        report |= {"steps": list(steps.done), "commands": [] if head is None else [measures]}
 
         def beside(made: Path) -> dict[str, str]:
             stored = report.get("bytes")
             if stored:
                 stored["after"] = sum(f.stat().st_size for f in made.glob("*.safetensors"))
-            texts = {"report.json": json.dumps(report, indent=1)}
+            texts = {"report.json": json.dumps(report, indent=1, allow_nan=False)}
             recipe = Path(self.student) / "recipe.yaml"
             if recipe.is_file():
                 texts["recipe.yaml"] = recipe.read_text("utf-8")
@@ -150,9 +165,22 @@ class Healer:
             save(model, self.out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
         return report | {"steps": steps.done, "source": self.student}
 
+    def _report(self) -> Report:
+        """What was said of the student, as far as it stands when it is healed."""
+        path = Path(self.student) / "report.json"
+        if not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or not found.keys() >= SAYS:
+            return {"notes": [f"{path} is no report of a compression, and is left out"]}
+        return {k: v for k, v in cast(Report, found).items() if k not in STALE}
+
     def _told(self, healed: Healed) -> Report:
         return {
-            "student": self.student,
+            "student": self.called or self.student,
             "teacher": self.teacher,
             "data": self.data,
             "recipe": healed.recipe.to_json(),
@@ -160,7 +188,12 @@ class Healer:
             "before": healed.before,
             "after": healed.after,
             "steps": dict(healed.steps),
-            "history": healed.history,
+            "history": [_finite(entry) for entry in healed.history],
             "slices": [asdict(part) for part in healed.local],
             "notes": list(healed.notes),
         }
+
+
+def _finite(entry: Entry) -> Entry:
+    """A line of a history without numbers that JSON lacks: a perplexity may overflow."""
+    return {name: value if isfinite(value) else None for name, value in entry.items()}

@@ -186,6 +186,8 @@ def check_folder(target: Path, overwrite: bool) -> None:
         CheckpointError: it is not empty and not ours, or ours and not to be replaced, or in
             something that is no folder or cannot be written to.
     """
+    if not target.name:
+        raise CheckpointError(f"{target} came as a folder to write; name a new one, such as cut.")
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise CheckpointError(

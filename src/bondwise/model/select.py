@@ -64,7 +64,7 @@ def select(
     Raises:
         SelectionError: a target matches no module of the model, or nothing is left to change.
     """
-    targets, ignore = _listed(targets), _listed(ignore)
+    targets, ignore = listed(targets), listed(ignore)
     if not targets:
         raise SelectionError("No target came; write at least one, such as 'linear'.")
     paths = _paths(model)
@@ -137,7 +137,12 @@ def _anywhere(pattern: str, paths: dict[nn.Module, list[str]]) -> bool:
     return any(matches(pattern, name, module) for module in paths for name in paths[module])
 
 
-def _listed(patterns: Patterns) -> list[str]:
+def listed(patterns: Patterns) -> list[str]:
+    """Patterns as a list.
+
+    Raises:
+        SelectionError: one is no regular expression.
+    """
     given = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in given:
         if pattern.startswith("re:"):

@@ -38,7 +38,7 @@ def summary(report: Report) -> Table:
     steps = told["steps"]
     rows: list[Row] = [
         line("steps of each slice", after=str(steps["local"])),
-        line("steps of the whole model", after=str(steps["global"])),
+        line("steps of the whole model", after=_done(told)),
     ]
     before, after = told["before"], told["after"]
     if before is not None and after is not None:
@@ -51,10 +51,16 @@ def summary(report: Report) -> Table:
     return compared(heading, "", (rows, times), ("before", "healed", "ratio"))
 
 
+def _done(told: Mapping[str, Any]) -> str:
+    """Steps that were made, of those that were meant where it ended early."""
+    done, meant = len(told["history"]), told["steps"]["global"]
+    return str(done) if done == meant else f"{done} of {meant}"
+
+
 def _sentence(told: Mapping[str, Any]) -> str:
     steps = told["steps"]
     parts = f"{steps['local']} steps of each slice towards the teacher's activations"
-    whole = f"{steps['global']} of the whole model towards what the teacher says"
+    whole = f"{_done(told)} of the whole model towards what the teacher says"
     if told["before"] is None or told["after"] is None:
         return f"{parts}, then {whole}."
     return (
