@@ -447,6 +447,18 @@ def test_what_trains_has_to_be_in_the_loss(make, choices):
         heal(student, teacher, windows(), steps=2, **choices)
 
 
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2, tiny.bert])
+def test_a_copy_of_the_teacher_has_nothing_to_learn(make):
+    """Whatever is dropped, masked or rounded on the way would show as a loss."""
+    teacher, mask = make(), torch.ones(4, LENGTH, dtype=torch.long)
+    mask[0, 9:] = 0
+    teacher.train()  # as a user may hand it over
+    batches = [{"input_ids": ids, "attention_mask": mask} for ids in windows(16).split(4)]
+    healed = heal(deepcopy(teacher), teacher, batches, steps=3, rate=0, top_k=128, length=8)
+    assert max(line["loss"] for line in healed.history) < 1e-4
+
+
 def test_what_is_no_model_and_what_is_no_data(pair):
     student, teacher = pair
     result = tensorize(teacher, keep=0.5)
