@@ -168,7 +168,7 @@ def test_a_time_becomes_steps_that_a_resumed_run_keeps(pair, tmp_path):
     assert decided["local_steps"] >= 1
 
 
-def test_a_state_of_before_the_time_was_steps_takes_the_recorded_ones(pair, tmp_path, monkeypatch):
+def test_a_state_of_before_the_time_was_steps_takes_the_recorded_ones(pair, tmp_path):
     choices = {"minutes": 0.03, "save_every": 0.0} | CALM
     with pytest.raises(CutError):
         heal(*pair, windows(), state=tmp_path, progress=cut_at("heal", 10), **choices)
