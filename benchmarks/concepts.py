@@ -27,9 +27,9 @@ from comparison.subjects import compressed_smollm2, wikipedia
 from torch import Tensor, nn
 
 from bondwise import read
+from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
-from bondwise.huggingface.loading import load_model
-from bondwise.model.text import windows
+from bondwise.flow.text import windows
 from bondwise.read.scores import principal, random_directions, scored
 from bondwise.read.watch import inputs
 

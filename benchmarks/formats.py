@@ -29,13 +29,13 @@ from comparison.page import PAGE, write_between
 from torch import Tensor
 
 import bondwise as bw
+from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
 from bondwise.errors import FitError
-from bondwise.huggingface.loading import load_model
+from bondwise.fit.metric import Metric, second_moment
+from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.ranks import capped
 from bondwise.network.shapes import balanced
-from bondwise.weight.gauge import pivot_bits, stored_numbers
-from bondwise.weight.metric import Metric, second_moment
 
 HERE = Path(__file__).parent
 BITS = 16

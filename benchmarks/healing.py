@@ -26,12 +26,11 @@ from comparison.subjects import Draw, compressed_smollm2, held_out_texts, langua
 from torch import nn
 
 import bondwise as bw
+from bondwise.checkpoint.cache import cache_directory
+from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
 from bondwise.heal.job import Healed
-from bondwise.huggingface.cache import cache_directory
-from bondwise.huggingface.loading import load_model
-from bondwise.model.steps import Steps
-from bondwise.progress import Bars
+from bondwise.progress import Bars, Steps
 from bondwise.report.units import duration, size
 
 HERE = Path(__file__).parent

@@ -27,13 +27,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import bondwise as bw
 from bondwise.bench.run import Load
 from bondwise.bench.verb import bench
-from bondwise.compress import dtype, threads
+from bondwise.checkpoint.cache import cache_directory, filling
+from bondwise.compress.compress import dtype, threads
 from bondwise.demo import assets
-from bondwise.huggingface.cache import cache_directory, filling
+from bondwise.gauge.compact import free_shapes, gauge_form
+from bondwise.gauge.pivots import pack
 from bondwise.progress import Bars
 from bondwise.report.units import count, instant, rate, size
-from bondwise.weight.gauge import free_shapes, gauge_form
-from bondwise.weight.pivots import pack
 
 HERE = Path(__file__).parent
 KEPT = cache_directory() / "benchmarks" / "speed"

@@ -22,12 +22,11 @@ from comparison.flags import above_zero, several
 from comparison.page import PAGE, RATINGS, write_between
 from comparison.subjects import similarity_judge, wikipedia
 
+from bondwise.checkpoint.cache import cache_directory
+from bondwise.checkpoint.loading import load_model
+from bondwise.compress.recipe import Recipe
 from bondwise.demo import assets
-from bondwise.huggingface.cache import cache_directory
-from bondwise.huggingface.loading import load_model
-from bondwise.model.recipe import Recipe
-from bondwise.model.steps import Steps
-from bondwise.progress import Bars
+from bondwise.progress import Bars, Steps
 from bondwise.report.units import duration
 from bondwise.rounds import Rounds
 

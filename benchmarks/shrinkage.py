@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 from bondwise import lowrank
+from bondwise.checkpoint.loading import load_model
+from bondwise.compress.tensorize import plan_model
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare
-from bondwise.huggingface.loading import load_model
-from bondwise.model.calibrate import Inputs
-from bondwise.model.data import batches
-from bondwise.model.tensorize import plan_model
-from bondwise.model.text import windows
-from bondwise.weight.fit import fit
-from bondwise.weight.metric import Metric
+from bondwise.fit.fit import fit
+from bondwise.fit.metric import Metric
+from bondwise.flow.calibrate import Inputs
+from bondwise.flow.data import batches
+from bondwise.flow.text import windows
 
 FIXED = (1e-6, 0.02, 0.2, 0.4)
 DEPENDENCE = (1, 4, 8)  # tokens that tell as much as one independent token

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import bondwise as bw
-from bondwise.network.diagram import svg
-from bondwise.network.stack_diagram import stack_svg
+from bondwise.draw.diagram import svg
+from bondwise.draw.stack_diagram import stack_svg
 
 FOLDER = Path(__file__).parent / "pictures"
 

@@ -19,14 +19,14 @@ class _Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any], **kwargs: Any) -> Any:
-        from bondwise.huggingface.quantizer import BondwiseConfig
+        from bondwise.checkpoint.quantizer import BondwiseConfig
 
         return BondwiseConfig.from_dict(values, **kwargs)
 
 
 def _quantizer(config: Any, **kwargs: Any) -> Any:
     """Stands in the table of quantizers until a checkpoint asks for the real one."""
-    from bondwise.huggingface.quantizer import BondwiseQuantizer
+    from bondwise.checkpoint.quantizer import BondwiseQuantizer
 
     return BondwiseQuantizer(config, **kwargs)
 

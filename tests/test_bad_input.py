@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
-from bondwise.model.select import SelectionError
+from bondwise.choose.select import SelectionError
 from verbs import bondwise, files
 
 FEW = ("--windows", 4, "--length", 16, "-q")
@@ -321,7 +321,7 @@ def test_places_to_write(capsys, shelf, ours, desk, verb, monkeypatch):
     def never(*_):
         raise AssertionError("looked at the model, or fetched it, before the folder")
 
-    monkeypatch.setattr("bondwise.huggingface.loading._read_model", never)
+    monkeypatch.setattr("bondwise.checkpoint.loading._read_model", never)
     monkeypatch.setattr("bondwise.demo.assets.fetch", never)
     (desk / "theirs").mkdir()
     (desk / "theirs" / "thesis.txt").write_text("years of work")
@@ -412,7 +412,7 @@ def test_a_bug_of_ours_shows_its_traceback(capsys, shelf, desk, monkeypatch):
     def broken(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("bondwise.model.tensorize.fit", broken)
+    monkeypatch.setattr("bondwise.compress.tensorize.fit", broken)
     from bondwise.cli import main
 
     with pytest.raises(RuntimeError, match="a bug"):

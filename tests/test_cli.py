@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from bondwise.huggingface.loading import load_model
-from bondwise.model.layers import TensorLayer
+from bondwise.checkpoint.loading import load_model
+from bondwise.layers.layers import TensorLayer
 from bondwise.report.page import data as embedded
 from verbs import bondwise, files, weights
 

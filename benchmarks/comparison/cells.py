@@ -16,7 +16,7 @@ import torch
 
 import bondwise as bw
 from bondwise.errors import BondwiseError
-from bondwise.model.steps import Steps
+from bondwise.progress import Steps
 from comparison.methods import METHODS
 from comparison.subjects import SUBJECTS, Draw, Subject
 

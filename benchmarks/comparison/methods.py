@@ -19,13 +19,13 @@ from tensorly.decomposition import tensor_train_matrix
 from torch import Tensor, nn
 
 import bondwise as bw
-from bondwise.model.calibrate import Inputs
-from bondwise.model.data import batches
-from bondwise.model.select import select
-from bondwise.model.text import fitting
+from bondwise.choose.select import select
+from bondwise.fit.metric import Metric
+from bondwise.flow.calibrate import Inputs
+from bondwise.flow.data import batches
+from bondwise.flow.text import fitting
+from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.shapes import balanced
-from bondwise.weight.gauge import pivot_bits, stored_numbers
-from bondwise.weight.metric import Metric
 
 BITS = 16  # of one stored number: everything is stored in bfloat16
 TRAIN_MODES = 3  # modes on each side of a data-free tensor train

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bondwise.compress import cast, compress
+from bondwise.checkpoint.cache import cache_directory
+from bondwise.checkpoint.loading import load_model
+from bondwise.compress.compress import cast, compress
+from bondwise.compress.recipe import Recipe
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
-from bondwise.huggingface.cache import cache_directory
-from bondwise.huggingface.loading import load_model
-from bondwise.model.recipe import Recipe
-from bondwise.model.text import windows
+from bondwise.flow.text import windows
 from bondwise.progress import Bars
 from comparison.methods import Calibration
 

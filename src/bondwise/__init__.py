@@ -1,15 +1,19 @@
 """bondwise: the dense weights of any PyTorch model as tensor networks."""
 
 from bondwise import read
+from bondwise.checkpoint.checkpoint import load, save
+from bondwise.compress.tensorize import merge, plan_model, tensorize
 from bondwise.compute.orders import orders
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.compute.timings import time_orders
+from bondwise.fit.fit import fit
+from bondwise.fit.metric import Metric
+from bondwise.gauge.canonical import canonical, insert_gauge
+from bondwise.gauge.compact import compact
 from bondwise.heal.heal import heal
-from bondwise.model.checkpoint import load, save
-from bondwise.model.layers import TensorEmbedding, TensorLinear
-from bondwise.model.tensorize import merge, plan_model, tensorize
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
 from bondwise.network.network import Index, Network, parse
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
@@ -19,10 +23,6 @@ from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
 from bondwise.topology.tucker import tucker
-from bondwise.weight.canonical import canonical, insert_gauge
-from bondwise.weight.fit import fit
-from bondwise.weight.gauge import compact
-from bondwise.weight.metric import Metric
 
 __version__ = "0.1.0"
 

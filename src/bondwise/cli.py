@@ -28,7 +28,7 @@ from bondwise.errors import (
 )
 
 if TYPE_CHECKING:
-    from bondwise.huggingface.loading import Loaded
+    from bondwise.checkpoint.loading import Loaded
     from bondwise.progress import Bars
 
 app = typer.Typer(
@@ -101,9 +101,9 @@ def plan(
     quiet: flags.Quiet = False,
 ) -> None:
     """Dry run: every parameter, what it would become, and why the rest is left alone."""
-    from bondwise.compress import check_recipe
-    from bondwise.model.recipe import chosen
-    from bondwise.model.tensorize import plan_model
+    from bondwise.compress.compress import check_recipe
+    from bondwise.compress.recipe import chosen
+    from bondwise.compress.tensorize import plan_model
 
     todo = chosen(
         None,
@@ -162,8 +162,8 @@ def compress(
     The folder also gets recipe.yaml, which repeats the run bit for bit, report.json and
     report.html.
     """
-    from bondwise.compress import compress as run
-    from bondwise.model.recipe import chosen
+    from bondwise.compress.compress import compress as run
+    from bondwise.compress.recipe import chosen
     from bondwise.progress import Bars
     from bondwise.rounds import Rounds
 
@@ -230,13 +230,13 @@ def heal(
     Where it is cut off (Ctrl-C, a crash), the same command goes on; the run is kept in OUT.healing
     until it is done.
     """
-    from bondwise.compress import check_device
-    from bondwise.compress import dtype as named
-    from bondwise.heal.recipe import healing
-    from bondwise.heal.track import tracking
+    from bondwise.compress.compress import check_device
+    from bondwise.compress.compress import dtype as named
     from bondwise.heal.verb import Healer
     from bondwise.progress import Bars
     from bondwise.report.page import page
+    from bondwise.train.recipe import healing
+    from bondwise.train.track import tracking
 
     check_device(device)
     time = MINUTES if time is None and steps is None else time
@@ -280,8 +280,8 @@ def read(
     Each bond has its spectrum beside null models, its indices as features over the text, and what
     leaving them out costs, from cheap guesses to the loss itself.
     """
-    from bondwise.compress import check_device
-    from bondwise.compress import dtype as named
+    from bondwise.compress.compress import check_device
+    from bondwise.compress.compress import dtype as named
     from bondwise.progress import Bars
     from bondwise.read.verb import Reader, check_page
     from bondwise.report.reading import write_reading
@@ -311,8 +311,8 @@ def merge(
     quiet: flags.Quiet = False,
 ) -> None:
     """Multiply every network out: dense weights that load without bondwise."""
-    from bondwise.model.checkpoint import check_folder, save
-    from bondwise.model.tensorize import merge as multiply
+    from bondwise.checkpoint.checkpoint import check_folder, save
+    from bondwise.compress.tensorize import merge as multiply
 
     check_folder(out, force)
     loaded = _load(folder, dtype, device, quiet)
@@ -338,8 +338,8 @@ def evaluate(
     quiet: flags.Quiet = False,
 ) -> None:
     """Perplexity on a text; with --vs also KL divergence and top-1 agreement with another model."""
-    from bondwise.compress import check_device
-    from bondwise.compress import dtype as named
+    from bondwise.compress.compress import check_device
+    from bondwise.compress.compress import dtype as named
     from bondwise.evaluate.verb import evaluate as run
     from bondwise.progress import Bars
 
@@ -371,9 +371,9 @@ def bench(
     from bondwise.bench.run import Load
     from bondwise.bench.verb import bench as run
     from bondwise.bench.verb import check_numbers
-    from bondwise.compress import check_device
-    from bondwise.compress import dtype as named
-    from bondwise.compress import threads as with_threads
+    from bondwise.compress.compress import check_device
+    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.compress import threads as with_threads
     from bondwise.progress import Bars
 
     check_device(device)
@@ -399,8 +399,8 @@ def tune(
     kept for this number of threads, in the cache folder or the file that $BONDWISE_TUNING names.
     """
     from bondwise.bench.verb import check_numbers
-    from bondwise.compress import dtype as named
-    from bondwise.compress import threads as with_threads
+    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.compress import threads as with_threads
     from bondwise.compute.machine import keep
     from bondwise.compute.tune import calibrate
     from bondwise.progress import Bars
@@ -442,9 +442,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _load(model: str, dtype: str, device: str, quiet: bool) -> "Loaded":
-    from bondwise.compress import check_device
-    from bondwise.compress import dtype as named
-    from bondwise.huggingface.loading import load_model
+    from bondwise.checkpoint.loading import load_model
+    from bondwise.compress.compress import check_device
+    from bondwise.compress.compress import dtype as named
     from bondwise.progress import Bars
 
     check_device(device)

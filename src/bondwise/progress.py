@@ -1,18 +1,29 @@
-"""Progress bars on standard error, with the time left; plain lines where there is no terminal."""
+"""How far a long call has come: bars with the time left, and how long each step took.
 
+Bars are on standard error; where there is no terminal they are plain lines.
+"""
+
+import resource
 import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-)
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+Progress = Callable[[str, int, int], None]  # a stage, how much of it is done, and of how much
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress that says nothing."""
 
 
 class _Time(ProgressColumn):
@@ -43,7 +54,7 @@ class Bars:
     def __init__(self, quiet: bool = False) -> None:
         # This very stream: while libraries are kept quiet, sys.stderr is another one.
         self._console = Console(file=sys.stderr, quiet=quiet)
-        self._bars = Progress(
+        self._bars = RichProgress(
             TextColumn("{task.description:<26}"),
             BarColumn(bar_width=24),
             _Count(),
@@ -99,3 +110,40 @@ def _clock(seconds: float | int | None) -> str:
     minutes, rest = divmod(round(seconds or 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@dataclass
+class Steps:
+    """A list of named steps with seconds and peak bytes, filled as they run.
+
+    >>> steps = Steps()
+    >>> with steps("fit"):
+    ...     pass
+    >>> steps.done[0]["name"]
+    'fit'
+    """
+
+    done: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    @contextmanager
+    def __call__(self, name: str) -> Generator[None]:
+        """Time what happens inside; nothing is noted of a step that fails."""
+        _forget_peak()
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.done.append({"name": name, "seconds": seconds, "peak_bytes": peak_bytes()})
+
+
+def peak_bytes() -> int:
+    """Most resident memory so far (on Linux: since the last step began)."""
+    with suppress(OSError, StopIteration):
+        lines = _STATUS.read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):
+        _RESET.write_text("5")

@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bondwise.compress import Report, check_recipe, compress, dtype, threads
+from bondwise.checkpoint.checkpoint import check_folder, save
+from bondwise.checkpoint.loading import load_model
+from bondwise.compress.compress import Report, check_recipe, compress, dtype, threads
+from bondwise.compress.recipe import Recipe
+from bondwise.compress.tensorize import merge
 from bondwise.errors import BudgetError, CheckpointError
-from bondwise.heal.loop import Tell, nothing
-from bondwise.heal.recipe import healing
+from bondwise.flow.text import read_text
 from bondwise.heal.verb import Healer
-from bondwise.huggingface.loading import load_model
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.checkpoint import check_folder, save
-from bondwise.model.recipe import Recipe
-from bondwise.model.tensorize import merge
-from bondwise.model.text import read_text
+from bondwise.progress import Progress, silent
 from bondwise.report.page import finite, page
+from bondwise.train.loop import Tell, nothing
+from bondwise.train.recipe import healing
 
 ASKED = "asked.json"
 

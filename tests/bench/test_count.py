@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 import bondwise as bw
 import tiny
 from bondwise.bench.count import macs, multiplications, networks, resident_bytes
-from bondwise.huggingface.loading import load_model
-from bondwise.model.tensorize import footprint
+from bondwise.checkpoint.loading import load_model
+from bondwise.compress.tensorize import footprint
 
 
 def of_linear_layers(counter):

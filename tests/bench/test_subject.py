@@ -9,7 +9,7 @@ import torch
 from bondwise.bench.count import networks
 from bondwise.bench.run import Load
 from bondwise.bench.subject import owned, subject
-from bondwise.huggingface.loading import load_model
+from bondwise.checkpoint.loading import load_model
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

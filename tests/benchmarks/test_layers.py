@@ -13,7 +13,6 @@ import bondwise as bw
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import layers
 from speed import clock, memory, page, summary
 from speed.grid import FORMATS, KINDS, Case, cases, random_cores
 from speed.measure import Setting, _run, measure
@@ -29,6 +28,8 @@ from speed.subjects import (
     missing,
     peer,
 )
+
+import layers
 
 MARKED = "# Benchmarks\n\n<!-- layers -->\n<!-- end of layers -->\n\nafter\n"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import bondwise as bw
 import tiny
-from bondwise.weight.pivots import unpack
+from bondwise.gauge.pivots import unpack
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

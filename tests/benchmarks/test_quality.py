@@ -12,7 +12,7 @@ import torch
 import bondwise as bw
 import tiny
 from bondwise.evaluate.language import compare
-from bondwise.weight.metric import Metric
+from bondwise.fit.metric import Metric
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

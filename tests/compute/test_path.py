@@ -7,10 +7,11 @@ import torch
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.compute import gathered, path
+from bondwise.compute import path
 from bondwise.compute.machine import Rates
 from bondwise.compute.plan import plan, timed
 from bondwise.compute.run import apply, dense
+from bondwise.layers import gathered
 
 
 def gradients(made, cores, x, towards):

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
 from bondwise.demo.assets import Package, fetch
 from bondwise.errors import DataError
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
-from bondwise.huggingface.loading import load_model
 
 SMALL = Package(
     "toy", "1.0", 1, "toy/data", {"a/b.txt": hashlib.sha256(b"hello").hexdigest()}, ("--pre",)

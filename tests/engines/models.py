@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import bondwise as bw
-from bondwise.model.hub import attach
-from bondwise.model.layers import TensorEmbedding, TensorLinear
-from bondwise.model.remainder import Columns, Entries
-from bondwise.model.storage import share
+from bondwise.checkpoint.hub import attach
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.remainder import Columns, Entries
+from bondwise.layers.storage import share
 
 WIDTH, INNER, WORDS = 32, 48, 96
 SHARED = ("q_proj", "k_proj", "v_proj")

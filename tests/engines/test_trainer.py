@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, Trainer
 
 import bondwise as bw
 import tiny
-from bondwise.model.storage import TensorLayer
+from bondwise.layers.storage import TensorLayer
 
 from .models import STEPS, is_tied, llama, logits, trainer
 

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bondwise import btt, kron, lowrank, mpo, ring
-from bondwise.model.checkpoint import save
-from bondwise.model.layers import TensorEmbedding, TensorLinear
-from bondwise.model.remainder import Columns, Entries
-from bondwise.model.storage import share
-from bondwise.weight.gauge import compact
+from bondwise.checkpoint.checkpoint import save
+from bondwise.gauge.compact import compact
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.remainder import Columns, Entries
+from bondwise.layers.storage import share
 
 HERE = Path(__file__).parent
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])

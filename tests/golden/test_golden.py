@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bondwise.model.checkpoint import load
+from bondwise.checkpoint.checkpoint import load
 
 HERE = Path(__file__).parent
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bondwise.model import blocks
+from bondwise.flow import blocks
 
 
 @pytest.fixture

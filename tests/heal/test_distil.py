@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 import tiny
 from bondwise.errors import BudgetError, DataError
 from bondwise.evaluate.language import perplexity
-from bondwise.heal import distil, pace
+from bondwise.heal import distil
+from bondwise.heal import timing as pace
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.modes import judging, training
-from bondwise.heal.recipe import Healing, difference, healing
-from bondwise.heal.turns import cut, mine, spread, turns
-from bondwise.model.calibrate import silent
-from bondwise.model.layers import TensorLinear
+from bondwise.layers.layers import TensorLinear
+from bondwise.progress import silent
 from bondwise.topology.lowrank import lowrank
+from bondwise.train.recipe import Healing, difference, healing
+from bondwise.train.sampler import cut, mine, spread, turns
 
 WORDS = 128
 RECIPE = Healing(steps=1, batch=8, micro=8, top_k=WORDS, precision="float32")
@@ -302,7 +303,7 @@ def test_the_parts_of_a_batch_hold_each_place_once(batch, micro):
 
 
 def test_processes_share_a_batch(monkeypatch):
-    from bondwise.heal import turns as module
+    from bondwise.train import sampler as module
 
     monkeypatch.setattr(module, "world", lambda: 2)
     monkeypatch.setattr(module, "rank", lambda: 1)
@@ -316,7 +317,7 @@ def test_processes_share_a_batch(monkeypatch):
 
 def test_processes_judge_in_as_many_calls_and_find_what_one_finds(tmp_path, monkeypatch):
     """FSDP gathers at every call: a process that made more of them would wait for ever."""
-    from bondwise.heal import turns as module
+    from bondwise.train import sampler as module
 
     student = tiny.llama()
     task = speech(student, None, tmp_path)

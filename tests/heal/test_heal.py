@@ -13,14 +13,14 @@ from torch import nn
 
 import tiny
 from bondwise import lowrank, tensorize
+from bondwise.compress import refine
 from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
 from bondwise.evaluate.language import compare
 from bondwise.heal import job
 from bondwise.heal.heal import heal
 from bondwise.heal.material import as_windows, material
-from bondwise.heal.recipe import Healing, suited
-from bondwise.model import refine
-from bondwise.model.layers import TensorLinear
+from bondwise.layers.layers import TensorLinear
+from bondwise.train.recipe import Healing, suited
 
 LENGTH = 16
 HELD = tiny.tokens(16, LENGTH, seed=9)

@@ -15,11 +15,12 @@ from torch import nn
 import tiny
 from bondwise import lowrank
 from bondwise.errors import BondwiseError, BudgetError, CheckpointError, DataError, SelectionError
-from bondwise.heal import alone, files
+from bondwise.flow import files
+from bondwise.flow.slices import Row, parameters, slices
+from bondwise.heal import alone
 from bondwise.heal.local import assemble, heal_locally
-from bondwise.heal.slices import Row, parameters, slices
-from bondwise.model.layers import TensorLinear
-from bondwise.model.storage import TensorLayer, share
+from bondwise.layers.layers import TensorLinear
+from bondwise.layers.storage import TensorLayer, share
 
 CUT = ("q_proj", "down_proj", "c_attn", "mlp.c_proj", "query", "output.dense")
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bondwise.errors import DataError
 from bondwise.heal.chunks import ROWS
-from bondwise.heal.losses import Mix, Top, logits_loss, relative_error, top, vocabulary_loss
+from bondwise.heal.losses import Top, logits_loss, relative_error, top, vocabulary_loss
+from bondwise.train.recipe import Mix
 
 TOKENS, WIDTH, WORDS = 11, 6, 17
 

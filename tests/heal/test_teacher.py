@@ -20,10 +20,11 @@ from bondwise.heal.head import (
     logits_head,
     words,
 )
-from bondwise.heal.losses import Mix, logits_loss, top, vocabulary_loss
+from bondwise.heal.losses import logits_loss, top, vocabulary_loss
 from bondwise.heal.teacher import Said, cached, fingerprint
-from bondwise.model.layers import TensorLinear
+from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
+from bondwise.train.recipe import Mix
 
 LENGTH = 12
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import bondwise as bw
+from bondwise.checkpoint.loading import load_model
 from bondwise.cli import main
 from bondwise.flags import minutes
-from bondwise.heal import descent, loop
-from bondwise.huggingface.loading import load_model
 from bondwise.rounds import Rounds
+from bondwise.train import descent, loop
 from tiny import bert, gpt2, llama, on_disk, text, tokenizer
 from verbs import bondwise, files, weights
 

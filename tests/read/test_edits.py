@@ -7,8 +7,8 @@ from torch import nn
 import bondwise as bw
 import tiny
 from bondwise import read
+from bondwise.checkpoint.loading import load_model
 from bondwise.errors import DataError, SelectionError, ShapeError
-from bondwise.huggingface.loading import load_model
 from read.planted import EVERY, IDS, layer
 
 

@@ -8,10 +8,10 @@ import torch
 
 import bondwise as bw
 import tiny
-from bondwise.compress import compress
+from bondwise.checkpoint.loading import load_model
+from bondwise.compress.compress import compress
+from bondwise.compress.recipe import Recipe
 from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
-from bondwise.huggingface.loading import load_model
-from bondwise.model.recipe import Recipe
 from bondwise.read.corpus import corpus
 from bondwise.read.logits import unembedding, why_not
 from bondwise.read.verb import Reader, check_page

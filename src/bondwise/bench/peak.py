@@ -11,7 +11,7 @@ import torch
 from bondwise.bench.run import Load, prompts, run
 from bondwise.bench.subject import subject
 from bondwise.errors import DataError
-from bondwise.model.steps import Steps
+from bondwise.progress import Steps
 
 
 def peak_bytes(path: str, load: Load, device: str, dtype: torch.dtype | None) -> int:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from bondwise.bench.run import Load, vocabulary, writes
+from bondwise.checkpoint.loading import load_model
 from bondwise.errors import DataError
-from bondwise.huggingface.loading import load_model
-from bondwise.model.heap import give_back
-from bondwise.model.text import fitting
+from bondwise.flow.allocator import give_back
+from bondwise.flow.text import fitting
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from math import prod
 from textwrap import fill
 
 from bondwise.errors import PlanError
-from bondwise.network.floors import Floor, floors, state
 from bondwise.network.network import Network
+from bondwise.network.stack import Floor, floors, state
 
 WIDTH = 8  # unfinished stacks that go on for each one asked for: enough for a chain of ten cores
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from bondwise.compute.inverse import inverse
 from bondwise.compute.run import check_cores
 from bondwise.errors import PlanError, ShapeError
-from bondwise.network.floors import Floor, State, floors, state
 from bondwise.network.network import Network
+from bondwise.network.stack import Floor, State, floors, state
 
 EXHAUSTIVE = 10  # cores; every subset of them is looked at
 

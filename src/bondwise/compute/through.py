@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bondwise.errors import ShapeError
-from bondwise.network.floors import Floor
 from bondwise.network.network import Index
+from bondwise.network.stack import Floor
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def passage(floor: Floor) -> Passage:
     """How data goes through a floor, decided once.
 
     >>> from bondwise import mpo
-    >>> from bondwise.network.floors import floors
+    >>> from bondwise.network.stack import floors
     >>> first = passage(floors(mpo((2, 3), (4, 5), 6), (1, 0))[0])
     >>> first.core_shape, first.passing      # one matrix (a o2) x (i2), for every value of i1
     ((1, 18, 5), 4)
@@ -61,7 +61,7 @@ def through(way: Passage, core: Tensor, x: Tensor) -> Float[Tensor, "*batch out"
     """The floor's sparse matrix times every x, ``(*batch, in) -> (*batch, out)``; never built.
 
     >>> from bondwise import lowrank
-    >>> from bondwise.network.floors import floors
+    >>> from bondwise.network.stack import floors
     >>> way = passage(floors(lowrank(6, 4, 2), (1, 0))[0])
     >>> through(way, torch.ones(2, 4), torch.ones(3, 4)).shape
     torch.Size([3, 2])

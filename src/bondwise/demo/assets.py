@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from bondwise.checkpoint.cache import cache_directory, filling
 from bondwise.demo.wikitext import Article, articles
 from bondwise.errors import DataError
-from bondwise.huggingface.cache import cache_directory, filling
 
 Progress = Callable[[str], None]
 

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from bondwise.compress import Report, cast, check_recipe, describe, run, write
+from bondwise.checkpoint.checkpoint import check_folder
+from bondwise.checkpoint.loading import Loaded, load_model
+from bondwise.compress.compress import Report, cast, check_recipe, describe, run, write
+from bondwise.compress.recipe import Recipe
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare, generate_sample
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
-from bondwise.huggingface.loading import Loaded, load_model
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.checkpoint import check_folder
-from bondwise.model.recipe import Recipe
-from bondwise.model.steps import Steps
-from bondwise.model.text import windows
+from bondwise.flow.text import windows
+from bondwise.progress import Progress, Steps, silent
 
 WINDOWS, LENGTH = 32, 512
 PROMPT = "The history of the city begins in the"

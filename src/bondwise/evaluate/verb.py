@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bondwise.checkpoint.loading import load_model, reader
 from bondwise.evaluate.language import compare, perplexity
-from bondwise.huggingface.loading import load_model, reader
-from bondwise.model.text import check_draw, fitting, read_text, windows
+from bondwise.flow.text import check_draw, fitting, read_text, windows
 
 Progress = Callable[[str, int, int], None]
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bondwise.heal.borders import Lesson, check_finite
-from bondwise.heal.files import read, write
-from bondwise.heal.slices import Slice
-from bondwise.model.blocks import Stream, precision
-from bondwise.model.data import Batch, feed, tokens
+from bondwise.flow.blocks import Stream, precision
+from bondwise.flow.boundaries import Lesson, check_finite
+from bondwise.flow.data import Batch, feed, tokens
+from bondwise.flow.files import read, write
+from bondwise.flow.slices import Slice
 
 TOGETHER = 16  # layers that are watched in one pass of the teacher
 

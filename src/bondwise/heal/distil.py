@@ -16,15 +16,15 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
+from bondwise.flow.data import feed
 from bondwise.heal.head import head_weight, instead, logits_head
-from bondwise.heal.losses import Mix, Top, logits_loss, relative_error, vocabulary_loss
+from bondwise.heal.losses import Top, logits_loss, relative_error, vocabulary_loss
 from bondwise.heal.modes import judging, products
-from bondwise.heal.processes import agreed, wait
-from bondwise.heal.recipe import Healing
 from bondwise.heal.teacher import Said, cached
-from bondwise.heal.turns import cut, mine, spread, turns
-from bondwise.model.calibrate import Progress
-from bondwise.model.data import feed
+from bondwise.progress import Progress
+from bondwise.train.processes import agreed, wait
+from bondwise.train.recipe import Healing, Mix
+from bondwise.train.sampler import cut, mine, spread, turns
 
 Loads = Callable[[], nn.Module]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.model.blocks import first
-from bondwise.model.data import evaluating, feed
-from bondwise.model.storage import TensorLayer
+from bondwise.flow.blocks import first
+from bondwise.flow.data import evaluating, feed
+from bondwise.layers.storage import TensorLayer
 
 LOUD = 1000.0  # logits so large that whatever caps or scales them shows
 

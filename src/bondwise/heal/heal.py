@@ -9,15 +9,15 @@ from typing import Any
 from torch import nn
 
 from bondwise.errors import BudgetError, DataError, SelectionError
+from bondwise.flow.allocator import kept
 from bondwise.heal.distil import Teacher
 from bondwise.heal.job import Healed, Wrap, prepare
-from bondwise.heal.loop import Tell, nothing
 from bondwise.heal.modes import as_float32
-from bondwise.heal.rates import groups
-from bondwise.heal.recipe import healing
-from bondwise.heal.state import Place
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.heap import kept
+from bondwise.progress import Progress, silent
+from bondwise.train.loop import Tell, nothing
+from bondwise.train.rates import groups
+from bondwise.train.recipe import healing
+from bondwise.train.state import Place
 
 STEPS = 100  # where neither steps nor a time is given
 
@@ -48,7 +48,7 @@ def heal(
     Args:
         student: a model with networks in it; a dense one learns likewise.
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
-        data: as `bondwise.model.data.batches` takes it: text with a tokenizer, token ids, samples.
+        data: as `bondwise.flow.data.batches` takes it: text with a tokenizer, token ids, samples.
         tokenizer: for text.
         steps: of both stages; or give ``minutes``. Without either there are `STEPS`.
         minutes: for both stages.
@@ -61,7 +61,7 @@ def heal(
         wrap: called with the student before the global stage, for DDP or FSDP.
         progress: is told a stage, what is done and what there is.
         tell: is told each entry of the history.
-        choices: the other fields of `bondwise.heal.recipe.Healing`.
+        choices: the other fields of `bondwise.train.recipe.Healing`.
 
     Raises:
         BudgetError: a choice outside its range.

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.heal.descent import Course
+from bondwise.flow.data import Batch
+from bondwise.flow.text import fitting
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.head import check_alike, words
 from bondwise.heal.local import HealedSlice, assemble, heal_locally
-from bondwise.heal.loop import Entry, Tell, Trained, train
 from bondwise.heal.material import Material, as_windows, digest_of, material, token_ids
 from bondwise.heal.modes import training
 from bondwise.heal.outputs import Outputs, ask, batched
-from bondwise.heal.pace import decider, local_steps, needed
-from bondwise.heal.processes import rank, wait, world
-from bondwise.heal.rates import groups, only
-from bondwise.heal.recipe import MEASURED, Healing, suited
-from bondwise.heal.state import Place, Store, digest
 from bondwise.heal.teacher import fingerprint
-from bondwise.model.calibrate import Progress
-from bondwise.model.data import Batch
-from bondwise.model.text import fitting
+from bondwise.heal.timing import decider, local_steps, needed
+from bondwise.progress import Progress
+from bondwise.train.descent import Course
+from bondwise.train.loop import Entry, Tell, Trained, train
+from bondwise.train.processes import rank, wait, world
+from bondwise.train.rates import groups, only
+from bondwise.train.recipe import MEASURED, Healing, suited
+from bondwise.train.state import Place, Store, digest
 
 Wrap = Callable[[nn.Module], nn.Module]
 Task = Speech | Outputs

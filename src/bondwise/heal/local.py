@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from bondwise.errors import CheckpointError, DataError
-from bondwise.heal.files import read, read_note
-from bondwise.heal.processes import wait
+from bondwise.flow.data import Batch, evaluating
+from bondwise.flow.files import read, read_note
 from bondwise.heal.work import ABOUT, Plan, Work, result
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.data import Batch, evaluating
+from bondwise.progress import Progress, silent
+from bondwise.train.processes import wait
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def heal_locally(
             before, in one process; otherwise what the student gave before any was healed.
         steps: of Adam for each slice, one batch each.
         rate: the largest step for a dense weight; each core's follows from its shape.
-        train: what trains, as `bondwise.heal.rates.groups` takes it.
+        train: what trains, as `bondwise.train.rates.groups` takes it.
         held_out: batches that are only measured; None for the last eighth.
         folder: where borders and results are kept, for going on and for several processes; None
             for one that is gone afterwards.

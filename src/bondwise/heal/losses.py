@@ -8,7 +8,6 @@ output embedding is kept.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from bondwise.errors import DataError
 from bondwise.heal.chunks import IGNORED, ROWS, Goal, of_logits, through_head
+from bondwise.train.recipe import Mix
 
 CHUNK = 512  # rows of logits at a time
 TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh too much
@@ -71,38 +71,6 @@ def top(logits: Float[Tensor, "tokens words"], k: int, temperature: float = 1.0)
     if not ids:
         return Top(logits.new_zeros((0, k), dtype=torch.int32), logits.new_zeros((0, k)))
     return Top(torch.cat(ids), torch.cat(logs))
-
-
-@dataclass(frozen=True)
-class Mix:
-    """The weights of the parts of a loss, and the temperature at which the teacher is heard.
-
-    ``distil T^2 KL(teacher || student) + task nats(text) + hidden |h~ - h|^2 / |h|^2``. The factor
-    ``T^2`` keeps the gradient's size at every temperature (Hinton, Vinyals and Dean 2015).
-
-    Raises:
-        DataError: a temperature that is not above 0, a weight below 0, or none above it.
-
-    >>> Mix(temperature=2.0, distil=0.9, task=0.1)
-    Mix(temperature=2.0, distil=0.9, task=0.1, hidden=0.0)
-    """
-
-    temperature: float = 1.0
-    distil: float = 1.0
-    task: float = 0.0
-    hidden: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.temperature > 0 and isfinite(self.temperature)):
-            raise DataError(
-                f"temperature={self.temperature} came; write a number above 0, such as 1."
-            )
-        weights = {"distil": self.distil, "task": self.task, "hidden": self.hidden}
-        for name, weight in weights.items():
-            if not (weight >= 0 and isfinite(weight)):
-                raise DataError(f"{name}={weight} came as a weight of the loss; write 0 or more.")
-        if not any(weights.values()):
-            raise DataError("All weights of the loss are 0; write distil=1, or another above 0.")
 
 
 def vocabulary_loss(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.heal.recipe import Healing
-from bondwise.model.data import Batch, batches
-from bondwise.model.text import fitting, read_text, windows
+from bondwise.flow.data import Batch, batches
+from bondwise.flow.text import fitting, read_text, windows
+from bondwise.train.recipe import Healing
 
 SHARE = 5  # at most one of so many windows is held out
 BORDERS = ("\n\n", "\n", " ")  # between documents, or lines, or words
@@ -43,7 +43,7 @@ def material(
 
     Args:
         model: whose positions bound the length of a window.
-        data: as `bondwise.model.data.batches` takes it.
+        data: as `bondwise.flow.data.batches` takes it.
         tokenizer: for text.
         recipe: how many windows, how long, and how many are held out.
         validation: other data to judge on, of the same kind.

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from bondwise.errors import BudgetError
-from bondwise.model.blocks import precision
-from bondwise.model.data import evaluating
-from bondwise.model.layers import TensorLinear
-from bondwise.model.storage import TensorLayer
+from bondwise.flow.blocks import precision
+from bondwise.flow.data import evaluating
+from bondwise.layers.layers import TensorLinear
+from bondwise.layers.storage import TensorLayer
 
 
 @contextmanager

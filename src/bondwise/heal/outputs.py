@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.heal.files import read, write
+from bondwise.flow.blocks import first
+from bondwise.flow.data import Batch, feed, part, samples, tokens
+from bondwise.flow.files import read, write
 from bondwise.heal.losses import relative_error
 from bondwise.heal.modes import judging, products
-from bondwise.heal.processes import agreed, rank, wait, world
-from bondwise.heal.recipe import Healing
-from bondwise.heal.turns import mine, turns
-from bondwise.model.blocks import first
-from bondwise.model.calibrate import Progress
-from bondwise.model.data import Batch, feed, part, samples, tokens
+from bondwise.progress import Progress
+from bondwise.train.processes import agreed, rank, wait, world
+from bondwise.train.recipe import Healing
+from bondwise.train.sampler import mine, turns
 
 ROOM = 2**28  # bytes of what a teacher gave that may stay in memory
 GIVES = ("logits", "last_hidden_state")

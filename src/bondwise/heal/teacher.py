@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError, DataError
-from bondwise.heal.files import beside
+from bondwise.flow.blocks import precision
+from bondwise.flow.data import evaluating, feed
+from bondwise.flow.files import beside
 from bondwise.heal.head import last_hidden, logits_head, words
-from bondwise.heal.losses import CHUNK, Mix, Top, top
-from bondwise.model.blocks import precision
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.data import evaluating, feed
+from bondwise.heal.losses import CHUNK, Top, top
+from bondwise.progress import Progress, silent
+from bondwise.train.recipe import Mix
 
 SHARD = 64  # windows in a file: 6 MB with 256 tokens each and the top 64
 ABOUT = "said.json"

@@ -12,17 +12,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from bondwise.checkpoint.checkpoint import check_folder, save
+from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.errors import DataError
+from bondwise.flow.text import read_text
 from bondwise.heal.heal import heal
 from bondwise.heal.job import Healed
-from bondwise.heal.loop import Entry, Tell, nothing
-from bondwise.heal.recipe import healing
-from bondwise.huggingface.loading import Loaded, load_model, reader
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.checkpoint import check_folder, save
-from bondwise.model.steps import Steps
-from bondwise.model.storage import TensorLayer
-from bondwise.model.text import read_text
+from bondwise.layers.storage import TensorLayer
+from bondwise.progress import Progress, Steps, silent
+from bondwise.train.loop import Entry, Tell, nothing
+from bondwise.train.recipe import healing
 
 Report = dict[str, Any]
 SAYS = {"bondwise", "source", "targeted", "bytes", "notes", "seed"}  # whatever a report holds
@@ -72,7 +71,7 @@ class Healer:
 
         Args:
             page: makes the page of a report.
-            choices: fields of `bondwise.heal.recipe.Healing`.
+            choices: fields of `bondwise.train.recipe.Healing`.
             overwrite: whether a folder of ours may be replaced.
             progress: is told a stage, what is done and what there is.
             tell: is told each entry of the history.

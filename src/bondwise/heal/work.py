@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bondwise.compress.refine import refine
 from bondwise.errors import BudgetError, CheckpointError, DataError
+from bondwise.flow.boundaries import Borders, InARow, Lesson
+from bondwise.flow.data import Batch
+from bondwise.flow.files import read, read_note, write
+from bondwise.flow.slices import Row, Slice, of_layers, parameters, slices
 from bondwise.heal.alone import Alone
-from bondwise.heal.borders import Borders, InARow, Lesson
-from bondwise.heal.files import read, read_note, write
 from bondwise.heal.material import digest_of
-from bondwise.heal.rates import groups
-from bondwise.heal.recipe import difference
-from bondwise.heal.slices import Row, Slice, of_layers, parameters, slices
 from bondwise.heal.teacher import fingerprint
-from bondwise.model.data import Batch
-from bondwise.model.refine import refine
+from bondwise.train.rates import groups
+from bondwise.train.recipe import difference
 
 ABOUT = "about.safetensors"
 

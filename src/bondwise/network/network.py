@@ -150,12 +150,6 @@ class Network:
         sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
         return f"parse({str(self)!r}, {sizes})"
 
-    def _repr_html_(self) -> str:
-        """The picture that a notebook shows."""
-        from bondwise.network.notebook import html  # pictures read networks, not the other way
-
-        return html(self)
-
 
 def parse(text: str, **sizes: int) -> Network:
     """Read a network from its einsum: cores, comma apart, ``->``, rows and columns in brackets.

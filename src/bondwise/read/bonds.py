@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bondwise.compute.stack import cheapest_order
 from bondwise.errors import NetworkError, SelectionError, ShapeError
-from bondwise.model.storage import TensorLayer
+from bondwise.gauge.bonds import Push, unfolding
+from bondwise.layers.storage import TensorLayer
 from bondwise.network.network import Index, Network
-from bondwise.weight.joints import Push, unfolding
 
 CUT, BLOCKS, TERMS = "cut", "blocks", "terms"
 

@@ -12,8 +12,8 @@ from bondwise.compute.plan import plan
 from bondwise.compute.run import apply
 from bondwise.compute.stack import checked_order
 from bondwise.errors import ShapeError
-from bondwise.network.floors import state
 from bondwise.network.network import Network
+from bondwise.network.stack import state
 from bondwise.read.bonds import Bond, matrices, opened, part, sides
 from bondwise.read.schmidt import term_norms
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.model.text import fitting, windows
+from bondwise.flow.text import fitting, windows
 
 SAMPLES = 8  # windows that a model sees at once
 

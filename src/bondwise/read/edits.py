@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bondwise.errors import DataError, SelectionError, ShapeError
-from bondwise.model.data import Batch, evaluating, feed
-from bondwise.model.storage import TensorLayer
+from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.layers.storage import TensorLayer
 from bondwise.read.bonds import Bond, bond, chosen_indices
 from bondwise.read.contributions import added, readout
 from bondwise.read.watch import seeing

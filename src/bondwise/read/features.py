@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.model.calibrate import Inputs, Progress, silent
-from bondwise.model.data import Batch
+from bondwise.flow.calibrate import Inputs
+from bondwise.flow.data import Batch
+from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import Readout, gram, readout
 from bondwise.read.watch import watch

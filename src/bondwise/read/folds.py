@@ -6,9 +6,9 @@ from math import prod
 
 from torch import Tensor, nn
 
+from bondwise.choose.select import matches
 from bondwise.errors import SelectionError, ShapeError
-from bondwise.model.layers import dense_weight
-from bondwise.model.select import matches
+from bondwise.layers.layers import dense_weight
 from bondwise.network.network import Network
 from bondwise.network.shapes import balanced, check_split
 from bondwise.read.bonds import sides

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from bondwise.compute.inverse import inverse
 from bondwise.errors import DataError, SelectionError
-from bondwise.model.layers import TensorLinear
+from bondwise.gauge.bonds import Push, unfolding
+from bondwise.layers.layers import TensorLinear
 from bondwise.network.network import Network
 from bondwise.read.bonds import BLOCKS, Bond, matrices, sides
 from bondwise.read.bonds import bond as bond_of
 from bondwise.read.contributions import values
 from bondwise.read.rotations import LEAST_PER_VALUE, check_samples, ica, matched, varimax, whitening
 from bondwise.read.schmidt import term_norms
-from bondwise.weight.joints import Push, unfolding
 
 GAP = 1e-3  # of two Schmidt values, over the larger: below, their directions may mix
 LEAST = 2 * LEAST_PER_VALUE  # samples for each value of a bond: for both halves

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply
 from bondwise.errors import DataError
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.data import Batch, evaluating, feed
+from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import gram
 from bondwise.read.edits import edited, zero

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bondwise.choose.table import block
 from bondwise.compute.stack import cheapest_order
-from bondwise.model.table import block
-from bondwise.network.floors import floors
 from bondwise.network.network import Network
+from bondwise.network.stack import floors
 from bondwise.read.corpus import Corpus
 from bondwise.read.features import AFTER, BEFORE, WIDTH, Features
 from bondwise.read.gauge import Gauge

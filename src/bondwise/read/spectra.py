@@ -11,12 +11,12 @@ from math import exp, log
 import torch
 from torch import Tensor, nn
 
+from bondwise.choose.select import Patterns, check_finite, matches
 from bondwise.compute.run import dense
 from bondwise.errors import SelectionError
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.layers import TensorLayer, dense_weight
-from bondwise.model.select import Patterns, check_finite, matches
+from bondwise.layers.layers import TensorLayer, dense_weight
 from bondwise.network.network import Network
+from bondwise.progress import Progress, silent
 from bondwise.read.bonds import BLOCKS, CUT, TERMS, Bond, readable
 from bondwise.read.folds import Fold, cut, folded
 from bondwise.read.nulls import NULLS, Band, Subject, bands, check

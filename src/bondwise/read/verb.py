@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from bondwise.checkpoint.loading import load_model, reader
+from bondwise.choose.select import matches
 from bondwise.errors import BudgetError, CheckpointError, SelectionError
-from bondwise.huggingface.loading import load_model, reader
-from bondwise.model.calibrate import Progress, silent
-from bondwise.model.layers import TensorLinear
-from bondwise.model.select import matches
-from bondwise.model.text import read_text
+from bondwise.flow.text import read_text
+from bondwise.layers.layers import TensorLinear
+from bondwise.progress import Progress, silent
 from bondwise.read.bonds import BLOCKS, CUT, Bond, bonds, nearest
 from bondwise.read.corpus import Corpus, corpus
 from bondwise.read.features import features, input_moments

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.model.calibrate import without_head
-from bondwise.model.data import Batch, evaluating, feed, tokens
+from bondwise.flow.calibrate import without_head
+from bondwise.flow.data import Batch, evaluating, feed, tokens
 
 See = Callable[[str, Tensor, Tensor | None], None]
 """Is told a layer, what enters it, and which positions are tokens (None: all)."""

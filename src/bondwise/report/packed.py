@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from bondwise.compute.stack import cheapest_order
-from bondwise.network.diagram import svg
+from bondwise.draw.diagram import svg
+from bondwise.draw.stack_diagram import stack_svg
 from bondwise.network.network import Network, parse
-from bondwise.network.stack_diagram import stack_svg
 from bondwise.report.markup import Markup
 from bondwise.report.page import inert
 

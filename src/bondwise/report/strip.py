@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from bondwise.network.diagram import svg
+from bondwise.draw.diagram import svg
 from bondwise.report.charts import Axis, Point, chart
 from bondwise.report.glyphs import HIGH, WIDE, Scale, describe, glyph, legend, network_of
 from bondwise.report.groups import (

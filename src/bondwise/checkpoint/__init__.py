@@ -1,0 +1,1 @@
+"""What is written and read: safetensors and JSON, and the door to transformers."""

@@ -1,0 +1,265 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, read without unpickling.
+
+A Hugging Face model is kept as ``save_pretrained`` writes it, its manifest in config.json. Any
+other module is kept as model.safetensors. Both have bondwise.json beside them, which marks a folder
+as ours.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
+
+import bondwise_autoload
+from bondwise.checkpoint.hub import (
+    METHOD,
+    attach,
+    detach,
+    is_hub_model,
+    need_transformers,
+    without_bars,
+)
+from bondwise.checkpoint.manifest import check_tensors, describe, read_specs, swap_in
+from bondwise.errors import BondwiseError, CheckpointError
+from bondwise.layers.storage import TensorLayer
+
+MANIFEST = "bondwise.json"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+bondwise_autoload.register()  # for `import bondwise`, where `import torch` was kept from doing it
+
+
+def save(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
+    extra: Callable[[Path], Mapping[str, str]] | None = None,
+) -> Path:
+    """Write a model to a folder, whole or not at all.
+
+    Args:
+        model: a Hugging Face model, or any module; its networks are described in JSON.
+        directory: where to; its parents are made.
+        tokenizer: kept beside the model, if given.
+        overwrite: replace a checkpoint of ours; a folder of anybody else is never replaced.
+        max_shard_size: of one weights file of a Hugging Face model.
+        extra: called with the folder once the weights are in it; gives texts to keep beside
+            them, by file name.
+
+    Raises:
+        CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
+    """
+    target = Path(directory).absolute()
+    check_folder(target, overwrite)
+    with _written_whole(target) as folder:
+        if is_hub_model(model):
+            _save_hub_model(model, folder, max_shard_size)
+        else:
+            _write_json(folder / MANIFEST, describe(model))
+            save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
+        if tokenizer is not None:
+            _save_tokenizer(tokenizer, folder)
+        for name, text in (extra(folder) if extra else {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return target
+
+
+def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -> Any:
+    """Read a checkpoint.
+
+    Args:
+        directory: as `save` or ``save_pretrained`` wrote it.
+        model: a dense instance of the class that was saved; it is copied, not changed. Hugging Face
+            checkpoints do without it.
+        kwargs: handed to ``from_pretrained`` (dtype, device_map, ..).
+
+    Raises:
+        CheckpointError: corrupt, truncated, from a later version, or not of this model.
+        MissingExtraError: a Hugging Face checkpoint without transformers.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; name one that bondwise.save wrote.")
+    if (folder / CONFIG).is_file():
+        return _load_hub_model(folder, model, kwargs)
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} has neither {CONFIG} nor {MANIFEST}; name a folder that bondwise.save wrote."
+        )
+    if model is None:
+        raise CheckpointError(
+            f"{folder} holds a plain module, whose code is not in the checkpoint; "
+            "give a dense instance of it: load(directory, model=..)."
+        )
+    return _load_module(folder, model)
+
+
+def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
+    if any(isinstance(module, TensorLayer) for module in model.modules()):
+        attach(model)
+    else:
+        detach(model)
+    with without_bars():
+        model.save_pretrained(str(folder), max_shard_size=max_shard_size)
+    _write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:
+        if "os error" not in str(error):  # the Rust writer has no class of its own for a full disk
+            raise
+        raise OSError(str(error)) from error
+
+
+def _load_hub_model(folder: Path, model: nn.Module | None, kwargs: dict[str, Any]) -> Any:
+    config = _read_json(folder / CONFIG)
+    manifest = config.get("quantization_config")
+    if isinstance(manifest, dict) and manifest.get("quant_method") == METHOD:
+        read_specs(manifest)
+    loader: Any = _class_of(folder, config) if model is None else type(model)
+    try:
+        return loader.from_pretrained(str(folder), **kwargs)
+    except BondwiseError:
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder} cannot be loaded: {reason[:300]}") from error
+
+
+def _class_of(folder: Path, config: dict[str, Any]) -> Any:
+    transformers = need_transformers()
+    names = config.get("architectures") or ["AutoModel"]
+    found = getattr(transformers, str(names[0]), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds a {names[0]}, which transformers lacks (remote code is not run); "
+            "give an instance of the class: load(directory, model=..)."
+        )
+    return found
+
+
+def _load_module(folder: Path, model: nn.Module) -> nn.Module:
+    specs = read_specs(_read_json(folder / MANIFEST))
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
+    copy = deepcopy(model)
+    check_tensors([weights], swap_in(copy, specs))
+    try:
+        _take_dtypes(copy, weights)
+        load_model(copy, str(weights))
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder} does not fit {type(model).__name__}: {reason[:300]}"
+        ) from error
+    return copy
+
+
+def _take_dtypes(model: nn.Module, weights: Path) -> None:
+    """Give every tensor the dtype that it was saved in; what is shared stays shared."""
+    saved = load_file(str(weights))
+    for name, tensor in model.state_dict(keep_vars=True).items():  # shared ones under all names
+        if name in saved:
+            tensor.data = tensor.data.to(saved[name].dtype)
+
+
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a folder to write to that is in the way.
+
+    Raises:
+        CheckpointError: it is not empty and not ours, or ours and not to be replaced, or in
+            something that is no folder or cannot be written to.
+    """
+    if not target.name:
+        raise CheckpointError(f"{target} came as a folder to write; name a new one, such as cut.")
+    parent = next(p for p in target.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise CheckpointError(
+            f"{target} cannot be written: {parent} is no folder that you may write to; "
+            "name another place."
+        )
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or not _is_ours(target):
+        raise CheckpointError(
+            f"{target} exists and is no checkpoint of ours; name another folder or remove it first."
+        )
+    if not overwrite:
+        raise CheckpointError(
+            f"{target} holds a checkpoint already; name another folder, or replace it with "
+            "overwrite=True (--force)."
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    if (folder / MANIFEST).is_file():
+        return True
+    try:
+        manifest = _read_json(folder / CONFIG).get("quantization_config")
+    except CheckpointError:
+        return False
+    return isinstance(manifest, dict) and manifest.get("quant_method") == METHOD
+
+
+@contextmanager
+def _written_whole(target: Path) -> Generator[Path]:
+    """A folder beside the target that takes its place once all is written, or is gone."""
+    mark = uuid.uuid4().hex[:8]
+    folder = target.parent / f".{target.name}-{mark}"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        _replace(folder, target, target.parent / f".{target.name}-old-{mark}")
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{target} cannot be written ({reason}), and nothing was left there; "
+            "free some space or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, target: Path, old: Path) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        target.rename(old)
+        try:
+            folder.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(target)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); copy or save it again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(values).__name__}, not a table; save it again."
+        )
+    return values

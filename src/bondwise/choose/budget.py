@@ -1,0 +1,314 @@
+"""One budget over all weights: the candidates that together lose least and store what was asked.
+
+    minimise  sum_w sensitivity_w error_w    subject to    sum of costs <= keep * dense
+
+The lower convex hulls of all sites are walked in the order of what a unit saves (Shoham and Gersho
+1988). That is the exact solution of the relaxed problem at every price; what is left of the budget
+then goes, one move at a time, to the candidates that save most for what they take.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+from bondwise.choose.candidates import Candidate
+from bondwise.choose.cost import slower
+from bondwise.choose.hull import Point, front, gain, joined, lower_hull, segments
+from bondwise.choose.ladder import check_keep
+from bondwise.errors import BudgetError
+
+UNITS = ("params", "bytes", "macs", "seconds")
+ENOUGH = 0.002  # of the budget: less than this is not worth a rank that is no multiple of 8
+SLACK = 0.02  # of the budget: more than this is spent even where it saves nothing
+
+ROUNDING = 1e-12  # of a loss
+
+Picks = tuple[Candidate, ...]
+Choice = Point[Picks]
+Sites = Sequence[Sequence[Candidate]]
+
+
+def allocate(
+    sites: Sites,
+    keep: float,
+    sensitivity: Mapping[str, float] | None = None,
+    *,
+    unit: str = "params",
+    floor: float = 0.0,
+    protect: Collection[str] = (),
+    prefer: str = "quality",
+) -> dict[str, Candidate]:
+    """A candidate for every weight, so that together they cost at most ``keep`` of dense.
+
+    The predicted loss is never above that of cutting every weight by the same fraction. Ranks are
+    multiples of 8 but for the last 0.2 % of the budget. The same arguments give the same answer.
+
+    Args:
+        sites: the candidates of each site (`bondwise.choose.candidates.candidates`); every weight
+            has a dense one.
+        keep: fraction of what all dense weights cost, in (0, 1].
+        sensitivity: what a relative squared error of 1 of each weight costs; 1 each by default.
+        unit: what is counted: "params", "bytes", "macs" for a token, or modelled "seconds", the
+            fractions at batch 1 and 256 counting alike.
+        floor: the least fraction that a weight, or weights that share, may keep.
+        protect: names of weights that stay dense.
+        prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
+            tokens; a network of two cores may take the time of one more call.
+
+    Raises:
+        BudgetError: keep is outside (0, 1], the unit none of the four, or the budget below what
+            the candidates, the floor and the protected weights allow; it names what can be reached.
+
+    >>> from bondwise.choose.candidates import Site, candidates
+    >>> import torch
+    >>> weights = {"a": torch.eye(64), "b": torch.ones(64, 64)}
+    >>> sites = [candidates(Site({name: weight})) for name, weight in weights.items()]
+    >>> chosen = allocate(sites, keep=0.6)
+    >>> chosen["a"].format, chosen["b"].networks[0].bonds
+    ('dense', {'a': 6})
+    """
+    check_keep(keep)
+    problem = _Problem(sites, sensitivity, counted(unit, sites), frozenset(protect), floor, prefer)
+    budget, least = keep * problem.dense, _least(problem.fine)
+    if least > budget:
+        raise BudgetError(
+            f"keep={keep:g} is below what the candidates, floors and protected weights allow; "
+            f"write at least {ceil(1000 * least / problem.dense) / 1000:g}."
+        )
+    best = min(_solutions(problem, budget), key=lambda chosen: sum(c.loss for c in chosen))
+    picks = _together([choice.pick for choice in best])
+    return {name: candidate for candidate in picks for name in candidate.weights}
+
+
+def mixed(sensitivity: Mapping[str, float], alpha: float) -> dict[str, float]:
+    """Sensitivities between none (alpha 0: a relative error costs the same anywhere) and all of it.
+
+    >>> mixed({"q": 4.0, "v": 9.0}, 0.5)
+    {'q': 2.0, 'v': 3.0}
+    """
+    return {name: value**alpha for name, value in sensitivity.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Options:
+    """What one site may choose: for each group of its weights the points that no other beats."""
+
+    groups: Mapping[tuple[str, ...], list[Choice]]
+
+    @cached_property
+    def hull(self) -> list[Point[Picks]]:
+        """The best choices of the whole site, over all ways to group its weights."""
+        names = frozenset(name for group in self.groups for name in group)
+        hulls = {group: lower_hull(points) for group, points in self.groups.items()}
+        return lower_hull(
+            point
+            for parts in self._partitions(names)
+            for point in joined([hulls[group] for group in parts], _together)
+        )
+
+    def _partitions(self, names: frozenset[str]) -> Iterator[list[tuple[str, ...]]]:
+        if not names:
+            yield []
+            return
+        first = min(names)
+        for group in self.groups:
+            if first in group and names.issuperset(group):
+                for rest in self._partitions(names.difference(group)):
+                    yield [group, *rest]
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Sites, what their candidates cost and lose, and what is not allowed."""
+
+    sites: Sites
+    sensitivity: Mapping[str, float] | None
+    cost: Callable[[Candidate], float]
+    protect: frozenset[str]
+    floor: float
+    prefer: str
+
+    @cached_property
+    def whole(self) -> dict[str, float]:
+        """What each weight costs dense."""
+        return {name: self.cost(c) for name, c in self._dense.items()}
+
+    @cached_property
+    def _dense(self) -> dict[str, Candidate]:
+        return {c.weights[0]: c for site in self.sites for c in site if _is_dense(c)}
+
+    @property
+    def dense(self) -> float:
+        """What all weights cost dense."""
+        return sum(self.whole.values())
+
+    @cached_property
+    def aligned(self) -> list[_Options]:
+        """What each site may choose, with ranks that are multiples of 8."""
+        return [self._options(c for c in site if c.aligned) for site in self.sites]
+
+    @cached_property
+    def fine(self) -> list[_Options]:
+        """What each site may choose, with any rank."""
+        return [self._options(site) for site in self.sites]
+
+    def loss(self, candidate: Candidate) -> float:
+        """Predicted loss."""
+        pairs = zip(candidate.weights, candidate.errors, strict=True)
+        return sum(e if self.sensitivity is None else self.sensitivity[w] * e for w, e in pairs)
+
+    def choice(self, candidate: Candidate) -> Choice:
+        """A candidate with its cost and loss."""
+        return Point(self.cost(candidate), self.loss(candidate), (candidate,))
+
+    def _options(self, site: Iterable[Candidate]) -> _Options:
+        groups: dict[tuple[str, ...], list[Choice]] = {}
+        for c in filter(self.allowed, site):
+            groups.setdefault(c.weights, []).append(self.choice(c))
+        return _Options({names: front(choices) for names, choices in groups.items()})
+
+    def allowed(self, candidate: Candidate) -> bool:
+        """Whether neither the floor, protection nor its seconds forbid it."""
+        if _is_dense(candidate):
+            return True
+        whole = sum(self.whole[name] for name in candidate.weights)
+        enough = self.floor * whole <= self.cost(candidate)
+        return enough and self.protect.isdisjoint(candidate.weights) and self._fast(candidate)
+
+    def _fast(self, candidate: Candidate) -> bool:
+        if self.prefer != "speed":
+            return True
+        each = [self._dense[name].seconds for name in candidate.weights]
+        whole = [sum(seconds) for seconds in zip(*each, strict=True)]
+        return not slower(candidate.seconds, whole, candidate.networks)
+
+
+def _solutions(problem: _Problem, budget: float) -> Iterator[list[Choice]]:
+    """Choices by price and by one fraction for all, with what is left spent on top of them."""
+    options = problem.aligned if _least(problem.aligned) <= budget else problem.fine
+    for start in (_by_price, _evenly):
+        chosen = start(options, budget, problem)
+        if _total(chosen) > budget:  # one fraction for all may be out of reach
+            continue
+        _top_up(chosen, options, budget)
+        if _total(chosen) < (1 - ENOUGH) * budget:
+            _top_up(chosen, problem.fine, budget)
+        if _total(chosen) < (1 - SLACK) * budget:
+            _fill(chosen, problem, budget)
+        yield chosen
+
+
+def _by_price(options: Sequence[_Options], budget: float, problem: _Problem) -> list[Choice]:
+    """Along the hulls of all sites, what saves most for its cost first, while it fits."""
+    hulls = [site.hull for site in options]
+    at = [hull[0] for hull in hulls]
+    left, blocked = budget - _total(at), set[int]()
+    for _, k, point in segments(hulls):
+        step = point.cost - at[k].cost
+        if k in blocked or step > left:
+            blocked.add(k)
+            continue
+        left -= step
+        at[k] = point
+    return [problem.choice(c) for point in at for c in point.pick]
+
+
+def _evenly(options: Sequence[_Options], budget: float, problem: _Problem) -> list[Choice]:
+    """For every weight alone the best that keeps at most one common fraction (bisection)."""
+    fronts = {
+        names[0]: choices
+        for site in options
+        for names, choices in site.groups.items()
+        if len(names) == 1
+    }
+
+    def cut(fraction: float) -> list[Choice]:
+        return [
+            choices[max(0, bisect_right(choices, fraction * problem.whole[name], key=_cost) - 1)]
+            for name, choices in fronts.items()
+        ]
+
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _total(cut(middle)) <= budget else (low, middle)
+    return cut(low)
+
+
+def _top_up(chosen: list[Choice], options: Sequence[_Options], budget: float) -> None:
+    """Move to dearer candidates of the same weights, the best gain first, while one fits."""
+    fronts = {names: points for site in options for names, points in site.groups.items()}
+    left = budget - _total(chosen)
+    while left > 0:
+        moves = [
+            (gain(now, then), -k, then)
+            for k, now in enumerate(chosen)
+            for then in _dearer(fronts.get(now.pick[0].weights, []), now, left)
+        ]
+        if not moves:
+            return
+        _, k, then = max(moves, key=lambda move: move[:2])
+        left -= then.cost - chosen[-k].cost
+        chosen[-k] = then
+
+
+def _dearer(choices: list[Choice], now: Choice, left: float) -> list[Choice]:
+    """Those of a front that cost more, fit, and lose less."""
+    first = bisect_right(choices, now.cost, key=_cost)
+    last = bisect_right(choices, now.cost + left, key=_cost)
+    return [then for then in choices[first:last] if then.loss < now.loss]
+
+
+def _fill(chosen: list[Choice], problem: _Problem, budget: float) -> None:
+    """Spend what is left where it does no harm, since so many numbers were asked for."""
+    left = budget - _total(chosen)
+    same: dict[tuple[str, ...], list[Candidate]] = {}
+    for candidate in (c for site in problem.sites for c in site if problem.allowed(c)):
+        same.setdefault(candidate.weights, []).append(candidate)
+    for k, now in enumerate(chosen):
+        more = [
+            then
+            for then in map(problem.choice, same[now.pick[0].weights])
+            if now.cost < then.cost <= now.cost + left and then.loss <= now.loss + ROUNDING
+        ]
+        then = max(more, key=_cost, default=now)
+        left -= then.cost - now.cost
+        chosen[k] = then
+
+
+def counted(unit: str, sites: Sites) -> Callable[[Candidate], float]:
+    """What a candidate costs in a unit.
+
+    Raises:
+        BudgetError: no such unit.
+    """
+    if unit not in UNITS:
+        raise BudgetError(f"unit={unit!r} came; write one of {', '.join(UNITS)}.")
+    if unit != "seconds":
+        name = {"params": "numbers"}.get(unit, unit)
+        return lambda candidate: float(getattr(candidate, name))
+    whole = [c.seconds for site in sites for c in site if _is_dense(c)]
+    once, many = (sum(pair) for pair in zip(*whole, strict=True))
+    return lambda candidate: candidate.seconds[0] / once + candidate.seconds[1] / many
+
+
+def _is_dense(candidate: Candidate) -> bool:
+    return candidate.format == "dense"
+
+
+def _together(picks: Sequence[Picks]) -> Picks:
+    return tuple(candidate for pick in picks for candidate in pick)
+
+
+def _cost(choice: Choice) -> float:
+    return choice.cost
+
+
+def _total(choices: Iterable[Choice]) -> float:
+    return sum(choice.cost for choice in choices)
+
+
+def _least(options: Sequence[_Options]) -> float:
+    return sum(site.hull[0].cost for site in options)

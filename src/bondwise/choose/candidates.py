@@ -1,0 +1,243 @@
+"""The ways to store a weight: what each of them costs, and its error on held-out tokens."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.choose import cost
+from bondwise.choose.columns import SHARE, loudest, regression, rest
+from bondwise.choose.cost import Cost
+from bondwise.choose.curves import curve
+from bondwise.choose.ladder import STEP
+from bondwise.fit.metric import Metric, second_moment
+from bondwise.flow.calibrate import Inputs
+from bondwise.layers.layers import dense_weight
+from bondwise.network.network import Network
+from bondwise.topology.lowrank import lowrank
+
+COLUMNS = "lowrank + columns"
+EXACT = ("dense", "lowrank", "shared lowrank")  # the formats whose curves are in closed form
+EVERY_RANK = 512  # a weight with at most so many ranks gets a candidate for each of them
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to store one weight, or several that share a core.
+
+    Attributes:
+        weights: one name, or the names that share.
+        format: "dense", "lowrank", "shared lowrank", "mpo", ..
+        networks: one per weight; none for dense.
+        numbers: stored numbers; pivots and positions as the numbers whose bits they take.
+        bytes: on disk.
+        macs: multiplications for one token.
+        seconds: modelled, for a batch of 1 and of 256 tokens.
+        resident: bytes in memory.
+        errors: of each weight, ``||(W - W~) X||^2 / ||W X||^2`` on held-out tokens.
+        remainder: dense columns kept beside each network.
+    """
+
+    weights: tuple[str, ...]
+    format: str
+    networks: tuple[Network, ...]
+    numbers: int
+    bytes: int
+    macs: int
+    seconds: tuple[float, float]
+    resident: int
+    errors: tuple[float, ...]
+    remainder: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        weights: tuple[str, ...],
+        form: str,
+        networks: tuple[Network, ...],
+        price: Cost,
+        errors: tuple[float, ...],
+        remainder: int = 0,
+    ) -> "Candidate":
+        """The candidate of a cost."""
+        return cls(
+            weights,
+            form,
+            networks,
+            price.numbers,
+            price.bytes,
+            price.macs,
+            price.seconds,
+            price.resident,
+            errors,
+            remainder,
+        )
+
+    @property
+    def aligned(self) -> bool:
+        """Whether all ranks are multiples of 8, which run at the speed of their multiplications.
+
+        Small ranks, below 16, are left as they are.
+        """
+        ranks = [size for net in self.networks for size in net.bonds.values()]
+        return all(rank % STEP == 0 or rank < 2 * STEP for rank in ranks)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Weights that get one and the same input.
+
+    Attributes:
+        weights: out x in each, by name.
+        metric: of the tokens that they are fitted on; None where no token came.
+        held_out: of other tokens, never shrunk; the fitting metric where there are none.
+    """
+
+    weights: Mapping[str, Tensor]
+    metric: Metric | Tensor | None = None
+    held_out: Metric | Tensor | None = None
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Both second moments in float64; the identity where no token came."""
+        like = next(iter(self.weights.values()))
+        inp = like.shape[1]
+        if self.metric is None:
+            fitting = torch.eye(inp, dtype=torch.float64, device=like.device)
+        else:
+            fitting = second_moment(self.metric, inp).to(like.device)
+        held = self.held_out
+        if isinstance(held, Metric):
+            held = held.second_moment / held.tokens
+        return fitting, fitting if held is None else held.to(fitting)
+
+
+def candidates(
+    site: Site,
+    *,
+    bits: int = 32,
+    formats: Sequence[str] = EXACT,
+) -> list[Candidate]:
+    """Every candidate of a site: of each weight, and of all of them with a common core.
+
+    The errors of low rank are exact and cost one decomposition for all ranks
+    (`bondwise.choose.curves.curve`). A weight whose outputs are zero has no error in any format.
+
+    Args:
+        site: the weights and what their inputs look like.
+        bits: of one stored number.
+        formats: those to look at; "dense" cannot be left out, and "lowrank + columns" adds a
+            remainder of one dense column in a hundred to each weight that tokens reached.
+
+    >>> found = candidates(Site({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
+    >>> sorted({c.format for c in found}), max(c.numbers for c in found)
+    (['dense', 'lowrank', 'shared lowrank'], 4094)
+    """
+    wide = {name: weight.detach().to(torch.float64) for name, weight in site.weights.items()}
+    fitting, held = site.moments()
+    norms = {name: float(((w @ held) * w).sum()) for name, w in wide.items()}
+    found = [_dense(name, weight, bits) for name, weight in wide.items()]
+    names = tuple(wide)
+    groups: list[tuple[str, ...]] = []
+    if "lowrank" in formats:
+        groups += [(name,) for name in names]
+    if "shared lowrank" in formats and len(names) > 1:
+        groups.append(names)
+    for group in groups:
+        found += _low_rank({name: wide[name] for name in group}, norms, (fitting, held), bits)
+    if COLUMNS in formats and site.metric is not None:  # the loudest inputs are not known else
+        for name, weight in wide.items():
+            found += _with_columns(name, weight, norms[name], (fitting, held), bits)
+    return found
+
+
+def sites(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Site]:
+    """Layers grouped by the input that they share."""
+    groups: dict[str, list[str]] = {}
+    for name in layers:
+        groups.setdefault(seen.group.get(name, name), []).append(name)
+    return [
+        Site(
+            {name: dense_weight(layers[name]) for name in names},
+            seen.of(names[0]),
+            unseen.of(names[0]),
+        )
+        for names in groups.values()
+    ]
+
+
+def _with_columns(
+    name: str, weight: Tensor, norm: float, moments: tuple[Tensor, Tensor], bits: int
+) -> Iterator[Candidate]:
+    """Low rank beside one dense column in a hundred, at the ranks that still store less."""
+    out, inp = weight.shape
+    count = inp // SHARE
+    if not count:
+        return
+    positions = loudest(weight, moments[0], count)
+    predicted = regression(moments[0], positions)
+    fitting, held = (rest(moment, positions, predicted) for moment in moments)
+    (errors,) = _relative(curve([weight], fitting, held).held_out, [norm])
+    beside = cost.columns(out, count, bits)
+    for rank in grid((out,), inp, bits):
+        price = cost.low_rank((out,), inp, rank, bits) + beside
+        if price.numbers < out * inp:
+            nets = (_network(out, inp, rank),)
+            yield Candidate.of((name,), COLUMNS, nets, price, (errors[rank],), count)
+
+
+def _dense(name: str, weight: Tensor, bits: int) -> Candidate:
+    out, inp = weight.shape
+    return Candidate.of((name,), "dense", (), cost.dense(out, inp, bits), (0.0,))
+
+
+def _low_rank(
+    weights: Mapping[str, Tensor],
+    norms: Mapping[str, float],
+    moments: tuple[Tensor, Tensor],
+    bits: int,
+) -> Iterator[Candidate]:
+    """Low rank of one weight, or of several with a common ``V``, at a grid of ranks."""
+    names, tensors = tuple(weights), list(weights.values())
+    outs, inp = tuple(len(w) for w in tensors), tensors[0].shape[1]
+    ranks = grid(outs, inp, bits)
+    if not ranks:
+        return
+    errors = _relative(curve(tensors, *moments).held_out, [norms[name] for name in names])
+    form = "lowrank" if len(names) == 1 else "shared lowrank"
+    for rank in ranks:
+        nets = tuple(_network(out, inp, rank) for out in outs)
+        price = cost.low_rank(outs, inp, rank, bits)
+        yield Candidate.of(names, form, nets, price, tuple(row[rank] for row in errors))
+
+
+@cache
+def grid(outs: tuple[int, ...], inp: int, bits: int) -> tuple[int, ...]:
+    """Ranks worth a look: all up to the last that stores less than dense, or multiples of 8.
+
+    >>> grid((64,), 64, 32)[-1], len(grid((2048,), 2048, 32))
+    (62, 257)
+    """
+    limit = sum(outs) * inp - 1
+    most = bisect_right(
+        range(1, min(sum(outs), inp) + 1),
+        limit,
+        key=lambda r: cost.low_rank(outs, inp, r, bits).numbers,
+    )
+    if most <= EVERY_RANK:
+        return tuple(range(1, most + 1))
+    return (1, 2, 4, *range(STEP, most + 1, STEP))
+
+
+@cache
+def _network(out: int, inp: int, rank: int) -> Network:
+    return lowrank(out, inp, rank)
+
+
+def _relative(errors: Tensor, norms: Sequence[float]) -> list[list[float]]:
+    return [
+        (row / norm if norm > 0 else torch.zeros_like(row)).tolist()
+        for row, norm in zip(errors, norms, strict=True)
+    ]

@@ -1,0 +1,169 @@
+"""Candidates that need a fit of their own: other networks, each in several shapes."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+from torch import Tensor
+
+from bondwise.choose import cost
+from bondwise.choose.candidates import Candidate, Site
+from bondwise.choose.ladder import Ladder
+from bondwise.choose.select import Weight
+from bondwise.compute.run import dense
+from bondwise.fit.fit import fit
+from bondwise.fit.whitened import metric_norm
+from bondwise.network.network import Network
+from bondwise.network.shapes import balanced
+from bondwise.topology.btt import btt
+from bondwise.topology.mpo import mpo
+from bondwise.topology.tree import tree
+from bondwise.topology.tucker import tucker
+
+Modes = tuple[int, ...]
+
+FORMATS = ("mpo", "btt", "tree", "tucker")
+SPLITS = (2, 3, 4, 6)  # blocks of the longer side
+SWEEPS = 3  # of a fit that is only compared; the one that is chosen is fitted to its end
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A format, and how it splits the rows and the columns of a weight."""
+
+    format: str
+    rows: Modes
+    cols: Modes
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        return prod(self.rows), prod(self.cols)
+
+
+def shape(candidate: Candidate) -> Shape:
+    """The shape of a candidate that is one network."""
+    (net,) = candidate.networks
+    return _shape_of(candidate.format, net)
+
+
+def fitted(
+    site: Site,
+    fractions: Sequence[float] = (0.6,),
+    *,
+    bits: int = 32,
+    prefer: str = "speed",
+    formats: Sequence[str] = FORMATS,
+    heads: Mapping[str, int] | None = None,
+    among: Collection[Shape] | None = None,
+) -> Iterator[Candidate]:
+    """Networks fitted in the metric, at some fractions of the dense numbers; seconds each.
+
+    Args:
+        site: the weights and what their inputs look like.
+        fractions: of the dense numbers, at which every shape is fitted once.
+        bits: of one stored number.
+        prefer: "speed" leaves out, before it is fitted, what is modelled slower than dense at batch
+            1 or 256 (two cores may take the time of one more call); "size" and "quality" do not.
+        formats: some of mpo, btt, tree and tucker.
+        heads: how many heads the rows of a weight are, for those that have heads.
+        among: the only shapes to look at; all that there are by default.
+
+    >>> import torch
+    >>> site = Site({"q": torch.eye(16)})
+    >>> [c.errors[0] < 1e-9 for c in fitted(site, formats=["mpo"], prefer="size")]
+    [True, False, False, True]
+    """
+    fitting, held = site.moments()
+    metric = None if site.metric is None else fitting
+    for name, weight in site.weights.items():
+        out, inp = weight.shape
+        limit = cost.dense(out, inp, bits).seconds
+        for form in formats:
+            found = ladders(name, out, inp, form, bits, among, (heads or {}).get(name))
+            for net in _networks(found, fractions):
+                price = cost.network(net, bits)
+                if prefer == "speed" and cost.slower(price.seconds, limit, [net]):
+                    continue
+                error = _error(weight, net, metric, held)
+                yield Candidate.of((name,), form, (net,), price, (error,))
+
+
+def shapes(
+    form: str, out: int, inp: int, heads: int | None = None
+) -> list[Callable[[int, int, int], Network]]:
+    """Ways to write an out x in weight in a format, as functions of (out, in, rank).
+
+    mpo: two sites, split evenly; the inputs alone folded in two, so that both halves of the columns
+    share their row space; the outputs alone, in pairs of rows; three sites. btt: the longer side in
+    2, 3, 4 or 6 blocks, since near-square blocks of full rank store least without their gauge; 1x2,
+    2x1 and 2x2 blocks of a square weight. tree: four sites. tucker: a row mode of heads.
+
+    >>> [build(16, 16, 2).core_shapes for build in shapes("mpo", 16, 16)][1]
+    ((16, 2, 2), (2, 1, 8))
+    """
+    two, three, four = ((balanced(out, n), balanced(inp, n)) for n in (2, 3, 4))
+    splits: dict[str, tuple[Callable[..., Network], list[tuple[Modes, Modes]]]] = {
+        "mpo": (mpo, [two, ((out, 1), (2, inp // 2)), ((out // 2, 2), (1, inp)), three]),
+        "btt": (
+            btt,
+            [((out // o, o), (i, inp // i)) for o, i in _grids(out, inp)],
+        ),
+        "tree": (tree, [four]),
+        "tucker": (tucker, [((heads, out // heads), (inp,))] if heads else []),
+    }
+    build, found = splits[form]
+    whole = [modes for modes in dict.fromkeys(found) if _shape(*modes) == (out, inp)]
+    return [partial(_built, build, modes) for modes in whole]
+
+
+def _grids(out: int, inp: int) -> list[tuple[int, int]]:
+    """Numbers of blocks of rows and of columns."""
+    if out == inp:
+        return [(1, 2), (2, 1), (2, 2)]
+    return [(1, k) if inp > out else (k, 1) for k in SPLITS]
+
+
+def ladders(
+    name: str,
+    out: int,
+    inp: int,
+    form: str,
+    bits: int,
+    among: Collection[Shape] | None = None,
+    heads: int | None = None,
+) -> list[Ladder]:
+    """The ranks of every shape of a format, or of some shapes."""
+    whole = Weight(name, "Linear", (out, inp))
+    found = [Ladder(whole, build, bits) for build in shapes(form, out, inp, heads)]
+    return [x for x in found if among is None or _shape_of(form, x.at(1)) in among]
+
+
+def _shape_of(form: str, net: Network) -> Shape:
+    return Shape(form, tuple(i.size for i in net.rows), tuple(i.size for i in net.cols))
+
+
+def _shape(rows: Modes, cols: Modes) -> tuple[int, int]:
+    return mpo(rows, cols, 1).shape if 0 not in (*rows, *cols) else (0, 0)
+
+
+def _built(
+    build: Callable[..., Network], modes: tuple[Modes, Modes], _out: int, _inp: int, rank: int
+) -> Network:
+    return build(*modes, rank)
+
+
+def _networks(ladders: Sequence[Ladder], fractions: Sequence[float]) -> Iterator[Network]:
+    for ladder in ladders:
+        ranks = [ladder.best(fraction * ladder.weight.numbers) for fraction in fractions]
+        yield from (ladder.at(rank) for rank in dict.fromkeys(ranks) if rank)
+
+
+def _error(weight: Tensor, net: Network, fitting: Tensor | None, held: Tensor) -> float:
+    """Share of ``||W X||^2`` on held-out tokens that a short fit loses."""
+    wide = weight.detach().to(held)
+    done = fit(wide, net, fitting, sweeps=SWEEPS)
+    norm = metric_norm(wide, held)
+    off = metric_norm(wide - dense(done.network, done.cores), held)
+    return (off / norm) ** 2 if norm else 0.0

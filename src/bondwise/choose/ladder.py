@@ -1,0 +1,201 @@
+"""One cut for all weights, without data: a network of one format for each, at the same fraction."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import ceil, gcd
+
+from bondwise.choose.select import Weight
+from bondwise.errors import BudgetError, NetworkError
+from bondwise.gauge.compact import pivot_bits, stored_numbers
+from bondwise.network.network import Network, parse
+from bondwise.network.ranks import capped
+from bondwise.network.shapes import balanced, divisors
+from bondwise.topology import registry
+
+Build = Callable[[int, int, int], Network]
+
+STEP = 8  # ranks that are multiples of this run at the speed that their multiplications promise
+
+
+def cost(net: Network, bits: int) -> int:
+    """Stored numbers of a network without its gauge; pivots count as the bits they take.
+
+    Args:
+        net: the network.
+        bits: bits of one stored number.
+    """
+    return stored_numbers(net) + ceil(pivot_bits(net) / bits)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The networks that one weight may become: one per rank, while smaller than dense."""
+
+    weight: Weight
+    build: Build
+    bits: int
+
+    def at(self, rank: int) -> Network:
+        """The network of that rank, bonds no larger than they can use."""
+        out, inp = self.weight.shape
+        return capped(self.build(out, inp, rank))
+
+    def cost(self, rank: int) -> int:
+        """Stored numbers at that rank; they grow with it."""
+        return _cost(self.build, *self.weight.shape, rank, self.bits)
+
+    @cached_property
+    def top(self) -> int:
+        """The largest rank that stores less than dense; 0 where none does or it is protected."""
+        if self.weight.protected:
+            return 0
+        high = 1
+        while self.cost(high) < self.weight.numbers and self.cost(high) < self.cost(2 * high):
+            high *= 2
+        return self._largest(2 * high, self.weight.numbers - 0.5)
+
+    def best(self, numbers: float) -> int:
+        """The largest rank that stores at most so many numbers; from 2 `STEP` a multiple of it."""
+        rank = self._largest(self.top, numbers)
+        return rank - rank % STEP if rank >= 2 * STEP else rank
+
+    def _largest(self, top: int, numbers: float) -> int:
+        return bisect_right(range(1, top + 1), numbers, key=self.cost)
+
+
+@cache
+def _cost(build: Build, out: int, inp: int, rank: int, bits: int) -> int:
+    return cost(capped(build(out, inp, rank)), bits)
+
+
+def builder(form: str) -> Build:
+    """How a format makes a network from (out, in, rank).
+
+    The format is a topology's name, or an einsum with free sizes: there the modes are split evenly,
+    an index open on both sides gets at most four values, and every bond has the same rank.
+
+    Raises:
+        NetworkError: neither a known topology nor an einsum.
+    """
+    if form == "auto":
+        return registry.find("lowrank").sized
+    if "->" not in form:
+        return registry.find(form).sized
+    names = set(re.findall(r"[A-Za-z_]\w*", form))
+    shape = parse(form, **dict.fromkeys(names, 1))
+
+    def build(out: int, inp: int, rank: int) -> Network:
+        return parse(form, **_sizes(shape, out, inp) | dict.fromkeys(shape.bonds, rank))
+
+    return build
+
+
+def uniform(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
+    """A network for each weight, all cut by the same factor, so that together they store ``keep``.
+
+    The same factor for all comes first, ranks in multiples of 8; what is left of the budget goes, 8
+    ranks at a time and then one by one, to the weights that keep least. A weight whose smallest
+    network would be larger than dense stays dense and is not in the answer.
+
+    Raises:
+        BudgetError: keep is outside (0, 1], or below what ranks of 1 store.
+    """
+    check_keep(keep)
+    before = sum(ladder.weight.numbers for ladder in ladders)
+    budget = keep * before
+    if keep == 1:
+        return {}
+    stuck = [ladder for ladder in ladders if not ladder.top]
+    free = [ladder for ladder in ladders if ladder.top]
+    room = budget - sum(ladder.weight.numbers for ladder in stuck)
+    least = sum(ladder.cost(1) for ladder in free)
+    if not free:
+        raise BudgetError(
+            "No weight stores less in this format than dense; write another, such as lowrank."
+        )
+    if least > room:
+        smallest = (least + before - sum(ladder.weight.numbers for ladder in free)) / before
+        raise BudgetError(
+            f"keep={keep:g} is below what these formats can reach; "
+            f"write at least {ceil(1000 * smallest) / 1000:g}."
+        )
+    ranks = _evenly(free, room)
+    for step in (STEP, 1):
+        while _spend(free, ranks, room, step):
+            pass
+    return {ladder.weight.name: ladder.at(rank) for ladder, rank in zip(free, ranks, strict=True)}
+
+
+def check_keep(keep: float) -> None:
+    """Refuse a keep outside (0, 1].
+
+    Raises:
+        BudgetError: saying what keep means.
+    """
+    if not isinstance(keep, int | float) or not 0 < keep <= 1:
+        shown = f"{keep:g}" if isinstance(keep, int | float) else repr(keep)
+        raise BudgetError(
+            f"keep={shown} came; it is the fraction of numbers that stays, "
+            "above 0 and at most 1, as in 0.6."
+        )
+
+
+def _evenly(ladders: Sequence[Ladder], room: float) -> list[int]:
+    """Ranks by one common fraction, the largest whose total fits (bisection)."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        ranks = [max(1, ladder.best(middle * ladder.weight.numbers)) for ladder in ladders]
+        fits = _total(ladders, ranks) <= room
+        low, high = (middle, high) if fits else (low, middle)
+    return [max(1, ladder.best(low * ladder.weight.numbers)) for ladder in ladders]
+
+
+def _spend(ladders: Sequence[Ladder], ranks: list[int], room: float, step: int) -> bool:
+    """Raise ranks by ``step`` where least is kept, until the total fills the room to 0.2 %.
+
+    Returns whether any rank was raised.
+    """
+    before = list(ranks)
+    left = room - _total(ladders, ranks)
+    enough = 0.002 * room
+    order = sorted(
+        range(len(ladders)),
+        key=lambda k: ladders[k].cost(ranks[k]) / ladders[k].weight.numbers,
+    )
+    for k in order:
+        ladder, rank = ladders[k], ranks[k]
+        if left <= enough:
+            break
+        if rank + step <= ladder.top and (step == 1 or rank % step == 0):
+            price = ladder.cost(rank + step) - ladder.cost(rank)
+            if price <= left:
+                ranks[k] += step
+                left -= price
+    return ranks != before
+
+
+def _total(ladders: Sequence[Ladder], ranks: Sequence[int]) -> int:
+    return sum(ladder.cost(rank) for ladder, rank in zip(ladders, ranks, strict=True))
+
+
+def _sizes(shape: Network, out: int, inp: int) -> dict[str, int]:
+    """Sizes of the open indices of an einsum for an out x in weight."""
+    rows, cols = ([index.name for index in side] for side in (shape.rows, shape.cols))
+    both = [name for name in rows if name in cols]
+    sizes: dict[str, int] = {}
+    for name in both:
+        common = gcd(out, inp)
+        sizes[name] = max(d for d in divisors(common) if d <= 4)
+        out, inp = out // sizes[name], inp // sizes[name]
+    for size, names in ((out, rows), (inp, cols)):
+        own = [name for name in names if name not in both]
+        if not own and size > 1:
+            raise NetworkError(
+                f"'{shape}' has no mode for {size} of the weight; add one on that side."
+            )
+        sizes |= dict(zip(own, balanced(size, len(own)) if own else (), strict=True))
+    return sizes

@@ -1,0 +1,158 @@
+"""Which network, other than low rank, is worth a fit: all are tried in a few blocks first.
+
+Blocks of a model are alike: what wins at a weight of one block mostly wins at the same weight of
+the others. So every shape is fitted in two blocks only, the best of each kind of weight is fitted
+once at every weight of that kind, and its errors at other ranks are those of low rank with as many
+numbers, times what it gained there.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from torch import nn
+
+from bondwise.choose import cost
+from bondwise.choose.candidates import Candidate, Site, candidates, sites
+from bondwise.choose.fitted import Shape, fitted, ladders, shape
+from bondwise.choose.ladder import STEP
+from bondwise.flow.blocks import Stream, holds
+from bondwise.flow.calibrate import Inputs
+from bondwise.flow.data import fitted_on
+from bondwise.layers.layers import dense_weight
+
+PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what models call it
+MOST = 0.7  # of the dense numbers: above it most networks are modelled slower than dense
+WORTH = 0.97  # a squared error above this part of low rank's is not worth fits of its own
+
+
+@dataclass(frozen=True)
+class Scout:
+    """The shape that won in some blocks, for each kind of weight that has one.
+
+    Attributes:
+        best: by the weight's path inside its block.
+        blocks: paths of the blocks.
+        keep: fraction of the dense numbers at which shapes are fitted.
+        bits: of a stored number.
+    """
+
+    best: Mapping[str, Shape]
+    blocks: Sequence[str]
+    keep: float
+    bits: int
+
+    def more(self, site: Site, exact: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Further candidates of a site, given those of low rank."""
+        for name, weight in site.weights.items():
+            won = self.best.get(inside(self.blocks, name))
+            low = _curve(exact, name)
+            if won is None or not low:
+                continue
+            one = replace(site, weights={name: weight})
+            heads = {name: won.rows[0]}  # of a Tucker network; others don't look
+            for tried in fitted(
+                one, (self.keep,), bits=self.bits, prefer="size", heads=heads, among={won}
+            ):
+                gain = tried.errors[0] / (_at(low, tried.numbers) or 1.0)
+                if gain <= WORTH:
+                    yield from self._ranks(name, won, gain, low)
+
+    def _ranks(
+        self, name: str, won: Shape, gain: float, low: Sequence[tuple[int, float]]
+    ) -> Iterator[Candidate]:
+        out, inp = won.whole
+        (ladder,) = ladders(name, out, inp, won.format, self.bits, {won}, won.rows[0])
+        for rank in range(STEP, ladder.top + 1, STEP):
+            net = ladder.at(rank)
+            price = cost.network(net, self.bits)
+            if price.numbers < out * inp:
+                error = (gain * _at(low, price.numbers),)
+                yield Candidate.of((name,), won.format, (net,), price, error)
+
+
+def scout(
+    model: nn.Module,
+    blocks: Sequence[str],
+    weights: Sequence[str],
+    stream: Stream,
+    held_out: Sequence[int],
+    *,
+    keep: float,
+    bits: int,
+    prefer: str,
+    formats: Sequence[str],
+) -> Scout:
+    """Fit every shape of some formats at the weights of two blocks, and take what wins.
+
+    Args:
+        model: the dense model; it is not changed.
+        blocks: paths of its blocks, in the order in which they run.
+        weights: paths of the layers to look at.
+        stream: what enters the first block.
+        held_out: batches that errors are measured on; the others are fitted on.
+        keep: fraction of the dense numbers; shapes are fitted there, or at `MOST` of them.
+        bits: of a stored number.
+        prefer: "speed" leaves out what is modelled slower than dense.
+        formats: some of mpo, btt, tree and tucker; none for no scouting.
+    """
+    keep = min(keep, MOST)  # what a shape gains on low rank changes little with the rank
+    gains: dict[str, dict[Shape, list[float]]] = {}
+    probes = sorted({int(place * len(blocks)) for place in PLACES}) if formats else []
+    fitting, other = stream.part(fitted_on(len(stream), held_out)), stream.part(held_out)
+    for at, name in enumerate(blocks[: probes[-1] + 1] if probes else ()):
+        block = model.get_submodule(name)
+        layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
+        seen, unseen = Inputs(layers), Inputs(layers)
+        probed = at in probes
+        fitting = fitting.after(block, seen if probed else None)
+        other = other.after(block, unseen if probed else None)
+        for site in sites(layers, seen, unseen) if probed else ():
+            exact = candidates(site, bits=bits, formats=("lowrank",))
+            lows = {w: _curve(exact, w) for w in site.weights}
+            heads = {w: count for w in site.weights if (count := heads_of(model, w))}
+            for tried in fitted(
+                site, (keep,), bits=bits, prefer=prefer, formats=formats, heads=heads
+            ):
+                (weight,) = tried.weights
+                low = _at(lows[weight], tried.numbers)
+                if low > 0:
+                    kind = gains.setdefault(inside(blocks, weight), {})
+                    kind.setdefault(shape(tried), []).append(tried.errors[0] / low)
+    best: dict[str, Shape] = {}
+    for kind, ratios in gains.items():
+        won = min(ratios, key=lambda s: mean(ratios[s]))
+        if mean(ratios[won]) <= WORTH:
+            best[kind] = won
+    return Scout(best, tuple(blocks), keep, bits)
+
+
+def heads_of(model: nn.Module, name: str) -> int:
+    """How many heads the outputs of a weight are, by what its module's parent says; 0 for none."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    size = next((s for key in HEAD_SIZES if isinstance(s := getattr(parent, key, None), int)), 0)
+    out = len(dense_weight(model.get_submodule(name)))
+    return out // size if size and out % size == 0 and out > size else 0
+
+
+def inside(blocks: Sequence[str], name: str) -> str:
+    """The path of a weight inside its block; its own where it is in none.
+
+    >>> inside(["layers.0", "layers.1"], "layers.1.mlp.up")
+    '.mlp.up'
+    """
+    return next((name.removeprefix(b) for b in blocks if holds(b, name)), name)
+
+
+def _curve(exact: Sequence[Candidate], name: str) -> list[tuple[int, float]]:
+    """Stored numbers and error of low rank of one weight, by rising numbers."""
+    rows = (c for c in exact if c.weights == (name,) and c.format == "lowrank")
+    return sorted((c.numbers, c.errors[0]) for c in rows)
+
+
+def _at(low: Sequence[tuple[int, float]], numbers: int) -> float:
+    """The error of low rank with at most so many numbers; 1 where there is none."""
+    k = bisect_right(low, numbers, key=lambda row: row[0])
+    return low[k - 1][1] if k else 1.0

@@ -1,0 +1,277 @@
+"""Which weights of a model will change, and why the others are left alone."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import FitError, SelectionError
+from bondwise.layers.layers import TensorLayer, dense_weight
+
+Patterns = str | Sequence[str]
+
+HEADS = ("lm_head", "embed_out", "output_projection", "classifier", "score", "qa_outputs", "head")
+ROUTERS = ("gate", "router", "wg", "shared_expert_gate")
+_READ_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_GROUPS = {"linear": ("Linear", "Conv1D"), "embedding": ("Embedding",)}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of a model, and whether it may become a network.
+
+    Attributes:
+        name: path of its module where that can be tensorized, of the parameter otherwise.
+        aliases: further paths of the same module (it is shared, and stays so).
+        kind: class of its module.
+        shape: (out, in) of a weight that can be tensorized, the parameter's own shape otherwise.
+        reason: why it is left alone; empty where it was chosen.
+        protected: whether it counts in the budget but stays dense.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    reason: str = ""
+    aliases: tuple[str, ...] = ()
+    protected: bool = False
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the patterns chose it."""
+        return not self.reason
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that it stores now."""
+        return prod(self.shape)
+
+
+def select(
+    model: nn.Module, targets: Patterns = "linear", ignore: Patterns = ()
+) -> tuple[list[Weight], list[str]]:
+    """Every parameter of a model, chosen or with the reason why not; and notes for the user.
+
+    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"embedding"``, a class name, a path
+    or some parts of one in a row (``model.layers.0``, ``mlp``, ``q_proj``), a glob, or ``re:`` and
+    a regular expression that is searched for in the path. By default the head, tied embeddings and
+    routers are ignored; a target that is a full path overrides that.
+
+    Raises:
+        SelectionError: a target matches no module of the model, or nothing is left to change.
+    """
+    targets, ignore = listed(targets), listed(ignore)
+    if not targets:
+        raise SelectionError("No target came; write at least one, such as 'linear'.")
+    paths = _paths(model)
+    modules = {names[0]: module for module, names in paths.items()}
+    for pattern in targets:
+        if not _anywhere(pattern, paths):
+            raise SelectionError(
+                f"Target {pattern!r} matches nothing in {type(model).__name__}; its weights are in "
+                f"{_examples(modules)}."
+            )
+    unused = [pattern for pattern in ignore if not _anywhere(pattern, paths)]
+    owners = _owners(paths)
+    inside = _read_directly(model)
+    weights = [
+        _weight(
+            name,
+            parameter,
+            module,
+            names,
+            _unfit(module, name, parameter, inside)
+            or _tied(owners, parameter, name.removesuffix(".weight"))
+            or _unwanted(names, module, model, targets, ignore),
+        )
+        for name, parameter, module, names in _parameters(paths)
+    ]
+    if not any(weight.chosen for weight in weights):
+        raise SelectionError(
+            f"Nothing in {type(model).__name__} is left to change ({_why_nothing(weights)}); "
+            "name targets that can be."
+        )
+    return weights, [f"ignore pattern {pattern!r} matches nothing" for pattern in unused]
+
+
+def _why_nothing(weights: list[Weight]) -> str:
+    """The reason that says most: what is a network already, then what a target matched."""
+    reasons = [weight.reason for weight in weights]
+    if "already a tensor network" in reasons:
+        return "it holds tensor networks already"
+    matched = [reason for reason in reasons if reason != "no target matches it"]
+    return next((r for r in matched if r != "not a matrix"), next(iter(matched), "no weight"))
+
+
+def _weight(
+    name: str, parameter: Tensor, module: nn.Module, names: list[str], refused: str
+) -> Weight:
+    kind = type(module).__name__
+    if _group(module) is not None and name == f"{names[0]}.weight".removeprefix("."):
+        return Weight(names[0], kind, tuple(dense_weight(module).shape), refused, tuple(names[1:]))
+    return Weight(name, kind, tuple(parameter.shape), refused)
+
+
+def matches(pattern: str, path: str, module: nn.Module) -> bool:
+    """Whether a pattern means this module.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> matches("q_proj", "layers.0.q_proj", layer), matches("re:_proj$", "a.q_proj", layer)
+    (True, True)
+    """
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], path) is not None
+    if any(c in pattern for c in "*?["):
+        return fnmatchcase(path, pattern)
+    kind = type(module).__name__
+    if kind in _GROUPS.get(pattern, (pattern,)):
+        return True
+    return bool(path) and f".{pattern}." in f".{path}."
+
+
+def _anywhere(pattern: str, paths: dict[nn.Module, list[str]]) -> bool:
+    return any(matches(pattern, name, module) for module in paths for name in paths[module])
+
+
+def listed(patterns: Patterns) -> list[str]:
+    """Patterns as a list.
+
+    Raises:
+        SelectionError: one is no regular expression.
+    """
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in given:
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise SelectionError(
+                    f"Pattern {pattern!r} is no regular expression ({error}); write one after re:"
+                ) from error
+    return given
+
+
+def _paths(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module with all its paths, in order."""
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(name)
+    return paths
+
+
+def _parameters(
+    paths: dict[nn.Module, list[str]],
+) -> Iterator[tuple[str, Tensor, nn.Module, list[str]]]:
+    """Every parameter that a module holds itself: its name, and its module with all paths."""
+    for module, names in paths.items():
+        for own, parameter in module.named_parameters(recurse=False):
+            yield f"{names[0]}.{own}".removeprefix("."), parameter, module, names
+
+
+def _owners(paths: dict[nn.Module, list[str]]) -> dict[tuple[int, ...], list[str]]:
+    """Modules (by first path) that hold the same storage."""
+    owners: dict[tuple[int, ...], list[str]] = {}
+    for name, parameter, _, _ in _parameters(paths):
+        owners.setdefault(_storage(parameter), []).append(name)
+    return owners
+
+
+def _storage(parameter: Tensor) -> tuple[int, ...]:
+    if parameter.device.type == "meta" or parameter.numel() == 0:
+        return (id(parameter),)
+    return (parameter.untyped_storage().data_ptr(), int(parameter.storage_offset()))
+
+
+def _tied(owners: dict[tuple[int, ...], list[str]], parameter: Tensor, path: str) -> str:
+    others = [
+        name.removesuffix(".weight")
+        for name in owners[_storage(parameter)]
+        if name.removesuffix(".weight") != path
+    ]
+    return f"tied with {others[0]}" if others else ""
+
+
+def _group(module: nn.Module) -> str | None:
+    """The group of modules that can be tensorized: by exact class, since a subclass may do more."""
+    if type(module) is nn.Linear or (
+        type(module).__name__ == "Conv1D"
+        and type(module).__module__ == "transformers.pytorch_utils"
+    ):
+        return "linear"
+    return "embedding" if type(module) is nn.Embedding else None
+
+
+def _read_directly(model: nn.Module) -> set[nn.Module]:
+    return {
+        inner
+        for module in model.modules()
+        if isinstance(module, _READ_DIRECTLY)
+        for inner in module.modules()
+    }
+
+
+def _unfit(module: nn.Module, name: str, parameter: Tensor, inside: set[nn.Module]) -> str:
+    """Why this parameter cannot become a network, whatever the patterns say."""
+    if isinstance(module, TensorLayer):
+        return "already a tensor network"
+    if parameter.ndim < 2:
+        return "not a matrix"
+    if isinstance(module, nn.modules.conv._ConvNd):  # pyright: ignore[reportPrivateUsage]
+        return "a convolution: these come later"
+    group = _group(module)
+    if group is None or not name.endswith("weight"):
+        return f"a parameter of {type(module).__name__}, whose code uses it in its own way"
+    if module in inside:
+        return "torch's fused attention reads this weight directly"
+    if not parameter.is_floating_point():
+        return f"stored as {str(parameter.dtype).removeprefix('torch.')}"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+        return "an embedding with max_norm or sparse gradients"
+    return ""
+
+
+def _unwanted(
+    names: list[str], module: nn.Module, model: nn.Module, targets: list[str], ignore: list[str]
+) -> str:
+    """Why the patterns leave this module alone."""
+    if not any(matches(pattern, name, module) for pattern in targets for name in names):
+        return "no target matches it"
+    for pattern in ignore:
+        if any(matches(pattern, name, module) for name in names):
+            return f"ignored by {pattern!r}"
+    if set(names) & set(targets):
+        return ""
+    last = names[0].rpartition(".")[2]
+    if last in HEADS or _is_head(module, model):
+        return "the head is ignored by default"
+    if last in ROUTERS:
+        return "routers are ignored by default"
+    return ""
+
+
+def _is_head(module: nn.Module, model: nn.Module) -> bool:
+    find = getattr(model, "get_output_embeddings", None)
+    return find is not None and find() is module
+
+
+def _examples(modules: dict[str, nn.Module]) -> str:
+    found: Iterable[str] = (name for name, module in modules.items() if _group(module))
+    return ", ".join(list(found)[:3]) or "no Linear, Conv1D or Embedding"
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Refuse a weight with NaN or infinite entries, by name.
+
+    Raises:
+        FitError: naming the weight and how many entries.
+    """
+    bad = int((~torch.isfinite(weight)).sum())
+    if bad:
+        raise FitError(
+            f"Weight {name} has NaN or infinite entries ({bad:,} of {weight.numel():,}); "
+            "mend the model or add it to ignore."
+        )

@@ -1,0 +1,287 @@
+"""A look at every weight before any is changed: what each format costs it, and how much it matters.
+
+One pass of the dense model, block by block. A weight's *sensitivity* is measured, not guessed: the
+weight alone is cut, and the change of the model's output is divided by the weight's own relative
+squared error, so that errors of different weights can be added up.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bondwise.choose.candidates import EXACT, Candidate, Site, candidates, sites
+from bondwise.choose.scout import Scout, inside
+from bondwise.fit.whitened import whitened_split
+from bondwise.flow.blocks import Stream, holds, precision
+from bondwise.flow.calibrate import Inputs
+from bondwise.flow.data import Batch, evaluating, feed, fitted_on, tokens
+from bondwise.layers.layers import dense_weight
+from bondwise.progress import Progress
+
+CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
+LEAST = 1e-9  # sensitivity of a weight whose cut changes nothing that can be measured
+CHUNK = 256  # tokens whose distributions over a vocabulary are in memory at once
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The candidates of every site, and each weight's sensitivity by its name."""
+
+    sites: list[list[Candidate]]
+    sensitivity: dict[str, float]
+
+    def with_rest(self, other: "Survey") -> "Survey":
+        """Both surveys as one."""
+        return Survey(self.sites + other.sites, self.sensitivity | other.sensitivity)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """How far a model's output on one batch is from what it was.
+
+    For a model with logits it is the Kullback-Leibler divergence in nats a token, for another the
+    relative squared error of its first output.
+    """
+
+    model: nn.Module
+    batch: Batch
+    reference: Tensor
+    logits: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Batch) -> "Judge | None":
+        """The judge of a model as it is now; None where it gives nothing that can be compared."""
+        reference, logits = _answer(model, batch)
+        if reference is None or not torch.isfinite(reference).all():
+            return None
+        return cls(model, batch, reference, logits)
+
+    def distance(self, model: nn.Module | None = None) -> float:
+        """How far the output is now, of the model or of another."""
+        given, _ = _answer(model or self.model, self.batch)
+        assert given is not None
+        one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.reference))
+        if not self.logits:
+            return float((one - two).float().norm() / two.float().norm().clamp(min=1e-15)) ** 2
+        parts = zip(one.split(CHUNK), two.split(CHUNK), strict=True)
+        return float(sum(_divergence(a.float(), b.float()) for a, b in parts)) / len(one)
+
+
+def survey(
+    model: nn.Module,
+    blocks: Sequence[str],
+    weights: Sequence[str],
+    stream: Stream,
+    held_out: Sequence[int],
+    judge: Judge | None,
+    *,
+    bits: int,
+    every: int,
+    formats: Sequence[str] = EXACT,
+    scouted: Scout | None = None,
+    progress: Progress,
+) -> Survey:
+    """Candidates and sensitivities of the weights in a chain of blocks.
+
+    Args:
+        model: the dense model; each weight is changed for a moment and put back.
+        blocks: paths of the blocks, in the order in which they run.
+        weights: paths of the layers to look at.
+        stream: what enters the first block.
+        held_out: batches that errors are measured on; the others are fitted on.
+        judge: of the batch that comes first in ``held_out``, or first of all where that is empty;
+            None measures no sensitivities.
+        bits: of a stored number.
+        every: measure the sensitivities of every so many blocks, and of the first and the last.
+        formats: those in closed form, see `candidates`.
+        scouted: which networks are worth a fit beside what has a closed form.
+        progress: called with ("survey", done, total).
+    """
+    found = Survey([], {})
+    fitting, other = stream.part(fitted_on(len(stream), held_out)), stream.part(held_out)
+    for at, name in enumerate(blocks):
+        block = model.get_submodule(name)
+        layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
+        seen, unseen = Inputs(layers), Inputs(layers)
+        after, other_after = fitting.after(block, seen), other.after(block, unseen)
+        judged = (other if held_out else fitting).part([0])
+        probed = judge if at % every == 0 or at == len(blocks) - 1 else None
+        with nullcontext() if probed is None else resumed(model, blocks, at, judged):
+            places = sites(layers, seen, unseen)
+            found = found.with_rest(look(model, places, probed, bits, formats, scouted))
+        fitting, other = after, other_after
+        progress("survey", at + 1, len(blocks))
+    return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
+
+
+def look(
+    model: nn.Module,
+    places: Iterable[Site],
+    judge: Judge | None,
+    bits: int,
+    formats: Sequence[str] = EXACT,
+    scouted: Scout | None = None,
+) -> Survey:
+    """Candidates of some sites and, where there is a judge, sensitivities of their weights."""
+    found = Survey([], {})
+    for site in places:
+        options = candidates(site, bits=bits, formats=formats)
+        if scouted is not None:
+            options += list(scouted.more(site, options))
+        found.sites.append(options)
+        if judge is not None:
+            found.sensitivity.update(_sensitivities(model, site, options, judge))
+    return found
+
+
+def rest_sites(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
+    held_out: Sequence[int],
+    progress: Progress,
+) -> list[Site]:
+    """Layers outside the blocks by the input that they share; an embedding has no metric."""
+    linear = {n: layer for n, layer in layers.items() if not isinstance(layer, nn.Embedding)}
+    seen, unseen = Inputs(linear), Inputs(linear)
+    if linear:
+        seen.watch(model, [batches[k] for k in fitted_on(len(batches), held_out)], progress)
+        if held_out:
+            unseen.watch(model, [batches[k] for k in held_out])
+    tables = [Site({n: dense_weight(layers[n])}) for n in layers if n not in linear]
+    return [*sites(linear, seen, unseen), *tables]
+
+
+def _sensitivities(
+    model: nn.Module, site: Site, options: Sequence[Candidate], judge: Judge
+) -> dict[str, float]:
+    """By how much the output changes, for each relative squared error that a weight is given."""
+    fitting, _ = site.moments()
+    found: dict[str, float] = {}
+    for name, weight in site.weights.items():
+        room = CUT * weight.numel()
+        ranks = [c for c in options if c.weights == (name,) and c.format == "lowrank"]
+        cut = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
+        if cut is None or not cut.errors[0] > 0:
+            found[name] = LEAST
+            continue
+        ((rank,),) = (net.bonds.values() for net in cut.networks)
+        split = whitened_split(weight.double(), fitting, rank)
+        with _replaced(model.get_submodule(name), split.left @ split.right):
+            changed = judge.distance() / cut.errors[0]
+        if isfinite(changed):
+            found[name] = max(changed, LEAST)
+    return found
+
+
+@contextmanager
+def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
+    """A layer with another weight, for a moment."""
+    parameter = cast(Tensor, layer.weight)
+    old = parameter.data
+    new = weight.T if dense_weight(layer).shape != parameter.shape else weight
+    parameter.data = new.to(old).contiguous()
+    try:
+        yield
+    finally:
+        parameter.data = old
+
+
+@contextmanager
+def resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -> Generator[None]:
+    """The model, run from the block ``at`` on: those before it hand on what is known to enter."""
+    skipped = [model.get_submodule(name) for name in blocks[:at]]
+
+    def skip(*_args: Any, **_named: Any) -> Any:
+        known = stream.hidden[0].clone()  # a block may write into what it is given
+        return known if stream.beside is None else (known, *stream.beside)
+
+    with forwarding(skipped, skip):
+        yield
+
+
+@contextmanager
+def forwarding(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
+    """Modules that run another function for a while; one that had its own gets it back."""
+    own = {module: module.__dict__.get("forward") for module in modules}
+    for module in own:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, was in own.items():
+            del module.forward
+            if was is not None:
+                module.forward = was
+
+
+def _spread(
+    measured: Mapping[str, float], weights: Sequence[str], blocks: Sequence[str]
+) -> dict[str, float]:
+    """Sensitivities of all weights: that of the same weight in the nearest block measured."""
+    if not measured:
+        return {}
+    where = {w: k for w in weights for k, b in enumerate(blocks) if holds(b, w)}
+
+    found: dict[str, float] = {}
+    for name in weights:
+        kind = inside(blocks, name)
+        alike = [m for m in measured if inside(blocks, m) == kind] or list(measured)
+        nearest = min(alike, key=lambda m: abs(where[m] - where[name]))
+        found[name] = measured[nearest]
+    return found
+
+
+def _answer(model: nn.Module, batch: Batch) -> tuple[Tensor | None, bool]:
+    """The model's output on a batch, without positions that hold no token; whether it is logits."""
+    parameter = next(model.parameters())
+    fast = precision(parameter.device, parameter.dtype)
+    with torch.no_grad(), evaluating(model), _exact_head(model), fast:
+        output = feed(model, batch)
+    logits = getattr(output, "logits", None)
+    values = _values(output) if logits is None else cast(Tensor, logits)
+    mask = None if values is None else tokens(batch, values)
+    if values is not None and mask is not None:
+        values = values[mask]
+    return values, logits is not None
+
+
+def _values(output: Any) -> Tensor | None:
+    """The first floating-point tensor of an output, with at least one dimension."""
+    if isinstance(output, Tensor):
+        return torch.atleast_1d(output) if output.is_floating_point() else None
+    parts: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        parts = cast(Mapping[Any, Any], output).values()
+    elif isinstance(output, tuple | list):
+        parts = cast(Sequence[Any], output)
+    return next((found for found in map(_values, parts) if found is not None), None)
+
+
+@contextmanager
+def _exact_head(model: nn.Module) -> Generator[None]:
+    """Logits in the head's own precision: rounded to bfloat16 they differ by more than a cut."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    forward = head.forward
+
+    def exact(x: Tensor) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.to(cast(Tensor, head.weight).dtype))
+
+    with forwarding([head], exact):
+        yield
+
+
+def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    dense = F.log_softmax(theirs, -1)
+    return F.kl_div(F.log_softmax(ours, -1), dense, reduction="sum", log_target=True)

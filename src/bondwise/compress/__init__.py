@@ -1,0 +1,1 @@
+"""From a dense model to tensor networks: fit, refine, swap, write."""

@@ -1,0 +1,218 @@
+"""One compression from a recipe to a folder: weights, recipe, report and page."""
+
+import json
+import shlex
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bondwise.checkpoint.checkpoint import check_folder, save
+from bondwise.checkpoint.loading import Loaded, load_model, reader
+from bondwise.choose.ladder import builder, check_keep
+from bondwise.compress.recipe import Recipe
+from bondwise.compress.tensorize import Result, check_choices, footprint, tensorize
+from bondwise.errors import BudgetError
+from bondwise.flow.text import check_draw, read_text
+from bondwise.progress import Progress, Steps, silent
+from bondwise.report.page import finite, page
+
+Report = dict[str, Any]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def compress(
+    recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progress = silent
+) -> Report:
+    """Run a recipe and leave a checkpoint, recipe.yaml, report.json and report.html in a folder.
+
+    The model is read, calibrated and fitted in the dtype that it is stored in, and written in the
+    recipe's.
+
+    Raises:
+        BondwiseError: anything a user can mend; the folder is then as it was.
+    """
+    check_recipe(recipe)
+    check_folder(out, overwrite)
+    recipe = replace(recipe, model=_absolute(recipe.model))
+    if recipe.data is not None:
+        recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
+    data = None if recipe.data is None else read_text(Path(recipe.data))
+    steps = Steps()
+    with steps("load"):
+        progress("load", 0, 1)
+        loaded = load_model(recipe.model, device=recipe.device)
+        tokenizer = None if data is None else reader(loaded, recipe.model)
+        progress("load", 1, 1)
+    result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
+    steps.done.extend(dict(step) for step in result.steps)
+    cast(result.model, recipe.dtype)
+    report = describe(result, recipe, loaded.source_file_bytes)
+    if data is None:
+        report["notes"].append("no text came (--data), so the fit knows the weights alone")
+    return write(out, result.model, loaded, report, recipe, steps, overwrite=overwrite)
+
+
+def run(
+    recipe: Recipe,
+    model: nn.Module,
+    data: str | None,
+    tokenizer: Any,
+    progress: Progress,
+    *,
+    inplace: bool = False,
+) -> Result:
+    """Tensorize a loaded model as the recipe says."""
+    with threads(recipe.threads):
+        return tensorize(
+            model,
+            recipe.keep,
+            data,
+            tokenizer=tokenizer,
+            targets=recipe.targets,
+            ignore=recipe.ignore,
+            protect=recipe.protect,
+            format=recipe.format,
+            effort=recipe.effort,
+            prefer=recipe.prefer,
+            unit=recipe.unit,
+            seed=recipe.seed,
+            windows=recipe.windows,
+            length=recipe.length,
+            inplace=inplace,
+            progress=progress,
+        )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what this version cannot do, before anything is loaded.
+
+    Raises:
+        BudgetError: a unit that cannot be had, or a keep, dtype, device or number that is none.
+        NetworkError: a format that is none.
+        DataError: windows of no tokens, or none at all.
+    """
+    check_keep(recipe.keep)
+    given = recipe.data is not None
+    check_choices(recipe.effort, recipe.prefer, recipe.unit, recipe.format, given)
+    builder(recipe.format)
+    dtype(recipe.dtype)
+    check_device(recipe.device)
+    check_draw(recipe.windows, recipe.length)
+    for name, value in {"seed": recipe.seed, "threads": recipe.threads}.items():
+        if not 0 <= value < 2**63:
+            raise BudgetError(f"{name}={value} came; write a whole number of 0 or more.")
+
+
+def describe(result: Result, recipe: Recipe, source_file: int | None) -> Report:
+    """The report of a compression; dense bytes are counted in the dtype that is written."""
+    kind = dtype(recipe.dtype)
+    numbers, dense = result.before["numbers"], result.before["bytes"]
+    before = dense if kind is None else numbers * kind.itemsize
+    return result.report() | {
+        "source": recipe.model,
+        "recipe": asdict(recipe),
+        "resident": {"before": before, "after": footprint(result.model)["bytes"]},
+        "bytes": {"before": before, "source_file": source_file},
+    }
+
+
+def write(
+    out: Path,
+    model: nn.Module,
+    loaded: Loaded,
+    report: Report,
+    recipe: Recipe,
+    steps: Steps,
+    *,
+    overwrite: bool,
+    extra: Mapping[str, str] | None = None,
+) -> Report:
+    """Leave the folder whole, or not at all; the report gets the bytes of the weights on disk.
+
+    The report in the folder holds the steps before this one, what is returned holds all.
+    """
+    report |= {"steps": list(steps.done), "commands": _commands(out, model, recipe)}
+
+    def beside(folder: Path) -> dict[str, str]:
+        report["bytes"]["after"] = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        return {
+            "recipe.yaml": recipe.to_yaml(),
+            "report.json": json.dumps(finite(report), indent=1, allow_nan=False),
+            "report.html": page(report),
+            **(extra or {}),
+        }
+
+    with steps("save"):
+        save(model, out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+    return report | {"steps": steps.done}
+
+
+def _commands(out: Path, model: nn.Module, recipe: Recipe) -> list[str]:
+    """What repeats the compression, and for a language model what measures it."""
+    folder = shlex.quote(str(out))
+    repeat = f"bondwise compress --recipe {shlex.quote(str(out / 'recipe.yaml'))} --out DIR"
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        return [repeat]
+    return [repeat, f"bondwise eval {folder} --vs {shlex.quote(recipe.model)} --data FILE"]
+
+
+def _absolute(model: str) -> str:
+    """The path of a model from anywhere; a name on the hub as it is."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else model
+
+
+def cast(model: nn.Module, name: str) -> None:
+    """Give the parameters another dtype, and no buffer: rotary frequencies would be rounded."""
+    kind = dtype(name)
+    if kind is None:
+        return
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(kind)
+
+
+def dtype(name: str) -> torch.dtype | None:
+    """The dtype of that name; None for "auto".
+
+    Raises:
+        BudgetError: no such floating-point dtype.
+    """
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise BudgetError(f"dtype={name!r} came; write one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot compute on here.
+
+    Raises:
+        BudgetError: with the reason in torch's words.
+    """
+    try:
+        torch.zeros(1, device=name).item()  # of a device without memory (meta) there is no item
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        raise BudgetError(
+            f"device={name!r} came, which cannot be used here; write {' or '.join(there)}."
+        ) from error
+
+
+@contextmanager
+def threads(count: int) -> Generator[None]:
+    """A number of threads for a while; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Networks and stacks as pictures, in notebooks too."""

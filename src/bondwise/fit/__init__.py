@@ -1,0 +1,1 @@
+"""A weight, a network and a metric give cores."""

@@ -1,0 +1,236 @@
+"""Networks with loops, or with an index on many cores: alternating least squares with restarts.
+
+Each half-step is the exact least squares for one core given the others. With ``E`` the environment
+(all other cores contracted), ``G = E^T E`` and ``R = E^T T``, it solves
+
+    min_X ||T - E X||^2 + lambda ||X - X_old||^2,   lambda = 1e-12 mean diag G,
+
+whose pull towards the core it had keeps singular ``G`` harmless and biases no fixed point (Navasca
+et al. 2008). Between sweeps a step along the last change is tried (Harshman 1970; Bro 1998) and
+kept where it helps. So the error never rises.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bondwise.fit.named import Named, balance, contract, prime, twin
+from bondwise.fit.sweep import fit_tree, tree_of
+from bondwise.fit.target import BLOCK, Target, core_names
+from bondwise.network.network import Network
+
+_RIDGE = 1e-12  # of the mean of diag G
+_ROUNDING = 1e-26  # a relative squared error that is rounding
+_PROGRESS = 2e-5  # relative gain in squared error per sweep, below which sweeping stops
+_NOISE = 1e-2  # of the size of a core, on the numbers that a start leaves open
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Parts and their squared error."""
+
+    parts: list[Named]
+    error: float
+
+
+def fit_plain(net: Network, goal: Target, seed: int, brief: bool = False) -> list[Named]:
+    """The parts of any network without a metric: along the tree that it is, or alternating.
+
+    ``brief`` is for a start from which others go on: what alternates then has few sweeps.
+    """
+    tree = tree_of(net, goal)
+    if tree is None:
+        return fit_alternating(net, goal, seed, brief)
+    return fit_tree(tree, goal, net.bonds)
+
+
+@torch.no_grad()
+def fit_alternating(net: Network, goal: Target, seed: int, brief: bool = False) -> list[Named]:
+    """The parts of any network, by alternating least squares from several starts."""
+    effort = _BRIEF if brief else _effort(net, goal)
+    tried = [
+        sweep_many(goal, _state(goal, parts), effort.try_out)[-1]
+        for parts in _starts(net, goal, effort.random_starts, seed)
+    ]
+    finalists = sorted(tried, key=lambda state: state.error)[: effort.finalists]
+    ends = [sweep_many(goal, state, effort.sweeps)[-1] for state in finalists]
+    return min(ends, key=lambda state: state.error).parts
+
+
+def sweep_many(goal: Target, state: State, most: int) -> list[State]:
+    """The states after every sweep, never of higher error, until one gains next to nothing."""
+    total = float(goal.values.tensor.square().sum())
+    states = [state]
+    slow = 0
+    for count in range(1, most + 1):
+        after = _state(goal, balance(_sweep(goal, states[-1].parts), goal.open))
+        if after.error < states[-1].error and count > 2:
+            after = _leap(goal, states[-1], after, count ** (1 / 3))
+        if after.error >= states[-1].error:
+            break
+        slow = slow + 1 if states[-1].error - after.error < _PROGRESS * states[-1].error else 0
+        states.append(after)
+        if slow == 3 or after.error <= _ROUNDING * total:
+            break
+    return states
+
+
+def _sweep(goal: Target, parts: Sequence[Named]) -> list[Named]:
+    """Every part in turn made the best given the others."""
+    parts = list(parts)
+    for k, part in enumerate(parts):
+        parts[k] = _half_step(goal, part, parts[:k] + parts[k + 1 :])
+    return parts
+
+
+def _half_step(goal: Target, part: Named, others: list[Named]) -> Named:
+    """The exact least squares for one part (in proximal form)."""
+    elsewhere = {name for other in others for name in other.names}
+    batch = [name for name in part.names if name in goal.open and name in elsewhere]
+    own = [name for name in part.names if name in goal.open and name not in elsewhere]
+    bonds = [name for name in part.names if name not in goal.open]
+    twins = [twin(other, goal.open) for other in others]
+    primed = [prime(name) for name in bonds]
+    gram = Named(contract([*others, *twins], [*batch, *bonds, *primed]), (*batch, *bonds, *primed))
+    right = Named(contract([goal.values, *others], [*batch, *own, *bonds]), (*batch, *own, *bonds))
+    old, g = part.matrix(batch, own, bonds), gram.matrix(batch, bonds, primed)
+    new = old + solve(g, right.matrix(batch, own, bonds) - old @ g)
+    return Named(new.reshape(right.tensor.shape), right.names)
+
+
+def solve(gram: Tensor, right: Tensor) -> Tensor:
+    """``right (G + lambda I)^-1``, with lambda raised until the factorisation holds."""
+    size = gram.shape[-1]
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    ridge = _RIDGE
+    while True:
+        factor, info = torch.linalg.cholesky_ex(gram + (ridge * mean)[:, None, None] * eye)
+        if not info.any() or ridge >= 1:
+            return torch.cholesky_solve(right.mT, factor).mT
+        ridge *= 100
+
+
+def _leap(goal: Target, before: State, after: State, step: float) -> State:
+    """A step along the last change, where that lowers the error further."""
+    parts = [
+        Named(
+            new.tensor + step * (new.tensor - Named(old.tensor, old.names).to(*new.names)),
+            new.names,
+        )
+        for old, new in zip(before.parts, after.parts, strict=True)
+    ]
+    far = _state(goal, parts)
+    return far if far.error < after.error else after
+
+
+def _state(goal: Target, parts: list[Named]) -> State:
+    product = contract(parts, goal.values.names)
+    return State(parts, float((goal.values.tensor - product).square().sum()))
+
+
+def smaller_networks(net: Network) -> Iterator[Network]:
+    """Networks of growing ranks, all bonds growing in step, of which the last is ``net`` itself."""
+    most = max(net.bonds.values(), default=1)
+    for level in range(1, most + 1):
+        yield net.resize(**{bond: -(-size * level // most) for bond, size in net.bonds.items()})
+
+
+def _starts(net: Network, goal: Target, draws: int, seed: int) -> Iterator[list[Named]]:
+    """Singular vectors of every core's own modes, random draws, and a tree inside the network."""
+    random = torch.Generator().manual_seed(seed)
+    yield _singular_start(net, goal, random)
+    for _ in range(draws):
+        yield [
+            Named(_normal(goal, [_size(net, goal, name) for name in names], random), names)
+            for names in core_names(net, goal)
+        ]
+    inner = _tree_inside(net, goal, random)
+    if inner is not None:
+        yield inner
+
+
+def _tree_inside(net: Network, goal: Target, random: torch.Generator) -> list[Named] | None:
+    """The fit with the smallest bonds cut until no loop is left, filled up with noise.
+
+    From here the network cannot end worse than the tree.
+    """
+    small = net
+    for bond in sorted(net.bonds, key=lambda bond: (-len(net.places[bond]), net.bonds[bond])):
+        tree = tree_of(small, goal)
+        if tree is not None:
+            parts = fit_tree(tree, goal, small.bonds)
+            return [
+                _grow(net, goal, part, names, random)
+                for part, names in zip(parts, core_names(net, goal), strict=True)
+            ]
+        small = small.resize(**{bond: 1})
+    return None
+
+
+def _grow(
+    net: Network, goal: Target, part: Named, names: tuple[str, ...], random: torch.Generator
+) -> Named:
+    """A part set into a larger one, with noise on the rest."""
+    missing = [name for name in names if name not in part.names]
+    inner = part.tensor.reshape(*part.tensor.shape, *(1 for _ in missing))
+    inner = Named(inner, (*part.names, *missing)).to(*names)
+    sizes = [_size(net, goal, name) for name in names]
+    rms = float(inner.norm()) / inner.numel() ** 0.5
+    grown = _NOISE * rms * _normal(goal, sizes, random)
+    grown[tuple(slice(0, size) for size in inner.shape)] = inner
+    return Named(grown, names)
+
+
+def _singular_start(net: Network, goal: Target, random: torch.Generator) -> list[Named]:
+    """Every core the leading singular vectors of its own modes; noise where there are too few."""
+    parts: list[Named] = []
+    for names in core_names(net, goal):
+        own = [name for name in names if name in goal.open and name != BLOCK]
+        bonds = [name for name in names if name not in goal.open]
+        rest = [name for name in goal.values.names if name not in own and name != BLOCK]
+        shape = [_size(net, goal, name) for name in (BLOCK, *own, *bonds)]
+        columns = prod(_size(net, goal, name) for name in bonds)
+        unfolded = goal.values.matrix([BLOCK], own, rest)
+        vectors = torch.linalg.eigh(unfolded @ unfolded.mT).eigenvectors.flip(-1)[..., :columns]
+        noise = _normal(goal, [*vectors.shape[:-1], columns - vectors.shape[-1]], random)
+        start = torch.cat([vectors, noise / max(1, vectors.shape[-2]) ** 0.5], dim=-1)
+        parts.append(Named(start.reshape(shape), (BLOCK, *own, *bonds)))
+    return parts
+
+
+def _normal(goal: Target, shape: Sequence[int], random: torch.Generator) -> Tensor:
+    like = goal.values.tensor
+    return torch.randn(*shape, generator=random, dtype=like.dtype).to(like.device)
+
+
+def _size(net: Network, goal: Target, name: str) -> int:
+    return goal.values.tensor.shape[0] if name == BLOCK else net.sizes[name]
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How many starts and sweeps are worth their time."""
+
+    sweeps: int
+    try_out: int
+    random_starts: int
+    finalists: int
+
+
+_BRIEF = _Effort(sweeps=10, try_out=5, random_starts=1, finalists=1)
+
+
+def _effort(net: Network, goal: Target) -> _Effort:
+    """From 500 sweeps, 8 random starts and 3 finalists for a small weight to 20, 2 and 1."""
+    cost = 0
+    for names in core_names(net, goal):
+        bonds = [net.sizes[name] for name in names if name in net.bonds]
+        # the target meets one bond at a time; the normal equations have one row per value of all
+        cost += goal.values.tensor.numel() * max(bonds, default=1) + prod(bonds) ** 3
+    sweeps = int(min(500, max(20, 1e10 / cost)))
+    try_out = min(20, max(3, sweeps // 8))
+    return _Effort(sweeps, try_out, *((8, 3) if sweeps == 500 else (2, 1)))

@@ -1,0 +1,52 @@
+"""Where a fit in a metric starts: from Kronecker-factored whitening, or from no metric at all."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bondwise.fit.als import fit_plain
+from bondwise.fit.kronecker import Whitening, factors_of, whitening
+from bondwise.fit.named import balance
+from bondwise.fit.target import Target, as_cores, reach, slices, target
+from bondwise.fit.weighted import Weighted, improve
+from bondwise.network.network import Network
+
+_TINY = 2**13  # entries of a weight up to which every start is followed to its end
+_SMALL = 2**17  # and up to which the start without a metric is as good as that fit
+
+
+@torch.no_grad()
+def fit_weighted(
+    net: Network, goal: Weighted, seed: int, sweeps: int, progress: float
+) -> tuple[list[Tensor], list[float]]:
+    """Cores in the metric, and the errors from the better start to the last sweep.
+
+    Never worse in the metric than the fit without one, which is one of the starts (cut short for
+    a large weight whose network has loops).
+    """
+    starts = sorted(_starts(net, goal, seed), key=lambda cores: goal.error(net, cores))
+    followed = starts if goal.weight.numel() <= _TINY else starts[:1]
+    ends = [improve(net, goal, cores, sweeps, progress) for cores in followed]
+    return min(ends, key=lambda end: end[1][-1])
+
+
+def whitened_target(net: Network, goal: Weighted) -> tuple[Target, Whitening]:
+    """The weight in the coordinates of its Kronecker factors, and the way back."""
+    factors = factors_of(net, net.cols, goal.moment)
+    if goal.outputs is not None:
+        factors |= factors_of(net, net.rows, goal.outputs)
+    white = whitening(factors)
+    return slices(white.whiten(reach(goal.weight, net)), net), white
+
+
+def _starts(net: Network, goal: Weighted, seed: int) -> Iterator[list[Tensor]]:
+    near, white = whitened_target(net, goal)
+    yield white.unwhiten(net, _cores(net, near, seed, brief=True))
+    # a large weight with loops takes many times longer without a metric than a start is worth
+    brief = goal.weight.numel() > _SMALL
+    yield _cores(net, target(goal.weight, net), seed, brief)
+
+
+def _cores(net: Network, goal: Target, seed: int, brief: bool) -> list[Tensor]:
+    return as_cores(net, goal, balance(fit_plain(net, goal, seed, brief), goal.open))

@@ -1,0 +1,337 @@
+"""Any network in a metric: alternating least squares over its cores, in the metric itself.
+
+The error ``||M (W - W~) L||^2``, with ``C = L L^T`` and ``G = M^T M``, is quadratic in each core.
+With ``E`` the other cores contracted, a half-step solves for the change ``d`` of one core
+
+    E^T (G . C) E d = E^T G (W - W~) C,
+
+by Cholesky where that is less work, else by conjugate gradients: there the left side is only ever
+applied, as ``W~(d)``, a product with ``C`` and a contraction with the other cores. The gradients
+are preconditioned by the same matrix for a Kronecker product in the place of ``C``: they run in
+whitened coordinates. The change starts from zero, so every half-step starts warm, and a sweep that
+does not lower the error is not taken.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+
+import opt_einsum
+import torch
+from torch import Tensor
+
+from bondwise.compute.run import dense
+from bondwise.fit.als import solve
+from bondwise.fit.kronecker import factors_of
+from bondwise.fit.krylov import Operator, conjugate_gradients
+from bondwise.fit.named import Named, balance, contract, prime, twin
+from bondwise.fit.target import diagonal, reach
+from bondwise.network.network import Network
+
+_STEPS = 20  # of conjugate gradients in a half-step
+_ENOUGH = 0.02  # of the first residual: the other cores move before a better answer is worth it
+_SMALL = 1536  # unknowns of a half-step that is solved by Cholesky
+_ENTRIES = 2**26  # of the largest intermediate of its matrix
+_CALLS = 2**26  # multiplications in the time that the calls of conjugate gradients take
+_RIDGE = 1e-2  # of the mean, on the blocks of the preconditioner
+_ROUNDING = 1e-13  # a relative error that is rounding
+_FINE = 2**17  # entries of a weight up to which gradients are in float64
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """A weight (float64), the metric of its inputs and, where there is one, of its outputs."""
+
+    weight: Tensor
+    moment: Tensor
+    outputs: Tensor | None = None
+
+    def distance(self, matrix: Tensor) -> float:
+        """``||M A L||``."""
+        return max(0.0, float((matrix * self.push(matrix)).sum())) ** 0.5
+
+    def push(self, matrix: Tensor) -> Tensor:
+        """``G A C`` in the dtype of ``A``."""
+        moment, outputs = self._in(matrix.dtype)
+        pushed = matrix @ moment
+        return pushed if outputs is None else outputs @ pushed
+
+    def pull(self, net: Network, cores: Sequence[Tensor]) -> tuple[float, Named]:
+        """The squared error, and ``G (W - W~) C`` where the network can reach it."""
+        dtype = cores[0].dtype
+        off = (self.weight if dtype == torch.float64 else self._single[0]) - dense(net, cores)
+        pushed = self.push(off)
+        return max(0.0, float((off * pushed).sum())), reach(pushed, net)
+
+    def error(self, net: Network, cores: Sequence[Tensor]) -> float:
+        """``||M (W - W~) L||``."""
+        return self.pull(net, cores)[0] ** 0.5
+
+    @property
+    def working(self) -> torch.dtype:
+        """In which steps are found: float32 for a large weight; errors are always in float64."""
+        return torch.float64 if self.weight.numel() <= _FINE else torch.float32
+
+    @cached_property
+    def norm(self) -> float:
+        """``||M W L||``."""
+        return self.distance(self.weight)
+
+    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        return (self.moment, self.outputs) if dtype == torch.float64 else self._single[1:]
+
+    @cached_property
+    def _single(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        out = self.outputs
+        return self.weight.float(), self.moment.float(), None if out is None else out.float()
+
+
+@dataclass(frozen=True, eq=False)
+class _Structure:
+    """The metric as operands of a contraction with the cores and their twins."""
+
+    net: Network
+    apart: frozenset[str]  # open indices that the metric joins to their twins
+    exact: tuple[Named, ...]
+    nearly: dict[str, Named]  # the Kronecker factors, by mode
+
+    @classmethod
+    def of(cls, net: Network, goal: Weighted) -> "_Structure":
+        rows, cols = (tuple(i.name for i in side) for side in (net.rows, net.cols))
+        apart = frozenset(net.open) if goal.outputs is not None else frozenset(set(cols) - {*rows})
+        exact = [_metric(net, cols, goal.moment, apart)]
+        nearly = factors_of(net, net.cols, goal.moment)
+        if goal.outputs is not None:
+            exact.append(_metric(net, rows, goal.outputs, apart))
+            nearly |= factors_of(net, net.rows, goal.outputs)
+        return cls(net, apart, tuple(exact), nearly)
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Open indices in which the metric is diagonal."""
+        return self.net.open - self.apart
+
+
+def _metric(net: Network, names: Names, moment: Tensor, apart: frozenset[str]) -> Named:
+    sizes = [net.sizes[name] for name in names]
+    twins = (prime(name) if name in apart else name for name in names)
+    return diagonal(Named(moment.reshape(*sizes, *sizes), (*names, *twins)))
+
+
+@torch.no_grad()
+def improve(
+    net: Network, goal: Weighted, cores: Sequence[Tensor], sweeps: int, progress: float
+) -> tuple[list[Tensor], list[float]]:
+    """Cores after at most ``sweeps`` sweeps, and the error before the first and after each.
+
+    The errors are ``||M (W - W~) L||`` in float64 and only fall. Sweeping stops where two sweeps in
+    a row lower the error by less than ``progress`` of it.
+    """
+    structure = _Structure.of(net, goal)
+    best, errors, slow = list(cores), [goal.error(net, cores)], 0
+    for count in range(sweeps):
+        if errors[-1] <= _ROUNDING * goal.norm or slow == 2:
+            break
+        best = _balanced(net, best)
+        after = _sweep(structure, goal, best)
+        if count > 0:
+            after = _leap(net, goal, best, after, (count + 1) ** (1 / 3))
+        error = goal.error(net, after)
+        if not error < errors[-1]:
+            break
+        slow = slow + 1 if errors[-1] - error < progress * errors[-1] else 0
+        best = after
+        errors.append(error)
+    return best, errors
+
+
+def _balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
+    parts = [Named(core, names) for core, names in zip(cores, net.names, strict=True)]
+    return [part.tensor for part in balance(parts, net.open)]
+
+
+def _sweep(structure: _Structure, goal: Weighted, cores: list[Tensor]) -> list[Tensor]:
+    """Every core in turn made better, or the best, given the others."""
+    net = structure.net
+    parts = [Named(core, names) for core, names in zip(cores, net.names, strict=True)]
+    for k in range(len(parts)):
+        _, pushed = goal.pull(net, [part.tensor.to(goal.working) for part in parts])
+        parts[k] = _half_step(structure, goal, parts, k, pushed)
+    return [part.tensor for part in parts]
+
+
+def _leap(
+    net: Network, goal: Weighted, before: list[Tensor], after: list[Tensor], step: float
+) -> list[Tensor]:
+    """A step along the last change, where that lowers the error further (Bro 1998)."""
+    far = [new + step * (new - old) for old, new in zip(before, after, strict=True)]
+    one, two = ([core.to(goal.working) for core in cores] for cores in (after, far))
+    return far if goal.error(net, two) < goal.error(net, one) else after
+
+
+def _half_step(
+    structure: _Structure, goal: Weighted, parts: list[Named], k: int, pushed: Named
+) -> Named:
+    part, others = parts[k], _others(parts, k, structure.net)
+    right = Named(
+        contract([Named(pushed.tensor.double(), pushed.names), *others], part.names), part.names
+    )
+    exact = _exact_step(structure, others, right)
+    step = _gradient_step(structure, goal, parts, k, right) if exact is None else exact
+    return Named(part.tensor + step, part.names)
+
+
+def _others(parts: list[Named], k: int, net: Network) -> list[Named]:
+    """The other parts; a one stands for each bond that leads nowhere."""
+    alone = [n for n in parts[k].names if n in net.bonds and len(net.places[n]) == 1]
+    one = parts[k].tensor.new_ones(1)
+    return [*parts[:k], *parts[k + 1 :], *(Named(one, (name,)) for name in alone)]
+
+
+def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Tensor | None:
+    """The best change by Cholesky, or None where its matrix is too large or too dear."""
+    elsewhere = {name for other in (*others, *structure.exact) for name in other.names}
+    batch = tuple(n for n in right.names if n in structure.shared and n in elsewhere)
+    free = tuple(n for n in right.names if n in structure.shared and n not in elsewhere)
+    rows = tuple(n for n in right.names if n not in structure.shared)
+    size, count = (prod(structure.net.sizes[n] for n in names) for names in (rows, batch))
+    if size > _SMALL or count * size * size > _ENTRIES:
+        return None
+    out, inp = structure.net.shape
+    if count * size**3 / 3 > max(_CALLS, _STEPS * out * inp * inp):
+        return None  # a small weight is pushed through the metric for less
+    twins = [twin(other, structure.shared) for other in others]
+    operands = [*others, *twins, *structure.exact]
+    names = (*batch, *rows, *(prime(name) for name in rows))
+    shapes = tuple(tuple(operand.tensor.shape) for operand in operands)
+    if _largest(tuple(operand.names for operand in operands), names, shapes) > _ENTRIES:
+        return None
+    gram = Named(contract(operands, names), names)
+    matrix = gram.matrix(batch, rows, [prime(name) for name in rows])
+    step = solve(matrix, right.matrix(batch, free, rows))
+    shape = [structure.net.sizes[n] for n in (*batch, *free, *rows)]
+    return Named(step.reshape(shape), (*batch, *free, *rows)).to(*right.names)
+
+
+@lru_cache(maxsize=1024)
+def _largest(operands: tuple[Names, ...], out: Names, shapes: tuple[tuple[int, ...], ...]) -> int:
+    """Entries of the largest intermediate of a contraction."""
+    symbols: dict[str, str] = {}
+    for name in (*(name for names in operands for name in names), *out):
+        symbols.setdefault(name, opt_einsum.get_symbol(len(symbols)))
+    terms = ["".join(symbols[name] for name in names) for names in (*operands, out)]
+    _, info = opt_einsum.contract_path(f"{','.join(terms[:-1])}->{terms[-1]}", *shapes, shapes=True)
+    return int(info.largest_intermediate)
+
+
+def _gradient_step(
+    structure: _Structure, goal: Weighted, parts: list[Named], k: int, right: Named
+) -> Tensor:
+    """A better change by conjugate gradients."""
+    net, names = structure.net, parts[k].names
+    dtype = goal.working
+    cores = [part.tensor.to(dtype) for part in parts]
+    others = [Named(part.tensor.to(dtype), part.names) for part in _others(parts, k, net)]
+
+    def apply(step: Tensor) -> Tensor:
+        pushed = goal.push(dense(net, [*cores[:k], step, *cores[k + 1 :]]))
+        return contract([reach(pushed, net), *others], names)
+
+    scale = right.tensor.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    step = conjugate_gradients(
+        apply,
+        (right.tensor / scale).to(dtype),
+        _preconditioner(structure, parts, k, dtype),
+        _STEPS,
+        _ENOUGH,
+    )
+    return step.to(torch.float64) * scale
+
+
+def _preconditioner(
+    structure: _Structure, parts: list[Named], k: int, dtype: torch.dtype
+) -> Operator:
+    """The inverse of the half-step's matrix for the Kronecker factors in the place of the metric.
+
+    It is a product too: one factor for each mode of the core's own, one for each part of the
+    network that hangs on the core.
+    """
+    own = parts[k].names
+    inverses = [
+        _inverse(factor, [n for n in factor.names if n not in (mode, prime(mode))], [mode], dtype)
+        for mode, factor in structure.nearly.items()
+        if mode in own
+    ]
+    for group in _hanging(parts, k, structure.net.open):
+        gram = _bond_gram(structure, group, own)
+        if gram is not None:
+            inverses.append(_inverse(*gram, dtype))
+    return _chain(inverses, own)
+
+
+def _chain(inverses: list[Callable[[Named], Named]], names: Names) -> Operator:
+    def precondition(residual: Tensor) -> Tensor:
+        result = Named(residual, names)
+        for inverse in inverses:
+            result = inverse(result)
+        return result.to(*names)
+
+    return precondition
+
+
+def _hanging(parts: list[Named], k: int, shared: frozenset[str]) -> list[list[Named]]:
+    """The other parts, in groups joined by bonds."""
+    groups: list[list[Named]] = []
+    for part in (*parts[:k], *parts[k + 1 :]):
+        apart: list[list[Named]] = []
+        joined = [part]
+        for group in groups:
+            if any(set(part.names) & set(other.names) - shared for other in group):
+                joined += group
+            else:
+                apart.append(group)
+        groups = [*apart, joined]
+    return groups
+
+
+def _bond_gram(
+    structure: _Structure, group: list[Named], own: Names
+) -> tuple[Named, list[str], list[str]] | None:
+    """Gram matrix of a group over the bonds to the core, for each value of shared open indices."""
+    net = structure.net
+    inside = {name for part in group for name in part.names}
+    bonds = [name for name in own if name in inside and name not in net.open]
+    batch = [name for name in own if name in inside and name in net.open]
+    size, count = (prod(net.sizes[n] for n in names) for names in (bonds, batch))
+    if not bonds or size > _SMALL or count * size * size > _ENTRIES:
+        return None
+    metric = {mode: f for mode, f in structure.nearly.items() if mode in inside and mode not in own}
+    loose = frozenset(net.open) - set(metric)
+    operands = [*group, *(twin(part, loose) for part in group)]
+    operands += [f for f in metric.values() if set(f.names[:-2]) <= inside]
+    names = (*batch, *bonds, *(prime(bond) for bond in bonds))
+    return Named(contract(operands, names), names), batch, bonds
+
+
+def _inverse(
+    matrix: Named, batch: Sequence[str], rows: Sequence[str], dtype: torch.dtype
+) -> Callable[[Named], Named]:
+    """The product with the inverse of a matrix over ``rows``, a ridge of 1e-2 of its mean added."""
+    values = matrix.matrix(batch, rows, [prime(name) for name in rows])
+    mean = values.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(values.dtype).tiny)
+    eye = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
+    factor = torch.linalg.cholesky(values + (_RIDGE * mean)[:, None, None] * eye)
+    inverse = torch.cholesky_inverse(factor).to(dtype)  # batches of LU can hang on two threads
+    around = (*batch, *rows)
+
+    def apply(residual: Named) -> Named:
+        rest = [name for name in residual.names if name not in around]
+        solved = inverse @ residual.matrix(batch, rows, rest)
+        names = (*around, *rest)
+        sizes = dict(zip(residual.names, residual.tensor.shape, strict=True))
+        return Named(solved.reshape([sizes[name] for name in names]), names)
+
+    return apply

@@ -1,0 +1,292 @@
+"""A model as a chain of blocks: what enters each, so that one block at a time is worked on."""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from inspect import signature
+from operator import length_hint
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import DataError
+from bondwise.flow.calibrate import Inputs
+from bondwise.flow.data import Batch, evaluating, feed, tokens
+from bondwise.progress import Progress
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What enters a block, batch by batch.
+
+    Attributes:
+        hidden: the first argument of the block, one tensor per batch; dimension 0 is samples.
+        calls: the other arguments of the block.
+        masks: per batch which positions are tokens and not padding; None where all are.
+        dtype: what a block gets them in; None for the dtype that they are kept in.
+        later: the other arguments of each block that follows; empty where they are the same.
+        beside: what the block before gave beside the state of batch 0; None for the state alone.
+    """
+
+    hidden: tuple[Tensor, ...]
+    calls: tuple[Call, ...]
+    masks: tuple[Tensor | None, ...]
+    dtype: torch.dtype | None = None
+    later: tuple[tuple[Call, ...], ...] = ()
+    beside: tuple[Any, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def part(self, which: Iterable[int]) -> "Stream":
+        """Some of the batches."""
+        chosen = list(which)
+        return Stream(
+            tuple(self.hidden[k] for k in chosen),
+            tuple(self.calls[k] for k in chosen),
+            tuple(self.masks[k] for k in chosen),
+            self.dtype,
+            tuple(tuple(calls[k] for k in chosen) for calls in self.later),
+            self.beside if chosen[:1] == [0] else None,
+        )
+
+    def to(self, dtype: torch.dtype) -> "Stream":
+        """The same for a block of another dtype, cast batch by batch as it runs."""
+        return replace(self, dtype=dtype)
+
+    def after(self, block: nn.Module, inputs: Inputs | None = None) -> "Stream":
+        """What enters the next block; ``inputs`` see what enters their layers on the way."""
+        if not self.hidden:
+            return self
+        hidden: list[Tensor] = []
+        beside: tuple[Any, ...] | None = None
+        watching = nullcontext() if inputs is None else inputs.watching()
+        with torch.no_grad(), watching, precision(self.hidden[0].device, self.hidden[0].dtype):
+            for batch, x in enumerate(self.hidden):
+                if inputs is not None:
+                    inputs.begin(self.masks[batch])
+                output = self._output(block, batch)
+                hidden.append(first(output).to(x.dtype))
+                if batch == 0 and isinstance(output, tuple):
+                    beside = cast(tuple[Any, ...], output)[1:]
+        calls, *later = self.later or (self.calls,)
+        return replace(self, hidden=tuple(hidden), calls=calls, later=tuple(later), beside=beside)
+
+    def run(self, block: nn.Module, batch: int) -> Tensor:
+        """The state that the block gives for one batch."""
+        return first(self._output(block, batch))
+
+    def _output(self, block: nn.Module, batch: int) -> Any:
+        """All that the block gives; it may write into a copy of what enters it."""
+        x, rest, named = _cast((self.hidden[batch].clone(), *self.calls[batch]), self.dtype)
+        return block(x, *rest, **named)
+
+
+def chains(model: nn.Module, targets: Iterable[str]) -> list[tuple[str, ...]]:
+    """Paths of the blocks of every stack of blocks that holds targets, outermost stacks only.
+
+    A stack is a ``ModuleList`` or ``Sequential`` with two or more members that hold targets. Its
+    members may still not run one after another: `capture` finds out.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
+    >>> chains(model, ["0", "2"])
+    [('0', '1', '2')]
+    """
+    names, found = list(targets), list[tuple[str, ...]]()
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        if any(path.startswith(f"{block}.") for chain in found for block in chain):
+            continue
+        blocks = tuple(f"{path}.{name}".lstrip(".") for name, _ in module.named_children())
+        if sum(any(holds(block, name) for name in names) for block in blocks) > 1:
+            found.append(blocks)
+    return found
+
+
+def holds(block: str, name: str) -> bool:
+    """Whether a path is a block's or lies in it."""
+    return name == block or name.startswith(f"{block}.")
+
+
+def capture(
+    model: nn.Module, blocks: Sequence[str], batches: Iterable[Batch], progress: Progress
+) -> Stream | None:
+    """What enters the first block; None where the blocks do not run one after another.
+
+    They do where each is called once and gets the very tensor that the one before it gave. This is
+    checked on the first batch.
+
+    Raises:
+        DataError: there was no batch, or what enters is not finite.
+    """
+    modules = [model.get_submodule(name) for name in blocks]
+    hidden: list[Tensor] = []
+    calls: list[list[Call]] = []
+    masks: list[Tensor | None] = []
+    total = length_hint(batches)
+    with torch.no_grad(), evaluating(model):
+        for k, batch in enumerate(batches):
+            entered = _entered(model, modules, batch, check=k == 0)
+            if entered is None:
+                return None
+            x, others = entered
+            if not torch.isfinite(x).all():
+                raise DataError(f"Inputs of {blocks[0]} with NaN or infinity came; clean the data.")
+            if k == 0 and all(_same(call, others[0]) for call in others):
+                modules = modules[:1]
+            hidden.append(x)
+            calls.append(others[: len(modules)])
+            masks.append(tokens(batch, x))
+            progress("calibrate", k + 1, max(total, k + 1))
+    if not hidden:
+        raise DataError("The data held no batch; give at least one.")
+    own, *later = zip(*calls, strict=True)
+    return Stream(tuple(hidden), own, tuple(masks), later=tuple(later))
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """Floating-point tensors in another dtype, wherever they are in tuples and mappings."""
+    if dtype is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return tuple(_cast(item, dtype) for item in cast(Sequence[Any], value))
+    if isinstance(value, dict):
+        return {k: _cast(v, dtype) for k, v in cast(dict[str, Any], value).items()}
+    return value
+
+
+def first(output: Any) -> Tensor:
+    """The hidden state among what a block gives."""
+    return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
+
+
+@contextmanager
+def precision(device: torch.device, dtype: torch.dtype | None = None) -> Generator[None]:
+    """Products of matrices in bfloat16 where the machine is built for it, sums in float32."""
+    fast = fast_bfloat16(device) and dtype in (None, torch.float32, torch.bfloat16)
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        yield
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are much faster than of float32 ones there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    has = torch.cpu
+    built = has._is_amx_tile_supported() or has._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return device.type == "cpu" and bool(built)
+
+
+class _ReachedError(Exception):
+    """Stops a model as soon as the last block to look at is reached."""
+
+
+class _Watch:
+    """What enters some blocks, and whether each gets the very tensor that the one before gave.
+
+    Blocks that hand on a second state of that shape, such as a residual, are not in a row.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], stop: bool) -> None:
+        self.modules, self.stop = modules, stop
+        self.hidden: Tensor | None = None
+        self.calls: list[Call] = []
+        self.in_a_row = True
+        self._left: Any = None
+        self._more: list[Tensor] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A block is called."""
+        at = len(self.calls)
+        found = _call(module, args, named)
+        expected = at < len(self.modules) and module is self.modules[at]
+        if found is None or not expected:
+            self.in_a_row = False
+            return
+        x, others = found
+        if at == 0:
+            self.hidden = x.detach().clone()
+        elif not self.stop:
+            given = [*others[0], *others[1].values()]
+            second = any(v is more and v.shape == x.shape for v in given for more in self._more)
+            self.in_a_row &= x is self._left and not second
+        self.calls.append(others)
+        if self.stop and len(self.calls) == len(self.modules):
+            raise _ReachedError
+
+    def after(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """A block gives its output."""
+        self._left = first(output)
+        more = cast(Sequence[Any], output)[1:] if isinstance(output, tuple | list) else ()
+        self._more = [value for value in more if isinstance(value, Tensor)]
+        self.in_a_row &= _is_state(self._left)
+
+
+def _entered(
+    model: nn.Module, modules: Sequence[nn.Module], batch: Batch, check: bool
+) -> tuple[Tensor, list[Call]] | None:
+    """What enters the first of some blocks, and the other arguments of each.
+
+    The model stops at the last of them, or runs to its end to check that they run in a row.
+    """
+    watch = _Watch(modules, stop=not check)
+    handles = [m.register_forward_pre_hook(watch.before, with_kwargs=True) for m in modules]
+    handles += [m.register_forward_hook(watch.after) for m in modules if check]
+    try:
+        feed(model, batch)
+    except _ReachedError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if watch.hidden is None or not watch.in_a_row or len(watch.calls) < len(modules):
+        return None
+    return watch.hidden, watch.calls
+
+
+def _call(
+    block: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[Tensor, Call] | None:
+    """The hidden state and the other arguments, without a cache of keys.
+
+    None where the state is not the first argument, so that no other can be put in its place.
+    """
+    named = {k: None if _is_cache(v) else v for k, v in named.items()}
+    if "use_cache" in named:
+        named["use_cache"] = False
+    rest: tuple[Any, ...] = tuple(None if _is_cache(v) else v for v in args)
+    if not rest:
+        takes = next(iter(signature(block.forward).parameters.values()), None)
+        if takes is None or takes.kind is takes.KEYWORD_ONLY or takes.name not in named:
+            return None
+        rest = (named.pop(takes.name),)
+    return (rest[0], (rest[1:], named)) if _is_state(rest[0]) else None
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a tensor of numbers with a fraction."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether an argument is a cache of keys and values, which every call would add to."""
+    return hasattr(value, "get_seq_length")
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether arguments are the same objects, or equal where they are plain values."""
+    if isinstance(one, Tensor) or isinstance(two, Tensor):
+        return one is two
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        keys: set[Any] = set(cast(Mapping[Any, Any], one)) | set(cast(Mapping[Any, Any], two))
+        return all(_same(one.get(k), two.get(k)) for k in keys)  # pyright: ignore[reportUnknownMemberType]
+    if isinstance(one, tuple | list) and isinstance(two, tuple | list):
+        pair = cast(tuple[Sequence[Any], Sequence[Any]], (one, two))
+        return len(pair[0]) == len(pair[1]) and all(map(_same, *pair))
+    return one is two or (type(one) is type(two) and one == two)

@@ -1,0 +1,208 @@
+"""What is healed on its own: blocks in a row, or one layer, at the same place in both models."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import DataError
+from bondwise.flow.blocks import Call, chains, first, holds
+from bondwise.layers.layers import TensorLinear, dense_weight
+from bondwise.layers.storage import TensorLayer
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Blocks that run one after another and are healed together, by their paths in both models.
+
+    Attributes:
+        names: of the blocks, in the order in which they run; of one layer where it stands alone.
+        chain: which stack of blocks they are of; -1 for a layer that stands alone.
+    """
+
+    names: tuple[str, ...]
+    chain: int = 0
+
+    @property
+    def name(self) -> str:
+        """The first block, and the last one."""
+        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} to {self.names[-1]}"
+
+    def inside(self, row: "Row", path: str) -> nn.Parameter:
+        """A parameter of the blocks in a row, by its path in the model."""
+        at = next(k for k, name in enumerate(self.names) if path.startswith(f"{name}."))
+        return row.blocks[at].get_parameter(path[len(self.names[at]) + 1 :])
+
+
+def slices(student: nn.Module, teacher: nn.Module, size: int = 1) -> list[Slice]:
+    """The slices of a student, in the order of its modules.
+
+    Blocks without parameters, such as an activation, go with the block before them. A model that
+    has no blocks is cut into single layers.
+
+    Args:
+        student: the compressed model.
+        teacher: the dense one.
+        size: blocks in a slice; 0 for single layers, all those whose weight is a network.
+
+    Raises:
+        DataError: they do not line up: a block is missing in one of the two or has other weights;
+            there is nothing to cut; or the size is negative.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> teacher = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+    >>> student = nn.Sequential(TensorLinear(lowrank(8, 8, 2)), nn.GELU(), nn.Linear(8, 8))
+    >>> [part.name for part in slices(student, teacher)]
+    ['0 to 1', '2']
+    >>> [part.name for part in slices(student, teacher, size=0)]
+    ['0']
+    """
+    if size < 0:
+        raise DataError(f"Slices of {size} blocks came; write 1 or more, or 0 for single layers.")
+    found = _of_blocks(student, teacher, size) if size else []
+    found = found or of_layers(student, teacher)
+    if not found:
+        what = "no blocks and no layers" if size else "no layers"
+        raise DataError(
+            f"{type(student).__name__} has {what} whose weights are networks; "
+            "give a student that bondwise.tensorize made."
+        )
+    return found
+
+
+def of_layers(student: nn.Module, teacher: nn.Module, blocks: Iterable[str] = ("",)) -> list[Slice]:
+    """One slice for each linear layer whose weight is a network, of all or of some blocks.
+
+    Raises:
+        DataError: the teacher has no such layer, or one of another shape.
+    """
+    within = tuple(blocks)
+    found: list[Slice] = []
+    for name, layer in student.named_modules():
+        inside = any(not block or holds(block, name) for block in within)
+        if isinstance(layer, TensorLinear) and inside:
+            _check_block(student, teacher, name)
+            found.append(Slice((name,), -1))
+    return found
+
+
+def _of_blocks(student: nn.Module, teacher: nn.Module, size: int) -> list[Slice]:
+    found: list[Slice] = []
+    for at, blocks in enumerate(_stacks(teacher)):
+        _check_stack(student, teacher, blocks)
+        for name in blocks:
+            _check_block(student, teacher, name)
+        found += [Slice(names, at) for names in _cut(student, blocks, size)]
+    return found
+
+
+def _stacks(model: nn.Module) -> list[tuple[str, ...]]:
+    """Paths of the blocks of every outermost stack with two or more blocks that have weights."""
+    owners = [name for name, m in model.named_modules() if name and _own(m)]
+    return chains(model, owners)
+
+
+def _own(module: nn.Module) -> bool:
+    return next(iter(module.parameters(recurse=False)), None) is not None
+
+
+def _cut(student: nn.Module, blocks: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """So many blocks with weights at a time; those without go with the ones before them."""
+    part, weighty = list[str](), 0
+    for name in blocks:
+        has = next(student.get_submodule(name).parameters(), None) is not None
+        if has and weighty == size:
+            yield tuple(part)
+            part, weighty = [], 0
+        part.append(name)
+        weighty += has
+    yield tuple(part)
+
+
+def _check_stack(student: nn.Module, teacher: nn.Module, blocks: Sequence[str]) -> None:
+    parent = blocks[0].rpartition(".")[0]
+    there = dict(student.named_modules()).get(parent)
+    own = [f"{parent}.{name}".lstrip(".") for name, _ in there.named_children()] if there else []
+    if own != list(blocks):
+        here = f"{own[0]} to {own[-1]}" if own else f"no blocks at {parent or 'its top'}"
+        raise DataError(
+            f"The student ({type(student).__name__}) has {here}, the teacher "
+            f"({type(teacher).__name__}) {blocks[0]} to {blocks[-1]}; "
+            "give the dense model that the student was made from."
+        )
+
+
+def _check_block(student: nn.Module, teacher: nn.Module, name: str) -> None:
+    """Refuse a block whose weights have other shapes in the two models."""
+    theirs = dict(teacher.named_modules(remove_duplicate=False))
+    for path, module in student.get_submodule(name).named_modules():
+        full = f"{name}.{path}".rstrip(".")
+        own, other = _shapes(module), _shapes(theirs[full]) if full in theirs else {}
+        for key, shape in own.items():
+            if other.get(key) != shape:
+                there = f"has {other[key]}" if key in other else "has none"
+                raise DataError(
+                    f"{full}.{key} of the student has the shape {shape}, the teacher's {there}; "
+                    "give the dense model that the student was made from."
+                )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's own weights, a network's as that of the dense weight."""
+    if isinstance(module, TensorLayer):
+        bias = cast("Tensor | None", getattr(module, "bias", None))
+        return {"weight": module.network.shape} | ({} if bias is None else {"bias": (len(bias),)})
+    own = {k: tuple(p.shape) for k, p in module.named_parameters(recurse=False)}
+    if type(module).__name__ == "Conv1D":
+        own["weight"] = tuple(dense_weight(module).shape)
+    return own
+
+
+class Row(nn.Module):
+    """Blocks of a model, one after another, as one module; each with its own other arguments."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Iterable[str]) -> "Row":
+        """The very blocks of a model."""
+        return cls(model.get_submodule(name) for name in names)
+
+    def copy(self) -> "Row":
+        """The same blocks on their own, in at least float32, none of which trains."""
+        made = deepcopy(self).requires_grad_(False)
+        rough = made.dtype is not None and made.dtype.itemsize < torch.float32.itemsize
+        return made.float() if rough else made
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of the first weight; None where there is none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
+    def forward(self, x: Tensor, *calls: Call) -> Tensor:
+        """The state after the last block."""
+        for block, (rest, named) in zip(self.blocks, calls, strict=True):
+            x = first(block(x, *rest, **named))
+        return x
+
+
+def parameters(model: nn.Module, part: Slice) -> dict[str, nn.Parameter]:
+    """What a slice trains: its parameters, by their paths in the model, each once.
+
+    What is also used outside the slice (a tied weight) is left out: slices are independent.
+    """
+    places: dict[int, list[str]] = {}
+    for path, p in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(p), []).append(path)
+    found: dict[str, nn.Parameter] = {}
+    for paths in places.values():
+        if all(any(holds(name, path) for name in part.names) for path in paths):
+            p = model.get_parameter(paths[0])
+            if p.is_floating_point():
+                found[paths[0]] = p
+    return found

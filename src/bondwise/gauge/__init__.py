@@ -1,0 +1,1 @@
+"""Canonical forms, and storage without the gauge."""

@@ -1,0 +1,1 @@
+"""The modules that hold networks: what they store, and how they run."""

@@ -1,0 +1,256 @@
+"""The recipe of a healing: everything that decides a run, as plain numbers and words."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil, isfinite, sqrt
+from typing import Any
+
+from bondwise.errors import BudgetError, DataError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+MEASURED = 10  # steps after which a time becomes a number of steps
+VALIDATIONS = 8  # over a run, where `every` is not given
+WINDOWS, SAMPLES = 2, 8  # of a step, where no batch is given: of text, and of anything else
+BOLD = 6e-5  # the rate of a step of eight, where none is given
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The weights of the parts of a loss, and the temperature at which the teacher is heard.
+
+    ``distil T^2 KL(teacher || student) + task nats(text) + hidden |h~ - h|^2 / |h|^2``. The factor
+    ``T^2`` keeps the gradient's size at every temperature (Hinton, Vinyals and Dean 2015).
+
+    Raises:
+        DataError: a temperature that is not above 0, a weight below 0, or none above it.
+
+    >>> Mix(temperature=2.0, distil=0.9, task=0.1)
+    Mix(temperature=2.0, distil=0.9, task=0.1, hidden=0.0)
+    """
+
+    temperature: float = 1.0
+    distil: float = 1.0
+    task: float = 0.0
+    hidden: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and isfinite(self.temperature)):
+            raise DataError(
+                f"temperature={self.temperature} came; write a number above 0, such as 1."
+            )
+        weights = {"distil": self.distil, "task": self.task, "hidden": self.hidden}
+        for name, weight in weights.items():
+            if not (weight >= 0 and isfinite(weight)):
+                raise DataError(f"{name}={weight} came as a weight of the loss; write 0 or more.")
+        if not any(weights.values()):
+            raise DataError("All weights of the loss are 0; write distil=1, or another above 0.")
+
+
+@dataclass(frozen=True)
+class Healing:
+    """Everything that decides the outcome of one healing.
+
+    Attributes:
+        steps: of both stages together; None where a time is given.
+        minutes: for both stages together; it becomes a number of steps after ten measured ones.
+        local: share of the steps or of the time for the local stage; 0 leaves it out, which is
+            best where blocks were refined already.
+        slice: blocks that the local stage trains as one.
+        inputs: share of the local stage's batches whose inputs are the student's own.
+        chained: whether these are what the healed slices before give; one process then.
+        local_rate: largest step of Adam in the local stage.
+        local_windows: windows (samples) that the local stage sees.
+        local_batch: of them, per step of the local stage.
+        train: "all", "cores", "norms", or patterns of parameter names.
+        rate: largest step of AdamW in the global stage, for dense weights; cores have their own
+            (`bondwise.train.rates.groups`). Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's
+            steps go with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
+        warmup: share of the steps over which the rate rises; with a time, the ten measured steps.
+        floor: the rate at the end, as a share of the largest.
+        clip: largest length of the gradient; 0 for none.
+        decay: of the weights, per step and unit of the rate.
+        batch: windows (samples) per step, of all processes together. Where none is given, two
+            windows of text, eight samples of anything else, and one for each process at least.
+        micro: windows at once; the gradients of several add up to those of the batch.
+        length: tokens of a window.
+        windows: windows to train on; None for all that there are.
+        validate: windows held out, at most a fifth of all.
+        every: steps between two looks at them; None for eight looks.
+        patience: looks that are no better than one before them, the start aside, after which the
+            run stops; 0 for never.
+        temperature: at which the teacher is heard.
+        top_k: tokens of the teacher that are kept for each position.
+        distil: weight of the divergence from the teacher.
+        task: weight of the cross entropy of the text.
+        hidden: weight of the relative error of the last hidden state.
+        checkpointing: whether activations are computed twice rather than kept.
+        precision: of products: "float32", "bfloat16", or "auto": bfloat16 where it is fast.
+        seed: of all that is drawn.
+        save_every: seconds between two states on disk.
+
+    >>> Healing(steps=100).check()
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    local: float = 0.0
+    slice: int = 1
+    inputs: float = 0.0
+    chained: bool = False
+    local_rate: float = 1e-3
+    local_windows: int = 64
+    local_batch: int = 8
+    train: tuple[str, ...] = ("all",)
+    rate: float = BOLD * sqrt(WINDOWS / SAMPLES)
+    warmup: float = 0.05
+    floor: float = 0.0
+    clip: float = 1.0
+    decay: float = 0.0
+    batch: int = WINDOWS
+    micro: int = 4
+    length: int = 256
+    windows: int | None = None
+    validate: int = 16
+    every: int | None = None
+    patience: int = 4
+    temperature: float = 1.0
+    top_k: int = 64
+    distil: float = 1.0
+    task: float = 0.0
+    hidden: float = 0.0
+    checkpointing: bool = False
+    precision: str = "auto"
+    seed: int = 0
+    save_every: float = 60.0
+
+    @property
+    def mix(self) -> Mix:
+        """The weights of the loss."""
+        return Mix(self.temperature, self.distil, self.task, self.hidden)
+
+    @property
+    def choice(self) -> str | list[str]:
+        """What trains, as `bondwise.train.rates.groups` takes it."""
+        one = len(self.train) == 1 and self.train[0] in ("all", "cores", "norms")
+        return self.train[0] if one else list(self.train)
+
+    def check(self) -> None:
+        """Refuse a recipe that cannot be followed.
+
+        Raises:
+            BudgetError: both or neither of steps and minutes, or a value outside its range.
+            DataError: weights of the loss that are none.
+        """
+        if (self.steps is None) == (self.minutes is None):
+            raise BudgetError(
+                f"steps={self.steps} and minutes={self.minutes} came; give one of the two."
+            )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and low <= value <= high):
+                raise BudgetError(f"{name}={value} came; write {_range(low, high)}.")
+        if not (self.minutes is None or self.minutes > 0):
+            raise BudgetError(f"minutes={self.minutes} came; write a time above 0, such as 15.")
+        if not self.train:
+            raise BudgetError("train=() came; write all, cores, norms or patterns of names.")
+        if self.precision not in PRECISIONS:
+            raise BudgetError(
+                f"precision={self.precision!r} came; write one of {', '.join(PRECISIONS)}."
+            )
+        _ = self.mix
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as JSON has it, patterns as a list."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+_MANY = 2**63 - 1
+_RANGES: dict[str, tuple[float | int, float | int]] = {
+    "steps": (1, _MANY), "local": (0, 1), "slice": (1, _MANY), "inputs": (0, 1),
+    "local_rate": (0, 1), "local_windows": (1, _MANY), "local_batch": (1, _MANY),
+    "rate": (0, 1), "warmup": (0, 1), "floor": (0, 1), "clip": (0, _MANY), "decay": (0, _MANY),
+    "batch": (1, _MANY), "micro": (1, _MANY), "length": (2, _MANY),
+    "windows": (1, _MANY), "validate": (0, _MANY), "every": (1, _MANY), "patience": (0, _MANY),
+    "top_k": (1, _MANY), "seed": (0, 2**62), "save_every": (0, _MANY),
+}  # fmt: skip
+
+
+def healing(**choices: Any) -> Healing:
+    """A recipe from choices by name; None leaves a field as it is by default.
+
+    Raises:
+        BudgetError: a choice that there is none of, of another kind, or outside its range.
+
+    >>> healing(steps=20, train="norms").train
+    ('norms',)
+    """
+    known = {field.name: field.default for field in fields(Healing)}
+    given = dict[str, Any]()
+    for name, value in choices.items():
+        if name not in known:
+            raise BudgetError(f"{name}={value!r} came; a healing has {', '.join(known)}.")
+        if value is not None:
+            given[name] = _as(name, value, known[name])
+    recipe = Healing(**given)
+    recipe.check()
+    return recipe
+
+
+def suited(recipe: Healing, given: Mapping[str, Any], speaks: bool, processes: int = 1) -> Healing:
+    """A recipe whose batch and rate, where they were not given, are those of what is healed.
+
+    Args:
+        recipe: as `healing` made it.
+        given: the choices that it was made of.
+        speaks: whether a language model is healed.
+        processes: that share a batch.
+
+    >>> found = suited(healing(steps=9), {}, speaks=False)
+    >>> found.batch, found.rate
+    (8, 6e-05)
+    """
+    batch, rate = recipe.batch, recipe.rate
+    if given.get("batch") is None:
+        batch = ceil((WINDOWS if speaks else SAMPLES) / processes) * processes
+    if given.get("rate") is None:
+        rate = BOLD * sqrt(batch / SAMPLES)
+    return replace(recipe, batch=batch, rate=rate)
+
+
+def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    """Which choices differ, in words; empty where none does.
+
+    >>> difference({"rate": 0.1, "seed": 0}, {"rate": 0.2, "seed": 0})
+    'rate 0.1, not 0.2'
+    """
+    names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
+    said = (f"{n} {json.dumps(one.get(n))}, not {json.dumps(two.get(n))}" for n in names)
+    return "; ".join(said)
+
+
+def _as(name: str, value: Any, default: Any) -> Any:
+    """A value of the kind of its field."""
+    if name == "train":
+        given = (value,) if isinstance(value, str) else value
+        if not isinstance(given, tuple | list) or not all(isinstance(p, str) for p in given):
+            raise BudgetError(
+                f"train={value!r} came; write all, cores, norms or patterns of names."
+            )
+        return tuple(given)
+    kind = _kind(name, default)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise BudgetError(f"{name}={value!r} came; write a value of type {kind.__name__}.")
+    return value
+
+
+def _kind(name: str, default: Any) -> type:
+    if name == "minutes":
+        return float
+    return int if default is None else type(default)
+
+
+def _range(low: float | int, high: float | int) -> str:
+    return f"{low:g} or more" if high >= _MANY else f"{low:g} to {high:g}"

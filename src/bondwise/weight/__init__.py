@@ -1,1 +1,0 @@
-"""How one weight becomes a network."""

@@ -1,0 +1,325 @@
+"""Checkpoints of plain modules, and everything that keeps a folder whole."""
+
+import json
+import os
+import resource
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bondwise.checkpoint import checkpoint
+from bondwise.checkpoint.checkpoint import load, save
+from bondwise.checkpoint.hub import attach, detach
+from bondwise.errors import CheckpointError, MissingExtraError
+from bondwise.fit.fit import fit
+from bondwise.gauge.compact import compact
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.topology.lowrank import lowrank
+from bondwise.topology.mpo import mpo
+from bondwise.topology.ring import ring
+
+
+class Toy(nn.Module):
+    """Layers under a shared name, a tied table, a buffer: what a skeleton may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 12)
+        self.first = nn.Linear(12, 16)
+        self.body = nn.ModuleList([nn.Linear(16, 16, bias=False), nn.Linear(16, 12)])
+        self.again = self.first  # one module under two names
+        self.head = nn.Linear(12, 20, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.tensor([2.0]))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.table(ids)) + self.again(self.table(ids))
+        return self.head(self.body[1](self.body[0](x).relu())) * self.scale
+
+
+IDS = torch.tensor([[1, 2, 19]])
+
+
+def tensorized() -> Toy:
+    torch.manual_seed(3)
+    toy = Toy()
+    stored = fit(toy.first.weight.detach(), lowrank(16, 12, 4))
+    toy.first = toy.again = TensorLinear.from_compact(
+        compact(stored.network, stored.cores), toy.first
+    )
+    toy.body[0] = TensorLinear.from_linear(toy.body[0], ring((4, 4), (4, 4), 2))
+    toy.body[1] = TensorLinear.from_linear(toy.body[1], mpo((3, 4), (4, 4), 3))
+    return toy
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return tensorized()
+
+
+@pytest.fixture
+def folder(toy, tmp_path):
+    return save(toy, tmp_path / "toy")
+
+
+def test_a_skeleton_takes_the_saved_layers_and_stays_as_it_was(toy, folder):
+    skeleton = Toy()
+    before = {name: value.clone() for name, value in skeleton.state_dict().items()}
+    loaded = load(folder, model=skeleton)
+    assert torch.equal(loaded(IDS), toy(IDS))
+    assert type(skeleton.first) is nn.Linear
+    after = skeleton.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert type(loaded) is Toy
+    assert loaded.state_dict().keys() == toy.state_dict().keys()
+
+
+def test_shared_and_tied_stay_so(folder):
+    loaded = load(folder, model=Toy())
+    assert loaded.first is loaded.again
+    assert loaded.head.weight is loaded.table.weight
+    saved = load_file(folder / "model.safetensors")
+    assert ("first.core_0" in saved) != ("again.core_0" in saved)
+
+
+def test_the_files_are_json_and_safetensors_only(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["bondwise.json", "model.safetensors"]
+    manifest = json.loads((folder / "bondwise.json").read_text())
+    assert (manifest["schema"], manifest["layout"]) == (1, "matrices")
+    assert set(manifest["modules"]) == {"first", "again", "body.0", "body.1"}
+
+
+def test_dtypes_are_those_that_were_saved(toy, tmp_path):
+    toy.to(torch.bfloat16)
+    loaded = load(save(toy, tmp_path / "half"), model=Toy())
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.head.weight is loaded.table.weight
+    assert torch.equal(loaded(IDS), toy(IDS))
+
+
+def test_an_embedding_keeps_its_padding(tmp_path):
+    embedding = nn.Sequential(TensorEmbedding(lowrank(20, 12, 3), padding_idx=4))
+    loaded = load(save(embedding, tmp_path / "e"), model=nn.Sequential(nn.Embedding(20, 12)))
+    assert loaded[0].padding_idx == 4
+    assert torch.equal(loaded(IDS), embedding(IDS))
+
+
+def test_a_plain_module_needs_a_skeleton(folder):
+    with pytest.raises(CheckpointError, match=r"load\(directory, model="):
+        load(folder)
+
+
+def test_a_skeleton_of_another_class(folder):
+    with pytest.raises(CheckpointError, match="which Sequential lacks"):
+        load(folder, model=nn.Sequential(nn.Linear(3, 3)))
+
+    class More(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Linear(2, 2)
+
+    with pytest.raises(CheckpointError, match=r"does not fit More: .*more\.weight"):
+        load(folder, model=More())
+    wider = Toy()
+    wider.body[1] = nn.Linear(16, 24)
+    with pytest.raises(CheckpointError, match=r"'body.1' is \(12, 16\) .* \(24, 16\)"):
+        load(folder, model=wider)
+    other = Toy()
+    other.body[0] = nn.Identity()
+    with pytest.raises(CheckpointError, match="the model a Identity"):
+        load(folder, model=other)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '"x"', "", "{}", '{"schema": "one"}'])
+def test_a_manifest_that_is_none(folder, text):
+    (folder / "bondwise.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load(folder, model=Toy())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update(schema=3), "schema version 3, this bondwise reads up to 2"),
+        (lambda m: m["modules"]["body.1"].update(kind="hologram"), "hologram"),
+        (lambda m: m["modules"]["body.1"].update(network="o a"), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"].update(sizes=[1]), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"].update(pinned=["z", "z"]), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"]["sizes"].update(a=-1), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"]["sizes"].update(a=10**15), "'body.1' cannot be read"),
+        (lambda m: m["modules"].update(first=1), "no table of modules"),
+        (lambda m: m["modules"].update(nowhere=m["modules"]["first"]), "'nowhere'"),
+    ],
+)
+def test_bad_manifests(folder, change, says):
+    manifest = json.loads((folder / "bondwise.json").read_text())
+    change(manifest)
+    (folder / "bondwise.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load(folder, model=Toy())
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_tensors(folder):
+    weights = folder / "model.safetensors"
+    good, tensors = weights.read_bytes(), load_file(weights)
+    without = {name: value for name, value in tensors.items() if name != "body.1.core_1"}
+    save_file(without, weights)
+    with pytest.raises(CheckpointError, match=r"lacks 'body\.1\.core_1'"):
+        load(folder, model=Toy())
+    save_file(tensors | {"body.1.core_0": torch.zeros(2, 2)}, weights)
+    with pytest.raises(CheckpointError, match=r"'body.1.core_0' of shape \(2, 2\)"):
+        load(folder, model=Toy())
+    for size in (0, 4, 100, len(good) - 1):
+        weights.write_bytes(good[:size])
+        with pytest.raises(CheckpointError, match="truncated or corrupt"):
+            load(folder, model=Toy())
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        load(folder, model=Toy())
+
+
+def test_a_pickle_is_never_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    torch.save({"x": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        load(folder, model=Toy())
+
+
+def test_no_folder_and_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load(tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"neither config\.json nor bondwise\.json"):
+        load(tmp_path)
+
+
+def test_only_ours_is_overwritten_and_only_when_told(toy, folder, tmp_path):
+    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+        save(toy, folder)
+    (folder / "stale.txt").write_text("x")
+    with torch.no_grad():
+        toy.scale.fill_(5.0)
+    save(toy, folder, overwrite=True, extra=lambda _: {"recipe.yaml": "keep: 0.5\n"})
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "bondwise.json",
+        "model.safetensors",
+        "recipe.yaml",
+    ]
+    assert torch.equal(load(folder, model=Toy())(IDS), toy(IDS))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    save(toy, foreign)  # an empty folder is free
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    for target in (other, other / "thesis.txt"):
+        with pytest.raises(CheckpointError, match="no checkpoint of ours"):
+            save(toy, target, overwrite=True)
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def left_alone(tmp_path, folder, before) -> None:
+    """Nothing half-written beside the checkpoint, and the checkpoint as it was."""
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("step", ["save_model", "_write_json", "_replace"])
+def test_a_full_disk_leaves_what_was_there(toy, folder, tmp_path, monkeypatch, step):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, step, full)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            save(toy, target, overwrite=True)
+        left_alone(tmp_path, folder, before)
+
+
+def test_a_file_that_the_system_refuses_to_grow(toy, folder, tmp_path):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            save(toy, folder, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    left_alone(tmp_path, folder, before)
+
+
+def test_an_interrupt_leaves_what_was_there(toy, folder, tmp_path, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(toy, folder, overwrite=True)
+    left_alone(tmp_path, folder, before)
+
+
+def test_when_the_last_step_fails_the_old_checkpoint_comes_back(toy, folder, tmp_path, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename, calls = os.rename, []
+
+    def second_fails(self, target):
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        rename(self, target)
+
+    monkeypatch.setattr("pathlib.Path.rename", second_fails)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save(toy, folder, overwrite=True)
+    left_alone(tmp_path, folder, before)
+
+
+def test_new_folders_have_ordinary_rights(folder, tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_parents_are_made(toy, tmp_path):
+    save(toy, tmp_path / "a" / "b" / "c")
+    assert torch.equal(load(tmp_path / "a" / "b" / "c", model=Toy())(IDS), toy(IDS))
+
+
+def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bondwise\[hf\]'"):
+        load(tmp_path)
+
+
+def test_a_class_that_transformers_lacks(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"architectures": ["MyOwnForCausalLM"]}')
+    with pytest.raises(CheckpointError, match="remote code is not run"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
+        load(tmp_path)
+
+
+def test_attach_and_detach_leave_plain_modules_alone(toy):
+    before = dict(vars(toy))
+    attach(toy)
+    detach(toy)
+    assert vars(toy) == before
+
+
+def test_a_dense_model_is_saved_as_it_is(tmp_path):
+    dense = Toy()
+    folder = save(dense, tmp_path / "dense")
+    assert torch.equal(load(folder, model=Toy())(IDS), dense(IDS))

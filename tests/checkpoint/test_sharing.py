@@ -1,0 +1,271 @@
+"""from_pretrained and save_pretrained of models whose layers share a core or keep a remainder."""
+
+import json
+import re
+import struct
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+)
+
+import bondwise as bw
+from bondwise.checkpoint.checkpoint import load, save
+from bondwise.checkpoint.hub import attach
+from bondwise.errors import CheckpointError
+from bondwise.gauge.compact import compact
+from bondwise.layers.layers import TensorLinear
+from bondwise.layers.remainder import Columns, Entries
+from bondwise.layers.storage import share
+
+from .conftest import logits, make_llama, offloaded
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+def gauge_free(dense: nn.Module, remainder=None) -> TensorLinear:
+    net = bw.lowrank(dense.out_features, dense.in_features, 8)
+    dtype = dense.weight.dtype
+    cores = [torch.randn(shape).div(4).to(dtype) for shape in net.core_shapes]
+    return TensorLinear.from_compact(compact(net, cores), dense, remainder)
+
+
+def make_shared(dtype=torch.float32):
+    model = make_llama(dtype)
+    for block in model.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        for name in NAMES:
+            setattr(attention, name, gauge_free(getattr(attention, name)))
+        share([getattr(attention, name) for name in NAMES])
+        columns = Columns(torch.tensor([3, 30]), torch.randn(48, 2, dtype=dtype))
+        mlp.gate_proj = gauge_free(mlp.gate_proj, columns)
+        entries = Entries(torch.tensor([0, 700, 1535]), torch.randn(3, dtype=dtype))
+        mlp.down_proj = gauge_free(mlp.down_proj, entries)
+    return model
+
+
+def is_tied(model) -> bool:
+    blocks = getattr(model, model.base_model_prefix, model).layers
+    for block in blocks:
+        layers = [getattr(block.self_attn, name) for name in NAMES]
+        cores = {id(own.core_1) for own in layers} | {
+            id(own._parameters["core_1"]) for own in layers
+        }
+        if len(cores) != 1 or len({id(own.pivots_1) for own in layers}) != 1:
+            return False
+        if len({own.core_1.data_ptr() for own in layers}) != 1:
+            return False
+    return True
+
+
+def same_in(dtype, loaded, model) -> bool:
+    model = model.to(dtype)
+    model.model.rotary_emb = loaded.model.rotary_emb  # whose angles only `to` rounds
+    return torch.equal(logits(loaded), logits(model))
+
+
+def tensor_bytes(folder) -> int:
+    raw = (folder / "model.safetensors").read_bytes()
+    return len(raw) - 8 - struct.unpack("<Q", raw[:8])[0]
+
+
+def distinct_bytes(model) -> int:
+    state = {value.data_ptr(): value for value in model.state_dict().values()}
+    return sum(value.numel() * value.element_size() for value in state.values())
+
+
+@pytest.fixture
+def shared():
+    return make_shared()
+
+
+@pytest.fixture
+def folder(shared, tmp_path):
+    return save(shared, tmp_path / "shared")
+
+
+def test_the_auto_class_gives_back_the_same_tied_model(shared, folder):
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert is_tied(loaded)
+    assert torch.equal(logits(loaded), logits(shared))
+    want, got = shared.state_dict(), loaded.state_dict()
+    assert list(want) == list(got)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert [n for n, _ in loaded.named_parameters()] == [n for n, _ in shared.named_parameters()]
+    assert is_tied(load(folder))
+
+
+def test_the_file_holds_it_once(shared, folder):
+    saved = load_file(folder / "model.safetensors")
+    held = [name for name in saved if re.search(r"layers\.0\.self_attn\..*core_1", name)]
+    assert held == ["model.layers.0.self_attn.q_proj.core_1"]
+    assert tensor_bytes(folder) == distinct_bytes(shared)
+    spec = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert spec["schema"] == 2
+    first = "model.layers.1.self_attn.q_proj"
+    assert spec["modules"]["model.layers.1.self_attn.v_proj"]["shared"] == {"1": first}
+
+
+def test_a_resave_writes_the_same_again(shared, folder, tmp_path):
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "again")
+    one, two = (json.loads((at / "config.json").read_text()) for at in (folder, tmp_path / "again"))
+    assert one == two
+    assert load_file(folder / "model.safetensors").keys() == (
+        load_file(tmp_path / "again" / "model.safetensors").keys()
+    )
+    assert tensor_bytes(tmp_path / "again") == distinct_bytes(shared)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert is_tied(again)
+    assert torch.equal(logits(again), logits(shared))
+
+
+def test_training_after_a_load_keeps_it_tied(folder, tmp_path):
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    logits(loaded)
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    loaded(torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
+    optimizer.step()
+    assert is_tied(loaded)
+    again = load(save(loaded, tmp_path / "trained"))
+    assert torch.equal(logits(again), logits(loaded))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"dtype": torch.bfloat16}, {"device_map": "cpu"}, {"low_cpu_mem_usage": True}],
+    ids=["bf16", "device_map", "low_cpu_mem"],
+)
+def test_ways_of_loading(shared, folder, how):
+    loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
+    assert is_tied(loaded)
+    dtype = how.get("dtype", torch.float32)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert loaded.model.layers[0].mlp.gate_proj.remainder_at.dtype == torch.int32
+    assert same_in(dtype, loaded, shared)
+
+
+def test_bf16_is_kept(tmp_path):
+    model = make_shared(torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(save(model, tmp_path / "bf16"))
+    assert loaded.dtype == torch.bfloat16
+    assert same_in(torch.bfloat16, loaded, model)
+    assert is_tied(loaded.half())
+    assert is_tied(loaded.float())
+
+
+def test_shards_and_state_dicts_that_name_it_twice(shared, folder, tmp_path):
+    shards = save(shared, tmp_path / "shards", max_shard_size="10KB")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(shards)), logits(shared))
+    attach(shared)
+    whole = {name: value.clone() for name, value in shared.state_dict().items()}  # as FSDP gives it
+    shared.save_pretrained(tmp_path / "twice", state_dict=whole)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "twice")
+    assert is_tied(loaded)
+    assert torch.equal(logits(loaded), logits(shared))
+
+
+def test_another_name_may_hold_it(shared, folder):
+    weights = folder / "model.safetensors"
+    tensors = {name: value.clone() for name, value in load_file(weights).items()}
+    moved = {name.replace("q_proj.core_1", "v_proj.core_1"): t for name, t in tensors.items()}
+    save_file(moved, weights, metadata={"format": "pt"})
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert is_tied(loaded)
+    held = loaded.model.layers[1].self_attn
+    assert torch.equal(held.k_proj.core_1, shared.model.layers[1].self_attn.q_proj.core_1)
+
+
+def test_the_owner_may_be_dense_by_now(shared, tmp_path):
+    for block in shared.model.layers:
+        block.self_attn.q_proj = nn.Linear(32, 32, bias=False)
+    loaded = load(save(shared, tmp_path / "kv"))
+    attention = loaded.model.layers[0].self_attn
+    assert attention.k_proj.core_1 is attention.v_proj.core_1
+    assert torch.equal(logits(loaded), logits(shared))
+
+
+def test_other_classes_find_the_backbone(shared, folder, tmp_path):
+    base = AutoModel.from_pretrained(folder)
+    assert is_tied(base)
+    assert is_tied(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3))
+    alone = save(base, tmp_path / "base")
+    again = LlamaForCausalLM.from_pretrained(alone)
+    assert is_tied(again)
+    one, two = (model.model.layers[1].self_attn.v_proj for model in (again, shared))
+    assert torch.equal(one.dense(), two.dense())
+
+
+@pytest.mark.parametrize("far", ["disk", "cpu"])
+def test_offloaded_parts(shared, folder, tmp_path, far):
+    loaded = offloaded(folder, far, tmp_path / "off")
+    assert torch.equal(logits(loaded), logits(shared))
+    assert torch.equal(logits(loaded), logits(shared))
+
+
+def test_a_device_map_that_parts_them_says_so(folder, tmp_path):
+    inside = "model.layers.0.self_attn"
+    parts = {f"{inside}.{name}": "cpu" for name in ("q_proj", "v_proj", "o_proj")}
+    device_map = parts | {
+        f"{inside}.k_proj": "disk", "model.layers.0.mlp": "cpu", "model.embed_tokens": "cpu",
+        "model.layers.0.input_layernorm": "cpu", "model.layers.0.post_attention_layernorm": "cpu",
+        "model.layers.1": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(CheckpointError, match="keep each block whole"):
+            AutoModelForCausalLM.from_pretrained(
+                folder, device_map=device_map, offload_folder=str(tmp_path / "off")
+            )
+
+
+def test_merged_it_is_an_ordinary_checkpoint(shared, tmp_path):
+    merged = bw.merge(shared)
+    folder = save(merged, tmp_path / "merged")
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(folder)), logits(shared), rtol=1e-4, atol=1e-4
+    )
+    assert is_tied(shared)
+
+
+def test_without_the_manifest_loading_is_loud(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"], config["transformers_weights"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="ismatch"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_without_us_it_is_not_looked_for(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="needs bondwise"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("model.layers.0.self_attn.q_proj.core_1"), r"lacks '.*core_1'"),
+        (lambda t: t.pop("model.layers.0.self_attn.k_proj.core_0"), r"lacks '.*k_proj\.core_0'"),
+        (lambda t: t.pop("model.layers.0.mlp.gate_proj.remainder"), r"lacks '.*remainder'"),
+        (lambda t: t.pop("model.layers.0.mlp.gate_proj.remainder_at"), r"lacks '.*remainder_at'"),
+    ],
+)
+def test_bad_tensors(folder, change, says):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=says):
+        AutoModelForCausalLM.from_pretrained(folder)

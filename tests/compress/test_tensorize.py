@@ -1,0 +1,300 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bondwise as bw
+from bondwise.errors import BudgetError, DataError, FitError, SelectionError
+from bondwise.flow.calibrate import Inputs
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.topology import registry
+from tiny import bert, gpt2, llama, tokens
+
+MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
+
+
+@pytest.fixture(scope="module")
+def halved():
+    """A llama and what is left of it at keep 0.5: to be read only."""
+    model = llama()
+    return model, bw.tensorize(model, keep=0.5, data=tokens(), seed=3)
+
+
+def output(model, ids):
+    with torch.no_grad():
+        return model(ids)[0]
+
+
+def stored(model):
+    layers = [m for m in model.modules() if isinstance(m, TensorLinear | TensorEmbedding)]
+    return sum(matrix.numel() for layer in layers for matrix in layer.matrices())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_is_cut_to_its_budget_and_merges_back(kind):
+    model, ids = MODELS[kind](), tokens()
+    twin = deepcopy(model)
+    result = bw.tensorize(model, keep=0.6, data=ids)
+    before, after = result.table.targeted
+    assert 0.98 * 0.6 <= after / before <= 0.6
+    assert stored(result.model) <= after
+    small = sum(p.numel() for p in result.model.parameters())
+    assert small <= sum(p.numel() for p in model.parameters()) - 0.39 * before
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+    merged = bw.merge(result.model)
+    assert {type(m) for m in merged.modules()} == {type(m) for m in model.modules()}
+    assert torch.allclose(output(merged, ids), output(result.model, ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [*registry.names(), "o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)"])
+def test_every_format_runs_in_a_model(form):
+    model = nn.Sequential(nn.Linear(24, 36), nn.GELU(), nn.Linear(36, 16, bias=False))
+    keep = 0.5
+    result = bw.tensorize(model, keep=keep, format=form)
+    assert result.table.kept <= keep
+    assert all(isinstance(result.model[k], TensorLinear) for k in (0, 2))
+    x = torch.randn(5, 24)
+    dense = bw.merge(result.model)
+    assert torch.allclose(result.model(x), dense(x), atol=1e-5)
+    assert result.model[2].bias is None
+
+
+def test_the_error_is_that_of_the_outputs_on_the_calibration_inputs():
+    torch.manual_seed(0)
+    x = torch.randn(20000, 20) @ torch.randn(20, 40)  # inputs that live in half of the space
+    model = nn.Sequential(nn.Linear(40, 40, bias=False))
+    result = bw.tensorize(model, keep=0.8, data=x)
+    metric = bw.merge(result.model)
+    plain = bw.merge(bw.tensorize(model, keep=0.8).model)
+    with torch.no_grad():
+        y = model(x)
+        error = (metric(x) - y).norm() / y.norm()
+        assert error < 0.05 * (plain(x) - y).norm() / y.norm()
+
+
+def test_layers_with_one_input_share_its_moments():
+    model = llama()
+    layers = {n: m for n, m in model.named_modules() if n.endswith("_proj")}
+    inputs = Inputs(layers)
+    inputs.watch(model, [tokens(2)])
+    assert len(inputs.moments) == 2 * 4
+    assert inputs.group["model.layers.0.self_attn.v_proj"] == "model.layers.0.self_attn.q_proj"
+    seen = inputs.moments["model.layers.0.mlp.gate_proj"]
+    assert seen.tokens == 64
+
+
+def test_a_weight_that_no_token_reaches_is_fitted_alone_and_named():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = Experts()
+    result = bw.tensorize(model, keep=0.6, data=torch.randn(50, 64))
+    assert result.table.notes == ("no token but zeros reached spare: fitted to the weight alone",)
+    alone = bw.fit(model.spare.weight, result.table["spare"].network)
+    expected = bw.dense(alone.network, alone.cores)
+    torch.testing.assert_close(result.model.spare.dense(), expected)
+
+
+def test_padding_is_not_calibrated_on():
+    model = bert()
+    layer = {"encoder.layer.0.attention.self.query": model.encoder.layer[0].attention.self.query}
+    inputs = Inputs(layer)
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[1, 3:] = 0
+    inputs.watch(model, [{"input_ids": tokens(2, 8), "attention_mask": mask}])
+    assert next(iter(inputs.moments.values())).tokens == 11
+
+
+def test_shared_modules_stay_shared_and_ties_stay_tied():
+    shared = nn.Linear(16, 16)
+    result = bw.tensorize(nn.Sequential(shared, nn.ReLU(), shared), keep=0.5)
+    assert result.model[0] is result.model[2]
+    model = bw.tensorize(llama(tied=True), keep=0.5, data=tokens()).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_dtype_and_mode_are_kept_and_inplace_swaps_in_the_given_one():
+    model = llama().to(torch.bfloat16).train()
+    result = bw.tensorize(model, keep=0.5, data=tokens(), inplace=True)
+    assert result.model is model
+    assert model.training
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.model.layers[0].mlp.up_proj.training
+    assert torch.isfinite(output(model.eval(), tokens())).all()
+
+
+def test_unchanged_parameters_are_shared_and_changed_ones_are_not_kept(halved):
+    model, result = halved
+    assert result.model.model.norm.weight is model.model.norm.weight
+    assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
+
+
+def test_embeddings_can_be_targets():
+    model = nn.Sequential(nn.Embedding(50, 16, padding_idx=3), nn.Linear(16, 4))
+    result = bw.tensorize(model, keep=0.7, targets=["embedding", "linear"])
+    table = result.model[0]
+    assert isinstance(table, TensorEmbedding)
+    assert not table(torch.tensor([3])).any()
+    ids = torch.tensor([[1, 2, 49]])
+    assert torch.allclose(table(ids), table.dense()[ids], atol=1e-6)
+    merged = bw.merge(result.model)
+    assert merged[0].padding_idx == 3
+    assert not merged[0].weight[3].any()
+
+
+def test_data_in_every_form():
+    model = nn.Sequential(nn.Linear(16, 16, bias=False))
+    x = torch.randn(40, 16)
+    loader = DataLoader(TensorDataset(x, torch.zeros(40)), batch_size=10)
+    for forms in ([x, [(x, 0)]], [list(x.split(10)), loader]):  # other batches, other held-out ones
+        one, two = (bw.tensorize(model, keep=0.6, data=data).model[0].dense() for data in forms)
+        assert torch.equal(one, two)
+
+
+def test_text_needs_a_tokenizer_and_enough_of_it():
+    with pytest.raises(DataError, match="tokenizer"):
+        bw.tensorize(llama(), keep=0.5, data="some words")
+    with pytest.raises(DataError, match="no text file"):
+        bw.tensorize(llama(), keep=0.5, data="/nowhere/text.txt", tokenizer=str)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named_and_nothing_changes(bad):
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = bad
+    with pytest.raises(FitError, match=r"layers.1.mlp.up_proj has NaN or infinite entries \(1 of"):
+        bw.tensorize(model, keep=0.5, data=tokens(), inplace=True)
+    assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
+
+
+def test_inputs_that_are_not_finite_are_named():
+    model = nn.Sequential(nn.Linear(8, 8))
+    x = torch.full((10, 8), float("nan"))
+    with pytest.raises(DataError, match="Inputs of 0"):
+        bw.tensorize(model, keep=0.5, data=x)
+    assert not model[0]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"keep": 0.0}, BudgetError),
+        ({"keep": 1.5}, BudgetError),
+        ({"effort": "huge"}, BudgetError),
+        ({"prefer": "beauty"}, BudgetError),
+        ({"targets": "nothing"}, SelectionError),
+        ({"data": []}, DataError),
+        ({"data": 7}, DataError),
+        ({"data": torch.tensor(1.0)}, DataError),
+    ],
+)
+def test_bad_arguments(arguments, error):
+    with pytest.raises(error):
+        bw.tensorize(llama(), **{"keep": 0.5, **arguments})
+
+
+def test_keep_one_leaves_everything():
+    result = bw.tensorize(llama(), keep=1.0, data=tokens())
+    assert result.table.kept == 1.0
+    assert not any(row.changes for row in result.table)
+
+
+def test_odd_shapes_simply_work():
+    model = nn.Sequential(nn.Linear(127, 1), nn.Linear(1, 127), nn.Linear(127, 131))
+    result = bw.tensorize(model, keep=0.7)
+    assert result.table.kept <= 0.7
+    assert result.model(torch.zeros(0, 127)).shape == (0, 131)
+    copy = deepcopy(result.model)
+    x = torch.randn(3, 127)
+    assert torch.equal(copy(x), result.model(x))
+
+
+def test_the_same_seed_gives_the_same_bits(halved):
+    one, two = halved[1].model, bw.tensorize(llama(), keep=0.5, data=tokens(), seed=3).model
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_merging_a_dense_model_is_refused():
+    with pytest.raises(SelectionError, match="no tensorized layer"):
+        bw.merge(llama())
+
+
+def test_the_report_is_plain_data(halved):
+    import json
+
+    report = halved[1].report()
+    assert json.loads(json.dumps(report)) == report
+    changed = [w for w in report["weights"] if w["action"] == "tensorize"]
+    dense = [w for w in report["weights"] if w["reason"] == "dense at this budget"]
+    assert len(changed) + len(dense) == 14
+    assert all(0 < w["error"] < 1 for w in changed)
+    assert [step["name"] for step in report["steps"]] == ["draw", "calibrate", "survey", "fit"]
+    assert report["targeted"]["after"] == sum(w["after"] for w in changed + dense)
+
+
+def test_a_failure_in_the_middle_leaves_the_model(monkeypatch):
+    from bondwise.compress import blockwise as module
+
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise FitError("the fifth fit failed")
+        return fit(*args, **kwargs)
+
+    fit = module.fit
+    monkeypatch.setattr(module, "fit", broken)
+    model = llama()
+    with pytest.raises(FitError, match="fifth"):
+        bw.tensorize(model, keep=0.5, data=tokens(), inplace=True)
+    assert not any(isinstance(m, TensorLinear) for m in model.modules())
+
+
+def test_a_state_dict_loads_back():
+    one = bw.tensorize(llama(), keep=0.5, format="lowrank", data=tokens()).model
+    two = bw.tensorize(llama(), keep=0.5, format="lowrank").model
+    output(two, tokens())
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(output(two, tokens()), output(one, tokens()))
+
+
+def test_an_iterable_without_a_length_is_data():
+    torch.manual_seed(0)
+    x = torch.randn(40, 12)
+    seen = []
+    model = nn.Sequential(nn.Linear(12, 12))
+    streamed = bw.tensorize(
+        model, keep=0.6, data=(part for part in x.split(8)), progress=lambda *at: seen.append(at)
+    )
+    listed = bw.tensorize(model, keep=0.6, data=list(x.split(8)))
+    assert ("calibrate", 4, 4) in seen  # one batch is held out
+    assert torch.equal(streamed.model(x), listed.model(x))
+
+
+@pytest.mark.parametrize("data", [None, torch.randn(200, 24)])
+def test_protected_weights_stay_dense_and_the_others_pay(data):
+    model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24))
+    result = bw.tensorize(model, keep=0.6, data=data, protect="1")
+    assert type(result.model[1]) is nn.Linear
+    assert 0.55 < result.table.kept <= 0.6
+    with pytest.raises(bw.errors.BudgetError, match=r"at least 0\.[34]"):
+        bw.tensorize(model, keep=0.3, data=data, protect="1")
+
+
+def test_protected_weights_say_so_and_a_pattern_without_any_is_noted():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    data = torch.randn(300, 32)
+    result = bw.tensorize(model, 0.7, data, protect=["0", "nowhere"])
+    assert [row.reason for row in result.table if row.name == "0"] == ["protected"]
+    assert "protect pattern 'nowhere' matches nothing that was chosen" in result.table.notes

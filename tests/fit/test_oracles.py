@@ -1,0 +1,115 @@
+"""No worse than the decompositions of TensorLy and quimb, on weights that nothing fits exactly."""
+
+import numpy as np
+import pytest
+import quimb.tensor as qtn
+import tensorly
+import torch
+from tensorly.decomposition import parafac, tensor_train
+from tensorly.decomposition import tucker as tensorly_tucker
+
+from bondwise.fit.fit import fit
+from bondwise.fit.sweep import edge_name, from_leaves, tree_of
+from bondwise.fit.target import target
+from bondwise.network.network import Network
+from bondwise.network.ranks import useful_ranks
+from bondwise.topology.cp import cp
+from bondwise.topology.mpo import mpo
+from bondwise.topology.ring import ring
+from bondwise.topology.tucker import tucker
+from nets import noise, weight_of
+
+tensorly.set_backend("numpy")
+
+
+def mixed(net: Network, seed: int) -> torch.Tensor:
+    """Half such a network, half noise."""
+    weight, more = weight_of(net, seed), noise(net.shape, seed)
+    return weight / weight.norm() + more / more.norm()
+
+
+def modes(net: Network, weight: torch.Tensor) -> np.ndarray:
+    return weight.numpy().reshape([index.size for index in (*net.rows, *net.cols)])
+
+
+def sites(net: Network, weight: torch.Tensor) -> np.ndarray:
+    """Axes (o1 i1), (o2 i2), ..: what a chain of sites sees."""
+    count = len(net.rows)
+    order = [k + side * count for k in range(count) for side in (0, 1)]
+    tensor = modes(net, weight).transpose(order)
+    return tensor.reshape([a.size * b.size for a, b in zip(net.rows, net.cols, strict=True)])
+
+
+def relative(tensor: np.ndarray, near: np.ndarray) -> float:
+    return float(np.linalg.norm(tensor - near) / np.linalg.norm(tensor))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hooi_is_no_worse_than_tensorlys(seed: int):
+    net = tucker((4, 6), (5, 4), (2, 3, 2, 3))
+    weight = mixed(net, seed)
+    tensor = modes(net, weight)
+    theirs = tensorly_tucker(tensor, rank=[2, 3, 2, 3], init="svd", n_iter_max=200, tol=1e-10)
+    assert fit(weight, net).error <= relative(tensor, tensorly.tucker_to_tensor(theirs)) + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_chain_is_no_worse_than_tt_svd(seed: int):
+    net = mpo((3, 4, 2, 3), (2, 3, 3, 2), (4, 6, 4))
+    weight = mixed(net, seed)
+    tensor = sites(net, weight)
+    theirs = tensorly.tt_to_tensor(tensor_train(tensor, rank=[1, 4, 6, 4, 1]))
+    quimbs = qtn.MatrixProductState.from_dense(
+        tensor.reshape(-1), dims=tensor.shape, max_bond=6, cutoff=0.0
+    )
+    assert fit(weight, net).error <= relative(tensor, theirs) + 1e-8
+    wider = fit(weight, net.resize(a=6, c=6)).error
+    assert wider <= relative(tensor.reshape(-1), quimbs.to_dense().reshape(-1)) + 1e-8
+
+
+def test_the_first_pass_along_a_chain_is_tt_svd():
+    """With the last core as root, cut by cut; and the error it says is the error it has."""
+    net = mpo((3, 4, 2), (2, 3, 3), (4, 4))
+    weight = mixed(net, 0)
+    tensor = sites(net, weight)
+    goal = target(weight, net)
+    tree = tree_of(net, goal)
+    assert tree is not None
+    parts, error = from_leaves(tree, goal, {edge_name(0, 1): 4, edge_name(1, 2): 4})
+    product = np.einsum(
+        parts[0].to("o1", "i1", "0-1", "").numpy()[..., 0], [0, 1, 2],
+        parts[1].to("0-1", "o2", "i2", "1-2", "").numpy()[..., 0], [2, 3, 4, 5],
+        parts[2].to("1-2", "o3", "i3", "").numpy()[..., 0], [5, 6, 7],
+        [0, 3, 6, 1, 4, 7],
+    ).reshape(net.shape)  # fmt: skip
+    assert error == pytest.approx(float(np.linalg.norm(weight.numpy() - product)), rel=1e-10)
+    theirs = tensorly.tt_to_tensor(tensor_train(tensor, rank=[1, 4, 4, 1]))
+    assert error <= 1.1 * float(np.linalg.norm(tensor - theirs))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cp_is_no_worse_than_tensorlys(seed: int):
+    net = cp((4, 6), (5, 4), 4)
+    weight = mixed(net, seed)
+    tensor = modes(net, weight)
+    theirs = parafac(tensor, rank=4, n_iter_max=500, init="svd", tol=1e-9, random_state=0)
+    assert fit(weight, net).error <= 1.01 * relative(tensor, tensorly.cp_to_tensor(theirs))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_ring_is_no_worse_than_the_chain_inside_it(seed: int):
+    sides = (3, 4, 3), (4, 3, 3)
+    weight = noise((36, 36), seed)
+    open_chain = fit(weight, mpo(*sides, 4)).error
+    assert fit(weight, ring(*sides, (2, 4, 4))).error < open_chain
+
+
+def test_the_kronecker_sum_is_the_rearranged_svd():
+    """Van Loan and Pitsianis 1993, written out in numpy."""
+    net = mpo((3, 4), (5, 2), 3)
+    weight = noise(net.shape)
+    blocks = weight.numpy().reshape(3, 4, 5, 2).transpose(0, 2, 1, 3).reshape(15, 8)
+    values = np.linalg.svd(blocks, compute_uv=False)
+    best = float(np.sqrt((values[3:] ** 2).sum() / (values**2).sum()))
+    assert useful_ranks(net) == {"a": 3}
+    assert fit(weight, net).error == pytest.approx(best, abs=1e-12)

@@ -1,0 +1,103 @@
+"""Frozen layers outside eager mode: one exported graph for all batches, ONNX of six operations."""
+
+import subprocess
+import sys
+
+import pytest
+
+EXPORTED = """
+import warnings
+import torch
+import bondwise as bw
+from bondwise.gauge.compact import compact
+
+warnings.simplefilter("ignore")  # of the exporter
+torch.manual_seed(0)
+NETS = (bw.mpo((32, 24), (24, 32), 4), bw.mpo((8, 8, 12), (8, 8, 12), 4),
+        bw.cp((32, 24), (24, 32), 64), bw.tucker((32, 24), (24, 32), 12),
+        bw.btt((16, 48), (32, 24), 3), bw.btt(768, (3, 256), 100),
+        bw.lowrank(768, 768, 96), bw.tree((8, 8, 12), (8, 8, 12), 3), bw.ring((8, 6), (6, 8), 2))
+
+
+def layers():
+    for net in NETS:
+        layer = bw.TensorLinear(net, bias=True).eval()
+        stored = compact(net, layer.cores())
+        yield layer
+        yield bw.TensorLinear(
+            net, stored.free, layer.bias, form=stored.form, pivots=stored.pivots
+        ).eval()
+
+
+def check(found, layer, rows):
+    x = torch.randn(rows, layer.in_features)
+    torch.testing.assert_close(found(x), x @ layer.dense().T + layer.bias, atol=1e-4, rtol=1e-4)
+
+
+def dims():
+    return ({0: torch.export.Dim("rows")},)
+"""
+GRAPH = """
+for layer in layers():
+    x = torch.randn(5, layer.in_features)
+    program = torch.export.export(layer.freeze(16), (x,), dynamic_shapes=dims())
+    for rows in (1, 9, 600):
+        check(program.module(), layer, rows)
+"""
+ONNX = """
+import onnxruntime
+for layer in layers():
+    x = torch.randn(5, layer.in_features)
+    layer.freeze(16)
+    made = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=dims(), verbose=False)
+    kinds = {node.op_type for node in made.model_proto.graph.node}
+    assert kinds <= {"MatMul", "Gemm", "Gather", "Add", "Reshape", "Transpose"}, kinds
+    session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
+    (name,) = (given.name for given in session.get_inputs())
+    run = lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    for rows in (1, 7):
+        check(run, layer, rows)
+"""
+COMPILED = """
+for layer in layers():
+    for frozen in (False, True):
+        torch._dynamo.reset()
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+
+        plans = len(layer._each_time) if not layer._runs_compact else 1
+        layer.freeze(16 if frozen else None)
+        run = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+        with torch.no_grad():
+            for rows in (5, 2, 7, 64, 3, 300, 3000):
+                check(run, layer, rows)
+        assert len(graphs) <= (1 if frozen else plans), (len(graphs), plans)
+"""
+
+
+def passes(program):
+    # in a process of its own: the import hook that checks shapes cannot be traced
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORTED + program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.compile
+def test_a_frozen_layer_is_one_exported_graph_for_every_batch():
+    passes(GRAPH)
+
+
+@pytest.mark.compile
+def test_onnx_has_matmuls_and_views_alone_and_equal_numbers():
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    passes(ONNX)
+
+
+@pytest.mark.compile
+def test_one_graph_at_most_for_each_plan():
+    passes(COMPILED)

@@ -1,0 +1,396 @@
+"""Layers against F.linear and F.embedding with a weight that numpy multiplies out."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+from transformers.pytorch_utils import Conv1D
+
+import bondwise as bw
+from bondwise.errors import ShapeError
+from bondwise.gauge.compact import GaugeForm, compact, stored_numbers
+from bondwise.layers.layers import TensorEmbedding, TensorLinear, from_spec
+from bondwise.network.ranks import layouts
+from bondwise.topology import registry
+
+NETS = [
+    registry.find(name).sized(out, inp, rank)
+    for name in registry.names()
+    for out, inp, rank in [(12, 18, 3), (7, 5, 2)]
+]
+NETS += [bw.lowrank(9, 70, rank) for rank in (1, 2)]  # pivots are positions, not a mask of bits
+every_net = pytest.mark.parametrize("net", NETS, ids=[f"{net}, {net.parameters}" for net in NETS])
+both_forms = pytest.mark.parametrize("gauge", [False, True], ids=["plain", "gauge"])
+both_kinds = pytest.mark.parametrize("kind", [TensorLinear, TensorEmbedding])
+DRAWS = 400
+
+
+def random_cores(net, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in net.core_shapes
+    ]
+
+
+def numpy_dense(net, cores):
+    names = list(net.sizes)
+    operands = []
+    for core, core_names in zip(cores, net.names, strict=True):
+        operands += [core.numpy(), [names.index(name) for name in core_names]]
+    order = [names.index(index.name) for index in (*net.rows, *net.cols)]
+    return torch.from_numpy(np.einsum(*operands, order).reshape(net.shape))
+
+
+def make(kind, net, gauge, seed=0, **options):
+    """A layer that holds random cores, and its weight by numpy."""
+    cores = random_cores(net, seed)
+    W = numpy_dense(net, cores)
+    if not gauge:
+        return kind(net, cores, **options), W
+    stored = compact(net, cores)
+    made = kind(net, stored.free, form=stored.form, pivots=stored.pivots, **options)
+    return made, W
+
+
+def linear(net, gauge, seed=0):
+    bias = torch.linspace(-1, 1, net.shape[0], dtype=torch.float64)
+    return make(TensorLinear, net, gauge, seed, bias=bias)
+
+
+def inputs(layer, *batch):
+    """Something that the layer takes: vectors or ids."""
+    generator = torch.Generator().manual_seed(1)
+    if isinstance(layer, TensorEmbedding):
+        return torch.randint(layer.num_embeddings, batch, generator=generator)
+    return torch.randn(*batch, layer.in_features, generator=generator, dtype=torch.float64)
+
+
+@every_net
+@both_forms
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)])
+def test_a_linear_layer_is_f_linear(net, gauge, batch):
+    layer, W = linear(net, gauge)
+    x = inputs(layer, *batch)
+    y = layer(x)
+    assert y.shape == (*batch, net.shape[0])
+    assert_close(layer.dense(), W)
+    assert_close(y, F.linear(x, W, layer.bias))
+
+
+@every_net
+@both_forms
+@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3)])
+def test_an_embedding_is_f_embedding(net, gauge, batch):
+    layer, W = make(TensorEmbedding, net, gauge)
+    ids = inputs(layer, *batch)
+    assert_close(layer.dense(), W)
+    assert_close(layer(ids), F.embedding(ids, W))
+
+
+@every_net
+@both_forms
+@both_kinds
+def test_gradients_are_those_through_dense(kind, net, gauge):
+    layer, _ = linear(net, gauge) if kind is TensorLinear else make(kind, net, gauge)
+    x = inputs(layer, 4)
+    through = F.linear(x, layer.dense(), layer.bias) if kind is TensorLinear else layer.dense()[x]
+    towards = torch.randn_like(through)
+    parameters = list(layer.parameters())
+    ours = torch.autograd.grad(layer(x), parameters, towards)
+    theirs = torch.autograd.grad(through, parameters, towards)
+    for one, two in zip(ours, theirs, strict=True):
+        assert_close(one, two)
+
+
+@both_forms
+def test_gradients_reach_the_inputs(gauge):
+    for net in NETS:
+        layer, W = linear(net, gauge)
+        x = inputs(layer, 3).requires_grad_()
+        towards = torch.randn(3, net.shape[0], dtype=torch.float64)
+        assert_close(torch.autograd.grad(layer(x), x, towards)[0], towards @ W)
+
+
+@every_net
+def test_parameters_are_matrices_in_the_networks_layout(net):
+    layer, _ = linear(net, gauge=False)
+    names = [f"core_{k}" for k in range(len(net.cores))]
+    assert [name for name, _ in layer.named_parameters()] == [*names, "bias"]
+    assert [name for name, _ in layer.named_buffers()] == ["weight"]
+    assert layer.weight.shape == (1,)
+    for matrix, layout, shape, core in zip(
+        layer.matrices(), layouts(net), net.core_shapes, random_cores(net), strict=True
+    ):
+        assert matrix.shape == layout.shape(shape)
+        assert torch.equal(matrix, core.permute(layout.order).reshape(matrix.shape))
+    for core, given in zip(layer.cores(), random_cores(net), strict=True):
+        assert torch.equal(core, given)
+
+
+@every_net
+def test_a_gauge_form_stores_as_little_as_promised(net):
+    layer, _ = make(TensorLinear, net, gauge=True)
+    assert sum(p.numel() for p in layer.parameters()) == stored_numbers(net)
+    assert all(p.ndim == 2 for p in layer.parameters())
+    assert [name for name, _ in layer.named_parameters()] == [
+        f"core_{k}" for k in range(len(net.cores))
+    ]
+    pinned = [f"pivots_{k}" for k, pin in enumerate(layer.form.pinned) if pin is not None]
+    assert [name for name, _ in layer.named_buffers()] == [*pinned, "weight"]
+
+
+@every_net
+@both_forms
+@both_kinds
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_spec_and_state_dict_make_the_layer_again(kind, net, gauge, device):
+    layer, _ = linear(net, gauge) if kind is TensorLinear else make(kind, net, gauge)
+    spec = json.loads(json.dumps(layer.spec()))
+    again = from_spec(spec, device=device, dtype=torch.float64)
+    again.load_state_dict(layer.state_dict(), assign=device == "meta")
+    x = inputs(layer, 5)
+    assert type(again) is kind
+    assert again.spec() == layer.spec()
+    assert torch.equal(again(x), layer(x))
+
+
+def test_the_spec_says_whether_there_is_a_bias():
+    net = bw.lowrank(6, 4, 2)
+    for bias in (None, False, True):
+        layer = from_spec(TensorLinear(net, bias=bias).spec())
+        assert ("bias" in layer.state_dict()) == bool(bias)
+
+
+@both_forms
+@both_kinds
+def test_copies_after_a_forward_are_whole_and_apart(kind, gauge):
+    for net in NETS:
+        layer, _ = make(kind, net, gauge)
+        x = inputs(layer, 5)
+        y = layer(x)
+        for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(again(x), y)
+            with torch.no_grad():
+                again.core_0.zero_()
+            assert torch.equal(layer(x), y)
+            assert not torch.equal(again(x), y)
+
+
+@both_forms
+def test_other_weights_can_be_loaded_after_a_forward(gauge):
+    for net in NETS:
+        one, two = (linear(net, gauge, seed)[0] for seed in (0, 1))
+        x = inputs(one, 5)
+        one(x)
+        one.load_state_dict(two.state_dict())
+        assert torch.equal(one(x), two(x))
+        one.to("meta").to_empty(device="cpu").load_state_dict(two.state_dict())
+        assert torch.equal(one(x), two(x))
+
+
+@both_forms
+def test_a_layer_moves_to_another_dtype(gauge):
+    for net in NETS:
+        layer, W = linear(net, gauge)
+        x = inputs(layer, 5).float()
+        y = layer.float()(x)
+        assert y.dtype == torch.float32
+        # float32 rounds every factor; the weights here are sums of products of a few normal numbers
+        assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=1e-4, atol=1e-3)
+
+
+@every_net
+@both_forms
+def test_a_wrong_width_names_both_numbers(net, gauge):
+    layer, _ = linear(net, gauge)
+    width = net.shape[1]
+    with pytest.raises(ShapeError, match=rf"\b{width + 1}\b.*\b{width}\b"):
+        layer(torch.zeros(2, width + 1, dtype=torch.float64))
+
+
+def test_what_does_not_fit_is_named():
+    net = bw.lowrank(6, 4, 2)
+    stored = compact(net, random_cores(net))
+    with pytest.raises(ShapeError, match=r"\(2, 6\).*\(6, 2\)"):
+        TensorLinear(net, [torch.ones(2, 6), torch.ones(2, 4)])
+    with pytest.raises(ShapeError, match=r"bias of shape \(4,\).*\(6,\)"):
+        TensorLinear(net, bias=torch.ones(4))
+    with pytest.raises(ShapeError, match="without its free entries"):
+        TensorLinear(net, form=stored.form)
+    with pytest.raises(ShapeError, match=r"Free entries.*\(2, 4\).*\(2, 2\)"):
+        TensorLinear(net, [torch.ones(6, 2), torch.ones(2, 4)], form=stored.form)
+    with pytest.raises(ShapeError, match="1 pins"):
+        TensorLinear(net, stored.free, form=GaugeForm((None,)), pivots=stored.pivots)
+    with pytest.raises(ShapeError, match=r"'conv'.*linear, embedding"):
+        from_spec({"kind": "conv"})
+
+
+def full_rank(out, inp):
+    return bw.lowrank(out, inp, min(out, inp))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_linear_keeps_what_the_source_had(dtype, bias):
+    torch.manual_seed(0)
+    source = nn.Linear(5, 8, bias=bias, dtype=dtype)
+    layer = TensorLinear.from_linear(source, full_rank(8, 5))
+    assert {p.dtype for p in layer.parameters()} == {dtype}
+    assert (layer.origin, layer.out_features, layer.in_features) == ("Linear", 8, 5)
+    # two factors of at most 5 terms, each rounded once
+    tolerance = 8 * torch.finfo(dtype).eps
+    assert_close(layer.dense(), source.weight.detach(), rtol=0, atol=tolerance)
+    if bias:
+        assert torch.equal(layer.bias, source.bias)
+        assert layer.bias.data_ptr() != source.bias.data_ptr()
+        with torch.no_grad():
+            source.bias.zero_()
+        assert layer.bias.any()
+    else:
+        assert layer.bias is None
+
+
+def test_from_linear_reads_conv1d_the_other_way_round():
+    torch.manual_seed(0)
+    source = Conv1D(8, 5).double()  # 8 outputs, 5 inputs, weight 5 x 8
+    nn.init.normal_(source.bias)
+    layer = TensorLinear.from_linear(source, full_rank(8, 5))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert layer.origin == "Conv1D"
+    assert_close(layer(x), source(x))
+    stored = compact(layer.network, [core.detach() for core in layer.cores()])
+    assert_close(TensorLinear.from_compact(stored, source)(x), source(x))
+
+
+def test_cores_and_bias_are_copied():
+    net = bw.mpo((2, 3), (3, 2), 2)
+    cores, bias = random_cores(net), torch.ones(6, dtype=torch.float64)
+    layer = TensorLinear(net, cores, bias)
+    before = layer.dense()
+    for given in (*cores, bias):
+        given.zero_()
+    assert torch.equal(layer.dense(), before)
+    assert torch.equal(layer.bias, torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_fresh_layer_starts_with_the_variance_of_nn_linear(name):
+    torch.manual_seed(0)
+    net = registry.find(name).sized(48, 64, 4)
+    squares = [TensorLinear(net).dense().detach().square().mean() for _ in range(DRAWS)]
+    found = torch.stack(squares)
+    error = found.std() / DRAWS**0.5
+    assert error < found.mean() / 10
+    assert abs(found.mean() - 1 / (3 * 64)) < 4 * error
+
+
+def test_a_fresh_bias_is_drawn_as_nn_linear_does():
+    torch.manual_seed(0)
+    bias = TensorLinear(bw.lowrank(5000, 16, 1), bias=True).bias
+    assert bias.abs().max() <= 0.25
+    assert_close(bias.var().item(), 0.5**2 / 12, rtol=0.1, atol=0)  # uniform in -1/4 .. 1/4
+
+
+@both_forms
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_padding_entry_gets_no_gradient(gauge, zero):
+    net = bw.tucker((3, 4), (3, 2), 2)
+    layer, W = make(TensorEmbedding, net, gauge, padding_idx=3, zero_padding=zero)
+    expected = W.clone()
+    if zero:
+        expected[3] = 0
+    ids = torch.tensor([[3, 1], [0, 3]])
+    assert_close(layer(ids), expected[ids])
+    layer(torch.tensor([3, 3])).sum().backward()
+    assert not any(p.grad.any() for p in layer.parameters())
+    layer(ids).sum().backward()
+    alone = torch.autograd.grad(layer.dense()[[1, 0]].sum(), list(layer.parameters()))
+    for parameter, gradient in zip(layer.parameters(), alone, strict=True):
+        assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_padding_row_stays_zero_only_where_it_was(zero):
+    torch.manual_seed(0)
+    source = nn.Embedding(12, 6, padding_idx=2, dtype=torch.float64)
+    if not zero:
+        nn.init.normal_(source.weight)
+    stored = compact(full_rank(12, 6), [source.weight.detach(), torch.eye(6, dtype=torch.float64)])
+    layer = TensorEmbedding.from_compact(stored, source)
+    ids = torch.tensor([2, 5])
+    assert layer.zero_padding is zero
+    assert layer.padding_idx == 2
+    assert_close(layer(ids), source(ids))
+    assert bool(layer(ids)[0].any()) is not zero
+
+
+def test_a_layer_prints_its_network():
+    net = bw.lowrank(6, 4, 2)
+    assert "ranks={'a': 2}, stored=20" in repr(TensorLinear(net))
+    assert "stored=16, gauge-free" in repr(make(TensorLinear, net, gauge=True)[0])
+
+
+COMPILED = """
+import torch
+import bondwise as bw
+from bondwise.layers.layers import TensorEmbedding, TensorLinear, from_spec
+from bondwise.layers.remainder import Columns, Entries
+from bondwise.gauge.compact import compact
+
+
+def make(kind, net):
+    cores = [torch.randn(shape, dtype=torch.float64) for shape in net.core_shapes]
+    stored = compact(net, cores)
+    return kind(net, stored.free, form=stored.form, pivots=stored.pivots)
+
+
+def backend(graph, inputs):
+    assert "nonzero" not in graph.code  # sizes that depend on values are decided before
+    return graph
+
+
+def check(layer, x):
+    torch._dynamo.reset()
+    y = torch.compile(layer, fullgraph=True, backend=backend)(x)
+    W = layer.dense()
+    expected = x @ W.T if x.is_floating_point() else W[x]
+    torch.testing.assert_close(y, expected)
+    ours = torch.autograd.grad(y.sum(), list(layer.parameters()))
+    theirs = torch.autograd.grad(expected.sum(), list(layer.parameters()))
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+lowrank, mpo = bw.lowrank(12, 18, 3), bw.mpo((4, 3), (3, 6), 3)
+for net in (lowrank, mpo, bw.cp((4, 3), (3, 6), 3)):
+    x = torch.randn(5, 18, dtype=torch.float64)
+    layer = make(TensorLinear, net)
+    check(layer, x)
+    check(TensorLinear(net, dtype=torch.float64), x)
+    loaded = from_spec(layer.spec(), device="meta", dtype=torch.float64)
+    loaded.load_state_dict(layer.state_dict(), assign=True)
+    check(loaded, x)
+    check(make(TensorEmbedding, net), torch.tensor([3, 0, 3]))
+for remainder in (
+    Columns(torch.tensor([1, 4]), torch.randn(12, 2)),
+    Entries(torch.tensor([0, 40, 41]), torch.randn(3)),
+):
+    check(TensorLinear(lowrank, remainder=remainder, dtype=torch.float64), x)
+"""
+
+
+@pytest.mark.compile
+def test_layers_compile_to_one_graph_before_any_forward():
+    # in a process of its own: the import hook that checks shapes cannot be compiled
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

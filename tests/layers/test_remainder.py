@@ -1,0 +1,216 @@
+"""Remainders against F.linear with a weight that numpy adds them to."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+import bondwise as bw
+from bondwise.errors import ShapeError
+from bondwise.gauge.compact import compact
+from bondwise.layers.layers import TensorLinear, from_spec
+from bondwise.layers.remainder import Columns, Entries
+
+OUT, WIDTH = 7, 10
+KINDS = ("columns", "entries")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+both_forms = pytest.mark.parametrize("gauge", [False, True], ids=["plain", "gauge"])
+
+
+def draw(kind, count, seed=0, shape=(OUT, WIDTH), dtype=torch.float64):
+    """A remainder of some entries, and the matrix of it by numpy."""
+    rng = np.random.default_rng(seed)
+    dense = np.zeros(shape)
+    if kind == "columns":
+        at = np.sort(rng.choice(shape[1], count, replace=False))
+        values = rng.standard_normal((shape[0], count))
+        dense[:, at] = values
+        made = Columns(torch.from_numpy(at), torch.from_numpy(values).to(dtype))
+    else:
+        at = np.sort(rng.choice(shape[0] * shape[1], count, replace=False))
+        values = rng.standard_normal(count)
+        dense[np.unravel_index(at, shape)] = values
+        made = Entries(torch.from_numpy(at), torch.from_numpy(values).to(dtype))
+    return made, torch.from_numpy(dense)
+
+
+def make(kind, gauge, count=4):
+    """A layer with a remainder, and the weight that it stands for."""
+    torch.manual_seed(0)
+    remainder, R = draw(kind, count)
+    U, V = torch.randn(OUT, 3, dtype=torch.float64), torch.randn(3, WIDTH, dtype=torch.float64)
+    net, bias = bw.lowrank(OUT, WIDTH, 3), torch.randn(OUT, dtype=torch.float64)
+    if not gauge:
+        return TensorLinear(net, [U, V], bias, remainder=remainder), U @ V + R
+    source = nn.Linear(WIDTH, OUT, dtype=torch.float64)
+    layer = TensorLinear.from_compact(compact(net, [U, V]), source, remainder)
+    return layer, U @ V + R
+
+
+@every_kind
+@both_forms
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)])
+def test_a_layer_with_a_remainder_is_f_linear(kind, gauge, batch):
+    layer, W = make(kind, gauge)
+    x = torch.randn(*batch, WIDTH, dtype=torch.float64)
+    y = layer(x)
+    assert y.shape == (*batch, OUT)
+    assert_close(layer.dense(), W)
+    assert_close(y, F.linear(x, W, layer.bias))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=st.sampled_from(KINDS),
+    out=st.integers(1, 9),
+    width=st.integers(1, 9),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_and_count(kind, out, width, share, seed):
+    most = width if kind == "columns" else out * width
+    remainder, R = draw(kind, max(1, round(share * most)), seed, (out, width))
+    remainder.check((out, width))
+    x = torch.randn(3, width, dtype=torch.float64)
+    assert_close(remainder.apply(x, out), x @ R.T)
+    assert_close(remainder.add_to(torch.ones(out, width, dtype=torch.float64)), 1 + R)
+
+
+@every_kind
+@both_forms
+def test_gradients_are_those_through_dense(kind, gauge):
+    layer, W = make(kind, gauge)
+    x = torch.randn(4, WIDTH, dtype=torch.float64, requires_grad=True)
+    towards = torch.randn(4, OUT, dtype=torch.float64)
+    wanted = [x, *layer.parameters()]
+    assert [name for name, _ in layer.named_parameters()][-2:] == ["remainder", "bias"]
+    ours = torch.autograd.grad(layer(x), wanted, towards)
+    theirs = torch.autograd.grad(F.linear(x, layer.dense(), layer.bias), wanted, towards)
+    for one, two in zip(ours, theirs, strict=True):
+        assert_close(one, two)
+    assert_close(ours[0], towards @ W)
+
+
+@every_kind
+def test_a_step_of_training_changes_the_values_and_no_position(kind):
+    layer, _ = make(kind, gauge=True)
+    values, at = layer.remainder.detach().clone(), layer.remainder_at.clone()
+    layer(torch.randn(4, WIDTH, dtype=torch.float64)).square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    assert bool((layer.remainder != values).all())
+    assert torch.equal(layer.remainder_at, at)
+
+
+@every_kind
+@both_forms
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_spec_and_state_dict_make_the_layer_again(kind, gauge, device):
+    layer, _ = make(kind, gauge)
+    spec = json.loads(json.dumps(layer.spec()))
+    again = from_spec(spec, device=device, dtype=torch.float64)
+    again.load_state_dict(layer.state_dict(), assign=device == "meta")
+    x = torch.randn(5, WIDTH, dtype=torch.float64)
+    assert again.spec() == layer.spec()
+    assert torch.equal(again(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_runs_and_trains_in_other_dtypes(kind, dtype):
+    layer, W = make(kind, gauge=True)
+    x = torch.randn(5, WIDTH, dtype=dtype)
+    layer.to(dtype)
+    assert layer.remainder.dtype == dtype
+    assert layer.remainder_at.dtype == torch.int32
+    y = layer(x)
+    assert y.dtype == dtype
+    # a sum of ten products of normal numbers, each factor rounded
+    atol = 60 * torch.finfo(dtype).eps
+    assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=0, atol=atol)
+    y.sum().backward()
+    assert layer.remainder.grad.dtype == dtype
+
+
+@every_kind
+@both_forms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_gives_one_dtype(kind, gauge, dtype):
+    layer, W = make(kind, gauge)
+    layer.float()
+    x = torch.randn(5, WIDTH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x.to(dtype))
+    assert y.dtype == torch.bfloat16
+    atol = 60 * torch.finfo(torch.bfloat16).eps
+    assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=0, atol=atol)
+    y.sum().backward()
+    assert layer.remainder.grad.dtype == torch.float32
+
+
+def test_without_one_nothing_is_stored_for_it():
+    layer = TensorLinear(bw.lowrank(6, 4, 2))
+    assert layer.remainder is None
+    assert not [name for name in layer.state_dict() if "remainder" in name]
+    assert "remainder" not in layer.spec()
+
+
+@every_kind
+def test_what_it_was_made_of_is_copied(kind):
+    remainder, _ = draw(kind, 3)
+    layer = TensorLinear(bw.lowrank(OUT, WIDTH, 2), remainder=remainder, dtype=torch.float64)
+    before = layer.dense()
+    remainder.values.zero_()
+    remainder.positions.zero_()
+    assert torch.equal(layer.dense(), before)
+
+
+@every_kind
+def test_merge_includes_it(kind):
+    layer, W = make(kind, gauge=True)
+    merged = bw.merge(nn.Sequential(layer))
+    assert type(merged[0]) is nn.Linear
+    assert_close(merged[0].weight, W)
+
+
+def columns(at, values=(7, 2)):
+    return Columns(torch.tensor(at), torch.ones(values))
+
+
+def entries(at, count=2):
+    return Entries(torch.tensor(at), torch.ones(count))
+
+
+@pytest.mark.parametrize(
+    ("remainder", "says"),
+    [
+        (columns([1, 1]), "ascending order, from 0 to 9"),
+        (columns([3, 1]), "ascending"),
+        (columns([-1, 1]), "ascending"),
+        (columns([1, 10]), r"columns of a weight of 10.* from 0 to 9"),
+        (columns([1.0, 2.0]), "whole numbers"),
+        (columns([[1, 2]]), "one dimension"),
+        (
+            columns([1, 2], (2, 7)),
+            r"\(2, 7\) came for 2 columns of a weight 7 x 10; write \(7, 2\)",
+        ),
+        (entries([1, 70]), "from 0 to 69"),
+        (entries([1, 2], 3), r"\(3,\) came for 2 entries; write \(2,\)"),
+        (entries([], 0), "one or more"),
+    ],
+)
+def test_what_does_not_fit_is_named(remainder, says):
+    with pytest.raises(ShapeError, match=says):
+        TensorLinear(bw.lowrank(OUT, WIDTH, 2), remainder=remainder)
+
+
+def test_a_weight_too_large_for_the_positions_is_named():
+    with pytest.raises(ShapeError, match="keep whole columns"):
+        entries([1, 2]).check((2**16, 2**16))

@@ -1,0 +1,184 @@
+"""The stack of a layer gives what the layer gives, trains it, and can be hooked."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import bondwise as bw
+from bondwise.compute.orders import orders
+from bondwise.errors import PlanError, ShapeError
+from bondwise.gauge.compact import compact
+from bondwise.layers.layers import TensorLinear
+from bondwise.layers.remainder import Columns, Entries
+from bondwise.layers.stacked import SparseLinear
+from bondwise.topology import registry
+
+NETS = [
+    *(
+        registry.find(name).sized(out, inp, rank)
+        for name in registry.names()
+        for out, inp, rank in [(12, 18, 3), (7, 5, 2)]
+    ),
+    bw.mpo((2, 1, 3), (3, 2), 2),
+    bw.parse("b o a, b a i -> (b o) (b i)", b=3, o=2, a=2, i=4),
+    bw.parse("o a b, c a i -> (o c b) (b i c)", b=3, o=2, a=2, i=4, c=2),
+    bw.parse("o i z, q, b b2 -> (o b) (i b2)", o=2, i=3, z=4, q=5, b=2, b2=3),
+    bw.parse("o r, i r, r -> (o) (i)", o=4, i=3, r=5),
+    bw.parse("o i -> (o) (i)", o=3, i=4),
+    bw.parse("i -> () (i)", i=3),
+    bw.parse("o -> (o) ()", o=3),
+]
+every_net = pytest.mark.parametrize("net", NETS, ids=[f"{net}, {net.parameters}" for net in NETS])
+
+
+def draw(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def remainder(kind, out, inp):
+    if kind is None:
+        return None
+    if kind is Columns:
+        at = torch.arange(0, inp, 2)
+        return Columns(at, draw(out, len(at), seed=5))
+    at = torch.arange(0, out * inp, 5)
+    return Entries(at, draw(len(at), seed=5))
+
+
+def make(net, gauge=False, kind=None, bias=True):
+    cores = [draw(*shape, seed=k) for k, shape in enumerate(net.core_shapes)]
+    out, inp = net.shape
+    options = {"bias": draw(out, seed=9) if bias else None, "remainder": remainder(kind, out, inp)}
+    if not gauge:
+        return TensorLinear(net, cores, **options)
+    stored = compact(net, cores)
+    return TensorLinear(net, stored.free, form=stored.form, pivots=stored.pivots, **options)
+
+
+@every_net
+@pytest.mark.parametrize("gauge", [False, True], ids=["plain", "gauge"])
+@pytest.mark.parametrize("kind", [None, Columns, Entries])
+def test_every_stack_gives_what_the_layer_gives(net, gauge, kind):
+    layer = make(net, gauge, kind)
+    W = layer.dense()
+    for order in [None, *(found.order for found in orders(net, limit=6))]:
+        made = layer.as_stack(order)
+        for batch in [(), (5,), (2, 3), (0,)]:
+            x = draw(*batch, net.shape[1])
+            y = made(x)
+            assert_close(y, F.linear(x, W, layer.bias))
+            assert_close(y, layer(x))
+
+
+@every_net
+@pytest.mark.parametrize("kind", [None, Columns, Entries])
+def test_gradients_reach_the_layer_and_the_inputs(net, kind):
+    layer = make(net, gauge=True, kind=kind)
+    x = draw(4, net.shape[1]).requires_grad_()
+    towards = draw(4, net.shape[0], seed=3)
+    leaves = [x, *layer.parameters()]
+    ours = torch.autograd.grad(layer.as_stack()(x), leaves, towards)
+    theirs = torch.autograd.grad(F.linear(x, layer.dense(), layer.bias), leaves, towards)
+    for one, two in zip(ours, theirs, strict=True):
+        assert_close(one, two)
+
+
+@every_net
+def test_each_floor_is_its_sparse_weight_and_knows_its_sizes(net):
+    layer = make(net, bias=False)
+    below, expected = torch.eye(net.shape[1], dtype=torch.float64), bw.stack(net, layer.cores())
+    for floor, factor in zip(layer.as_stack(), expected, strict=True):
+        assert isinstance(floor, SparseLinear)
+        assert floor.weight.is_sparse
+        assert (floor.out_features, floor.in_features) == factor.shape
+        assert_close(floor.weight.to_dense(), factor.to_dense())
+        x = draw(3, floor.in_features)
+        assert_close(floor(x), x @ factor.to_dense().T)
+        below = torch.sparse.mm(floor.weight, below)
+    assert_close(below, layer.dense())
+
+
+@every_net
+def test_hooks_see_the_bonds_by_name(net):
+    layer = make(net, kind=Columns)
+    made = layer.as_stack()
+    seen = {}
+    for k, floor in enumerate(made[1:-1]):
+        floor.register_forward_hook(lambda module, _, y, k=k: seen.update({k: (module, y)}))
+    x = draw(2, 3, net.shape[1])
+    made(x)
+    expected = x
+    for k, factor in enumerate(bw.stack(net, layer.cores())):
+        module, y = seen[k]
+        expected = expected @ factor.to_dense().T
+        if k == len(net.cores) - 1:
+            expected = expected + layer.bias
+        sizes = [index.size for index in module.floor.after]
+        assert module.named(y).shape == (2, 3, *sizes)
+        assert_close(module.named(y), expected.reshape(2, 3, *sizes))
+
+
+def test_a_hook_that_changes_a_bond_changes_the_output():
+    layer = make(bw.lowrank(6, 5, 3))
+    made = layer.as_stack()
+    made[0].register_forward_hook(lambda _, __, y: y * torch.tensor([1.0, 0.0, 1.0]))
+    x = draw(4, 5)
+    A, B = layer.cores()
+    assert_close(made(x), x @ B[[0, 2]].T @ A[:, [0, 2]].T + layer.bias)
+
+
+def test_a_step_on_the_stack_is_one_on_the_layer():
+    layer = make(bw.mpo((2, 3), (3, 2), 2), kind=Entries)
+    made = layer.as_stack()
+    assert {id(p) for p in made.parameters()} == {id(p) for p in layer.parameters()}
+    x, optimizer = draw(8, 6), torch.optim.SGD(made.parameters(), lr=0.1)
+    before = layer(x).detach()
+    made(x).square().mean().backward()
+    optimizer.step()
+    assert not torch.allclose(layer(x), before)
+    assert_close(made(x), layer(x))
+
+
+def test_a_copy_stands_alone_and_moves():
+    layer = make(bw.mpo((2, 3), (3, 2), 2), gauge=True, kind=Columns)
+    made = copy.deepcopy(layer.as_stack()).float()
+    assert layer.core_0.dtype == torch.float64
+    x = draw(4, 6)
+    assert_close(made(x.float()), layer(x).float(), atol=1e-5, rtol=1e-5)
+    again = layer.as_stack().float()
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(x.float()), made(x.float()))
+
+
+def test_it_prints_what_it_is():
+    lines = str(make(bw.mpo((2, 3), (4, 5), 6), kind=Entries).as_stack((1, 0)))
+    assert "(0): Carry(20 -> 24)" in lines
+    assert "(1): SparseLinear(core 1, i1 i2 -> i1 a o2, 24 -> 76, 360 entries, 4 carried)" in lines
+    assert "(3): AddRemainder(10 -> 6, 24 entries)" in lines
+
+
+@pytest.mark.parametrize("order", [(0,), (0, 0), (0, 2), (-1, 0), ()])
+def test_an_impossible_order_is_refused(order):
+    with pytest.raises(PlanError, match="each of 0 to 1 once"):
+        make(bw.lowrank(6, 4, 2)).as_stack(order)
+
+
+@pytest.mark.parametrize("kind", [None, Columns, Entries])
+def test_inputs_of_another_width_are_refused(kind):
+    made = make(bw.lowrank(6, 4, 2), kind=kind).as_stack()
+    for x, came in ((draw(3, 5), 5), (torch.tensor(1.0), "none")):
+        with pytest.raises(ShapeError, match=f"Inputs of width {came} came.*takes 4"):
+            made(x)
+    for layer in made:
+        with pytest.raises(ShapeError, match=f"width 99 came.*takes {layer.in_features}:"):
+            layer(draw(3, 99))
+
+
+def test_outputs_of_another_width_have_no_names():
+    made = make(bw.lowrank(6, 4, 2)).as_stack()
+    with pytest.raises(ShapeError, match=r"Outputs of width 4 came.*gives 2:"):
+        made[0].named(draw(3, 4))
