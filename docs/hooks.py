@@ -41,10 +41,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Suit a page to the site: links between the folders, fences, the reference."""
+    """Suit a page to the site: links between the folders, fences, lists, the reference."""
     text = re.sub(r'(\]\(|src=")(?:docs|\.\.)/', r"\1", markdown)
     text = re.sub(r"^```(\w+) .*$", r"```\1", text, flags=re.M)  # `python notest`, `text output`
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
+    parts[::2] = map(listed, parts[::2])
+    text = "".join(parts)
     return text.replace(HERE, reference()) if page.file.src_uri == REFERENCE else text
+
+
+def listed(text: str) -> str:
+    """Lists as Python-Markdown reads them, which GitHub reads with less."""
+    text = re.sub(r"^ {2,3}(?=\S)", "    ", text, flags=re.M)  # what is inside, by four
+    return re.sub(r"(\n\n(?:    .*\n)+)(?=- |\d+\. )", r"\1\n", text)  # and a line after it
 
 
 @event_priority(100)  # before the search takes the page
