@@ -95,6 +95,10 @@ def orders(net: Network, limit: int = 512) -> Orders:
     with the fewest entries; where some were left, ``complete`` is False, and the orders are good
     ones, not all. Chains and rings are complete up to ten and nine cores at 512.
 
+    Args:
+        net: the network.
+        limit: how many stacks are returned at most.
+
     >>> from bondwise import mpo
     >>> found = orders(mpo((2, 2, 2), (2, 2, 2), 2))
     >>> [order.order for order in found], found.complete

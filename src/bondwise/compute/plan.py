@@ -100,7 +100,12 @@ def plan(net: Network, batch: int = 64, goal: str = "macs") -> Plan:
     meets first is kept.
 
     ``goal="time"``: the fewest seconds in float32, by the rates of this machine
-    (`bondwise.compute.machine`), which also say how many rows to take at a time.
+    (`bondwise tune` measures them), which also say how many rows to take at a time.
+
+    Args:
+        net: the network.
+        batch: rows of the input.
+        goal: what is to be small: "macs" or "time".
 
     >>> from bondwise import lowrank
     >>> plan(lowrank(64, 64, 4), batch=8).macs        # through the bond: 8 * 64 * 4, twice

@@ -107,6 +107,11 @@ def stack(net: Network, cores: Sequence[Tensor], order: Sequence[int] | None = N
     The default order has the fewest entries, over all orders up to ten cores, core by core above;
     among equals it is the first.
 
+    Args:
+        net: the network.
+        cores: one tensor per core, its axes in the order of the core's indices.
+        order: positions of the cores as the input meets them; None for the fewest entries.
+
     >>> from bondwise import lowrank
     >>> st = stack(lowrank(6, 4, 2), [torch.ones(6, 2), torch.ones(2, 4)])
     >>> st.order, st.shapes, st.nnz

@@ -32,6 +32,11 @@ class Metric:
     Kronecker product of Martens and Grosse 2015). It is shrunk by the same ``s``, and the error
     becomes ``||G^(1/2) (W - W~) C^(1/2)||``. None is the identity.
 
+    Args:
+        second_moment: ``X^T X`` of the inputs X (tokens, in), in x in.
+        tokens: how many inputs it is of.
+        shrinkage: ``s``, from 0 to 1.
+
     >>> Metric(torch.tensor([[4.0, 2.0], [2.0, 4.0]]), tokens=2, shrinkage=0.5).shrunk()
     tensor([[2.0000, 0.5000],
             [0.5000, 2.0000]], dtype=torch.float64)

@@ -34,8 +34,22 @@ class TensorLinear(TensorLayer):
 
     It runs by the plan that takes the fewest seconds for the number of rows that come, by the rates
     of this machine. Outside training, weights that such a plan needs, up to the whole dense weight,
-    are made once and kept until a parameter changes (`bondwise.layers.plans.Ready`), in at most
-    ``cache_bytes`` bytes: by default those of the dense weight; 0 keeps none.
+    are made once and kept until a parameter changes, in at most ``cache_bytes`` bytes: by default
+    those of the dense weight; 0 keeps none.
+
+    Args:
+        net: the network of the weight (out x in).
+        cores: one tensor per core; None draws them for training.
+        bias: (out,), True to draw one, None or False for none.
+        origin: the class that it stands for, "Linear" or GPT-2's "Conv1D".
+        remainder: columns or entries beside the network.
+        form: how the gauge is stored away; None stores whole cores.
+        pivots: with a form, where the identity blocks of each core sit.
+        device: where the cores are.
+        dtype: what they are in.
+
+    Raises:
+        ShapeError: cores or a bias of other shapes than the network's.
 
     >>> from bondwise import lowrank
     >>> layer = TensorLinear(lowrank(6, 4, 2), bias=True)
@@ -156,7 +170,7 @@ class TensorLinear(TensorLayer):
         return W if rest is None else rest.add_to(W)
 
     def as_stack(self, order: Sequence[int] | None = None) -> nn.Sequential:
-        """The same as sparse linear layers, one for each core (`bondwise.layers.stacked`)."""
+        """The same as sparse linear layers, one for each core."""
         return stacked(self, order, self.bias, self.rest())
 
     def stored(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -358,6 +372,19 @@ class TensorEmbedding(TensorLayer):
 
     Rows are looked up from the cores; the table is never built. ``padding_idx`` gets no gradient,
     and its row stays zero where it was zero in the source.
+
+    Args:
+        net: the network of the table (entries x width).
+        cores: one tensor per core; None draws them for training.
+        padding_idx: the entry that gets no gradient.
+        zero_padding: whether its row is zero.
+        form: how the gauge is stored away; None stores whole cores.
+        pivots: with a form, where the identity blocks of each core sit.
+        device: where the cores are.
+        dtype: what they are in.
+
+    Raises:
+        ShapeError: cores of other shapes than the network's.
 
     >>> from bondwise import lowrank
     >>> TensorEmbedding(lowrank(10, 4, 2))(torch.tensor([[1, 2, 3]])).shape
