@@ -30,7 +30,6 @@ from bondwise.fit.split import Split
 from bondwise.fit.starts import fit_weighted, whitened_target
 from bondwise.fit.sweep import edge_name, shared, smaller_trees, tree_of, unfold
 from bondwise.fit.target import BLOCK, Target, as_cores, target, zeros
-from bondwise.fit.verdict import Report, report_on
 from bondwise.fit.weighted import Weighted
 from bondwise.fit.whitened import whitened_split
 from bondwise.network.network import Network
@@ -58,7 +57,6 @@ class Fit:
     held_out: float | None = None
     seconds: float = 0.0
     sweeps: tuple[float, ...] = ()
-    report: Report | None = None
 
     @property
     def parameters(self) -> int:
@@ -75,7 +73,6 @@ def fit(
     seed: int = 0,
     *,
     held_out: Metric | Tensor | None = None,
-    report: bool = False,
     sweeps: int = 20,
     progress: float = 2e-3,
 ) -> Fit:
@@ -97,7 +94,6 @@ def fit(
             real error. Below the rounding of the weight's dtype, that rounding is allowed.
         seed: of the random starts.
         held_out: a metric of other inputs, in which ``Fit.held_out`` is measured.
-        report: whether ``Fit.report`` compares the fit with low rank of the same stored numbers.
         sweeps: the most sweeps in a metric, where there is no closed form.
         progress: a relative gain per sweep, below which (twice in a row) sweeping stops.
 
@@ -141,9 +137,6 @@ def fit(
     best = replace(best, seconds=perf_counter() - began)
     if held_out is not None:
         best = replace(best, held_out=_relative(work, unseen, best, scale))
-    if report:
-        story = report_on(work, job.goal, best.network, best.error, best.held_out)
-        best = replace(best, report=story)
     return best
 
 
