@@ -8,7 +8,7 @@ The structure decides, never a name: a parsed network gets the fit of the topolo
     no loops                       SVDs from the leaves inwards, sweeps over pairs (HOOI on a star)
     loops, index on many cores     alternating least squares with restarts
 
-In the metric of the inputs (and outputs), low rank has its closed form. Any other network starts
+In the metric of the inputs, low rank has its closed form. Any other network starts
 from the fit above in coordinates that a Kronecker product of the metric whitens, and goes on by
 alternating least squares in the metric itself.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from bondwise.compute.run import dense
 from bondwise.errors import FitError, ShapeError
 from bondwise.fit.als import fit_plain, smaller_networks
-from bondwise.fit.metric import Metric, output_moment, second_moment
+from bondwise.fit.metric import Metric, second_moment
 from bondwise.fit.named import Named, balance
 from bondwise.fit.split import Split
 from bondwise.fit.starts import fit_weighted, whitened_target
@@ -87,8 +87,7 @@ def fit(
         weight: out x in, of any float dtype; computed in float64.
         net: the network, whose ranks are limits; those above what a bond can use are lowered and
             reported.
-        metric: second moment of the inputs (in x in), or a `Metric`, which may have one of the
-            outputs too: then ``||M (W - W~) L||_F`` with ``G = M^T M`` is made small.
+        metric: second moment of the inputs (in x in), or a `Metric`.
         tol: largest relative error allowed. The fit then has the smallest ranks found that reach
             it, at most those of ``net``; where those do not reach it, it has them, and says its
             real error. Below the rounding of the weight's dtype, that rounding is allowed.
@@ -195,7 +194,7 @@ class _Job:
 
     def _cut(self, rank: int, tol: float | None = None) -> Split:
         assert self.goal is not None
-        return whitened_split(self.weight, self.goal.moment, rank, tol, self.goal.outputs)
+        return whitened_split(self.weight, self.goal.moment, rank, tol)
 
     def _parts(self, net: Network) -> list[Named]:
         tree = tree_of(net, self.free)
@@ -224,17 +223,9 @@ def _weighted(weight: Tensor, metric: Metric | Tensor | None) -> Weighted | None
     """The goal in a metric; None where there is none, or only the identity at some scale."""
     if metric is None:
         return None
-    out, inp = weight.shape
-    moment = second_moment(metric, inp).to(weight.device)
-    outputs = output_moment(metric, out)
-    outputs = None if outputs is None or _is_identity(outputs) else outputs.to(weight.device)
-    if outputs is None and _is_identity(moment):
-        return None
-    return Weighted(weight, moment, outputs)
-
-
-def _is_identity(moment: Tensor) -> bool:
-    return bool((moment == torch.eye(len(moment), dtype=moment.dtype, device=moment.device)).all())
+    moment = second_moment(metric, weight.shape[1]).to(weight.device)
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return None if torch.equal(moment, identity) else Weighted(weight, moment)
 
 
 def _relative(weight: Tensor, goal: Weighted | None, result: Fit, scale: float) -> float:
