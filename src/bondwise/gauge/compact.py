@@ -124,12 +124,6 @@ class Compact:
         """Bits of the pivots."""
         return sum(p.numel() * p.element_size() * 8 for p in self.pivots if p is not None)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the numbers and the pivots."""
-        numbers = sum(free.numel() * free.element_size() for free in self.free)
-        return numbers + self.bits // 8
-
     def cores(self) -> tuple[Tensor, ...]:
         """All cores, in core-axis order."""
         return expand(self.network, self.form, self.free, self.pivots)
