@@ -10,7 +10,7 @@ import bondwise as bw
 from bondwise.errors import FitError
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, GaugeForm, compact, gauge_forms
-from bondwise.gauge.rounding import feedback, moment_of, weighings
+from bondwise.gauge.rounding import core_metrics, feedback, moment_of
 
 HALF = torch.bfloat16
 
@@ -105,9 +105,9 @@ def test_scale_second_moment_and_metric_say_the_same():
 def test_modes_are_weighed_by_their_marginals():
     net = bw.mpo((2, 3), (3, 4), 2)
     left, right = correlated(3, 1), correlated(4, 2)
-    weigh = weighings(net, torch.from_numpy(np.kron(left.numpy(), right.numpy())))
-    for weighing, own, other in zip(weigh, (left, right), (right, left), strict=True):
-        ((_, got),) = weighing.groups
+    weigh = core_metrics(net, torch.from_numpy(np.kron(left.numpy(), right.numpy())))
+    for metric, own, other in zip(weigh, (left, right), (right, left), strict=True):
+        ((_, got),) = metric.groups
         expected = own.numpy() * np.trace(other.numpy()) / len(other)
         np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12, atol=1e-14)
 

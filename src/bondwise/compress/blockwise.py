@@ -25,7 +25,7 @@ from bondwise.flow.blocks import Stream, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import fitted_on
 from bondwise.gauge.compact import Compact, compact
-from bondwise.gauge.storage import compact_shared
+from bondwise.gauge.shared import compact_shared
 from bondwise.layers.layers import TensorEmbedding, TensorLinear
 from bondwise.layers.remainder import Columns
 from bondwise.layers.storage import TensorLayer, share

@@ -8,7 +8,7 @@ The structure decides, never a name: a parsed network gets the fit of the topolo
     no loops                       SVDs from the leaves inwards, sweeps over pairs (HOOI on a star)
     loops, index on many cores     alternating least squares with restarts
 
-In the metric of the inputs (and outputs), low rank has its closed form. Any other network starts
+In the metric of the inputs, low rank has its closed form. Any other network starts
 from the fit above in coordinates that a Kronecker product of the metric whitens, and goes on by
 alternating least squares in the metric itself.
 """
@@ -24,13 +24,12 @@ from torch import Tensor
 from bondwise.compute.run import dense
 from bondwise.errors import FitError, ShapeError
 from bondwise.fit.als import fit_plain, smaller_networks
-from bondwise.fit.metric import Metric, output_moment, second_moment
+from bondwise.fit.metric import Metric, second_moment
 from bondwise.fit.named import Named, balance
 from bondwise.fit.split import Split
 from bondwise.fit.starts import fit_weighted, whitened_target
 from bondwise.fit.sweep import edge_name, shared, smaller_trees, tree_of, unfold
 from bondwise.fit.target import BLOCK, Target, as_cores, target, zeros
-from bondwise.fit.verdict import Report, report_on
 from bondwise.fit.weighted import Weighted
 from bondwise.fit.whitened import whitened_split
 from bondwise.network.network import Network
@@ -58,7 +57,6 @@ class Fit:
     held_out: float | None = None
     seconds: float = 0.0
     sweeps: tuple[float, ...] = ()
-    report: Report | None = None
 
     @property
     def parameters(self) -> int:
@@ -75,7 +73,6 @@ def fit(
     seed: int = 0,
     *,
     held_out: Metric | Tensor | None = None,
-    report: bool = False,
     sweeps: int = 20,
     progress: float = 2e-3,
 ) -> Fit:
@@ -90,14 +87,12 @@ def fit(
         weight: out x in, of any float dtype; computed in float64.
         net: the network, whose ranks are limits; those above what a bond can use are lowered and
             reported.
-        metric: second moment of the inputs (in x in), or a `Metric`, which may have one of the
-            outputs too: then ``||M (W - W~) L||_F`` with ``G = M^T M`` is made small.
+        metric: second moment of the inputs (in x in), or a `Metric`.
         tol: largest relative error allowed. The fit then has the smallest ranks found that reach
             it, at most those of ``net``; where those do not reach it, it has them, and says its
             real error. Below the rounding of the weight's dtype, that rounding is allowed.
         seed: of the random starts.
         held_out: a metric of other inputs, in which ``Fit.held_out`` is measured.
-        report: whether ``Fit.report`` compares the fit with low rank of the same stored numbers.
         sweeps: the most sweeps in a metric, where there is no closed form.
         progress: a relative gain per sweep, below which (twice in a row) sweeping stops.
 
@@ -141,9 +136,6 @@ def fit(
     best = replace(best, seconds=perf_counter() - began)
     if held_out is not None:
         best = replace(best, held_out=_relative(work, unseen, best, scale))
-    if report:
-        story = report_on(work, job.goal, best.network, best.error, best.held_out)
-        best = replace(best, report=story)
     return best
 
 
@@ -202,7 +194,7 @@ class _Job:
 
     def _cut(self, rank: int, tol: float | None = None) -> Split:
         assert self.goal is not None
-        return whitened_split(self.weight, self.goal.moment, rank, tol, self.goal.outputs)
+        return whitened_split(self.weight, self.goal.moment, rank, tol)
 
     def _parts(self, net: Network) -> list[Named]:
         tree = tree_of(net, self.free)
@@ -231,17 +223,9 @@ def _weighted(weight: Tensor, metric: Metric | Tensor | None) -> Weighted | None
     """The goal in a metric; None where there is none, or only the identity at some scale."""
     if metric is None:
         return None
-    out, inp = weight.shape
-    moment = second_moment(metric, inp).to(weight.device)
-    outputs = output_moment(metric, out)
-    outputs = None if outputs is None or _is_identity(outputs) else outputs.to(weight.device)
-    if outputs is None and _is_identity(moment):
-        return None
-    return Weighted(weight, moment, outputs)
-
-
-def _is_identity(moment: Tensor) -> bool:
-    return bool((moment == torch.eye(len(moment), dtype=moment.dtype, device=moment.device)).all())
+    moment = second_moment(metric, weight.shape[1]).to(weight.device)
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return None if torch.equal(moment, identity) else Weighted(weight, moment)
 
 
 def _relative(weight: Tensor, goal: Weighted | None, result: Fit, scale: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bondwise.fit.named import Named, contract, prime
 from bondwise.fit.target import diagonal
-from bondwise.network.network import Index, Network
+from bondwise.network.network import Network
 
 _ROUNDS = 4  # of alternation; the factors stand still after two or three
 _FLOOR = 1e-6  # of the mean variance of a mode, under its eigenvalues: an input that is never seen
@@ -53,14 +53,14 @@ def whitening(factors: dict[str, Named]) -> Whitening:
     return Whitening(roots, inverses)
 
 
-def factors_of(net: Network, side: Sequence[Index], moment: Tensor) -> dict[str, Named]:
-    """One factor per mode of ``side`` that is on one core alone: axes block indices, m, m'.
+def factors_of(net: Network, moment: Tensor) -> dict[str, Named]:
+    """One factor per column mode that is on one core alone: axes block indices, m, m'.
 
     The factors minimise ``||C - K_1 x K_2 x ..||`` by alternation (Van Loan and Pitsianis 1993);
     each is positive semidefinite because the others are. A mode that is open on both sides, or on
     some cores but not all, is summed over.
     """
-    names = [index.name for index in side]
+    names = [index.name for index in net.cols]
     both = {index.name for index in net.rows} & {index.name for index in net.cols}
     own = [name for name in names if len(net.places[name]) == 1 and name not in both]
     batch = [name for name in names if len(net.places[name]) == len(net.cores) > 1]

@@ -27,11 +27,6 @@ class Metric:
 
         C_s = (1 - s) C + s diag(C),    C = X^T X / tokens
 
-    ``outputs`` (out x out, or None) is a second moment of the output gradients, ``E[g g^T]`` at any
-    scale: how much each direction of the outputs matters (the Fisher information, with the
-    Kronecker product of Martens and Grosse 2015). It is shrunk by the same ``s``, and the error
-    becomes ``||G^(1/2) (W - W~) C^(1/2)||``. None is the identity.
-
     Args:
         second_moment: ``X^T X`` of the inputs X (tokens, in), in x in.
         tokens: how many inputs it is of.
@@ -49,12 +44,9 @@ class Metric:
     second_moment: Tensor
     tokens: int
     shrinkage: float
-    outputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_moment(self.second_moment)
-        if self.outputs is not None:
-            check_moment(self.outputs)
         if self.tokens < 1 or not 0 <= self.shrinkage <= 1:
             raise FitError(
                 f"A metric of {self.tokens} tokens with shrinkage {self.shrinkage} came; "
@@ -63,13 +55,11 @@ class Metric:
 
     def shrunk(self) -> Float[Tensor, "inp inp"]:
         """``C_s`` in float64."""
-        return _shrink(self.second_moment.to(torch.float64) / self.tokens, self.shrinkage)
-
-    def shrunk_outputs(self) -> Float[Tensor, "out out"] | None:
-        """``G_s`` in float64, or None where no output metric was given."""
-        if self.outputs is None:
-            return None
-        return _shrink(self.outputs.to(torch.float64, copy=True), self.shrinkage)
+        moment = self.second_moment.to(torch.float64) / self.tokens
+        variances = moment.diagonal().clone()
+        moment *= 1 - self.shrinkage
+        moment.diagonal().copy_(variances)
+        return moment
 
 
 DEPENDENCE = 4  # tokens of a text that tell as much as one independent token
@@ -168,22 +158,16 @@ def held_out_shrinkage(
     1.0
 
     Raises:
-        FitError: a metric is not one over the weight's inputs (and outputs).
+        FitError: a metric is not one over the weight's inputs.
     """
-    out, inp = weight.shape
-    unseen, gradients = second_moment(held_out, inp), output_moment(held_out, out)
+    inp = weight.shape[1]
+    unseen = second_moment(held_out, inp)
     errors: dict[float, float] = {}
     for shrinkage in candidates:
         trial = replace(fitting, shrinkage=shrinkage)
-        outputs = output_moment(trial, out)
-        cut = whitened_split(
-            weight,
-            second_moment(trial, inp).to(weight),
-            rank,
-            outputs=None if outputs is None else outputs.to(weight),
-        )
+        cut = whitened_split(weight, second_moment(trial, inp).to(weight), rank)
         off = (weight - cut.left.to(weight) @ cut.right.to(weight)).to(unseen)
-        errors[shrinkage] = metric_norm(off, unseen, gradients)
+        errors[shrinkage] = metric_norm(off, unseen)
     return replace(fitting, shrinkage=min(errors, key=lambda s: (errors[s], -s)))
 
 
@@ -202,37 +186,8 @@ def second_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "inp inp"
     if not isinstance(metric, Metric):
         check_moment(moment)
     shrunk = metric.shrunk() if isinstance(metric, Metric) else moment.detach().to(torch.float64)
-    return _semidefinite(_unit(shrunk))
-
-
-def output_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "out out"] | None:
-    """``G`` in float64, its largest variance made 1; None where the metric has none.
-
-    Raises:
-        FitError: not a metric over ``size`` outputs.
-    """
-    moment = metric.shrunk_outputs() if isinstance(metric, Metric) else None
-    if moment is None:
-        return None
-    if len(moment) != size:
-        raise FitError(
-            f"An output metric over {len(moment)} outputs came for a weight with {size} rows; "
-            f"give second moments of shape ({size}, {size})."
-        )
-    return _semidefinite(_unit(moment))
-
-
-def _unit(moment: Tensor) -> Tensor:
-    """Symmetric, of largest variance 1: the scale cancels, and no product of it can overflow."""
-    moment = moment / moment.diagonal().max()
-    return (moment + moment.T) / 2
-
-
-def _shrink(moment: Tensor, shrinkage: float) -> Tensor:
-    variances = moment.diagonal().clone()
-    moment *= 1 - shrinkage
-    moment.diagonal().copy_(variances)
-    return moment
+    unit = shrunk / shrunk.diagonal().max()  # the scale cancels, and no product can overflow
+    return _semidefinite((unit + unit.T) / 2)
 
 
 def check_moment(moment: Tensor) -> None:

@@ -33,10 +33,7 @@ def fit_weighted(
 
 def whitened_target(net: Network, goal: Weighted) -> tuple[Target, Whitening]:
     """The weight in the coordinates of its Kronecker factors, and the way back."""
-    factors = factors_of(net, net.cols, goal.moment)
-    if goal.outputs is not None:
-        factors |= factors_of(net, net.rows, goal.outputs)
-    white = whitening(factors)
+    white = whitening(factors_of(net, goal.moment))
     return slices(white.whiten(reach(goal.weight, net)), net), white
 
 

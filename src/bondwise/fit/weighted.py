@@ -1,9 +1,9 @@
 """Any network in a metric: alternating least squares over its cores, in the metric itself.
 
-The error ``||M (W - W~) L||^2``, with ``C = L L^T`` and ``G = M^T M``, is quadratic in each core.
-With ``E`` the other cores contracted, a half-step solves for the change ``d`` of one core
+The error ``||(W - W~) L||^2``, with ``C = L L^T``, is quadratic in each core. With ``E`` the other
+cores contracted, a half-step solves for the change ``d`` of one core
 
-    E^T (G . C) E d = E^T G (W - W~) C,
+    E^T C E d = E^T (W - W~) C,
 
 by Cholesky where that is less work, else by conjugate gradients: there the left side is only ever
 applied, as ``W~(d)``, a product with ``C`` and a contraction with the other cores. The gradients
@@ -43,31 +43,27 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """A weight (float64), the metric of its inputs and, where there is one, of its outputs."""
+    """A weight and the metric of its inputs, both float64."""
 
     weight: Tensor
     moment: Tensor
-    outputs: Tensor | None = None
 
     def distance(self, matrix: Tensor) -> float:
-        """``||M A L||``."""
+        """``||A L||``."""
         return max(0.0, float((matrix * self.push(matrix)).sum())) ** 0.5
 
     def push(self, matrix: Tensor) -> Tensor:
-        """``G A C`` in the dtype of ``A``."""
-        moment, outputs = self._in(matrix.dtype)
-        pushed = matrix @ moment
-        return pushed if outputs is None else outputs @ pushed
+        """``A C`` in the dtype of ``A``."""
+        return matrix @ self._in(matrix.dtype)[1]
 
     def pull(self, net: Network, cores: Sequence[Tensor]) -> tuple[float, Named]:
-        """The squared error, and ``G (W - W~) C`` where the network can reach it."""
-        dtype = cores[0].dtype
-        off = (self.weight if dtype == torch.float64 else self._single[0]) - dense(net, cores)
+        """The squared error, and ``(W - W~) C`` where the network can reach it."""
+        off = self._in(cores[0].dtype)[0] - dense(net, cores)
         pushed = self.push(off)
         return max(0.0, float((off * pushed).sum())), reach(pushed, net)
 
     def error(self, net: Network, cores: Sequence[Tensor]) -> float:
-        """``||M (W - W~) L||``."""
+        """``||(W - W~) L||``."""
         return self.pull(net, cores)[0] ** 0.5
 
     @property
@@ -77,48 +73,33 @@ class Weighted:
 
     @cached_property
     def norm(self) -> float:
-        """``||M W L||``."""
+        """``||W L||``."""
         return self.distance(self.weight)
 
-    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        return (self.moment, self.outputs) if dtype == torch.float64 else self._single[1:]
+    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return (self.weight, self.moment) if dtype == torch.float64 else self._single
 
     @cached_property
-    def _single(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        out = self.outputs
-        return self.weight.float(), self.moment.float(), None if out is None else out.float()
+    def _single(self) -> tuple[Tensor, Tensor]:
+        return self.weight.float(), self.moment.float()
 
 
 @dataclass(frozen=True, eq=False)
 class _Structure:
-    """The metric as operands of a contraction with the cores and their twins."""
+    """The metric as an operand of a contraction with the cores and their twins."""
 
     net: Network
-    apart: frozenset[str]  # open indices that the metric joins to their twins
-    exact: tuple[Named, ...]
+    shared: frozenset[str]  # open indices in which the metric is diagonal
+    exact: Named
     nearly: dict[str, Named]  # the Kronecker factors, by mode
 
     @classmethod
     def of(cls, net: Network, goal: Weighted) -> "_Structure":
-        rows, cols = (tuple(i.name for i in side) for side in (net.rows, net.cols))
-        apart = frozenset(net.open) if goal.outputs is not None else frozenset(set(cols) - {*rows})
-        exact = [_metric(net, cols, goal.moment, apart)]
-        nearly = factors_of(net, net.cols, goal.moment)
-        if goal.outputs is not None:
-            exact.append(_metric(net, rows, goal.outputs, apart))
-            nearly |= factors_of(net, net.rows, goal.outputs)
-        return cls(net, apart, tuple(exact), nearly)
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Open indices in which the metric is diagonal."""
-        return self.net.open - self.apart
-
-
-def _metric(net: Network, names: Names, moment: Tensor, apart: frozenset[str]) -> Named:
-    sizes = [net.sizes[name] for name in names]
-    twins = (prime(name) if name in apart else name for name in names)
-    return diagonal(Named(moment.reshape(*sizes, *sizes), (*names, *twins)))
+        shared = frozenset(index.name for index in net.rows)
+        names, sizes = [i.name for i in net.cols], [i.size for i in net.cols]
+        twins = (name if name in shared else prime(name) for name in names)
+        exact = diagonal(Named(goal.moment.reshape(*sizes, *sizes), (*names, *twins)))
+        return cls(net, shared, exact, factors_of(net, goal.moment))
 
 
 @torch.no_grad()
@@ -127,7 +108,7 @@ def improve(
 ) -> tuple[list[Tensor], list[float]]:
     """Cores after at most ``sweeps`` sweeps, and the error before the first and after each.
 
-    The errors are ``||M (W - W~) L||`` in float64 and only fall. Sweeping stops where two sweeps in
+    The errors are ``||(W - W~) L||`` in float64 and only fall. Sweeping stops where two sweeps in
     a row lower the error by less than ``progress`` of it.
     """
     structure = _Structure.of(net, goal)
@@ -193,7 +174,7 @@ def _others(parts: list[Named], k: int, net: Network) -> list[Named]:
 
 def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Tensor | None:
     """The best change by Cholesky, or None where its matrix is too large or too dear."""
-    elsewhere = {name for other in (*others, *structure.exact) for name in other.names}
+    elsewhere = {name for other in (*others, structure.exact) for name in other.names}
     batch = tuple(n for n in right.names if n in structure.shared and n in elsewhere)
     free = tuple(n for n in right.names if n in structure.shared and n not in elsewhere)
     rows = tuple(n for n in right.names if n not in structure.shared)
@@ -204,7 +185,7 @@ def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Ten
     if count * size**3 / 3 > max(_CALLS, _STEPS * out * inp * inp):
         return None  # a small weight is pushed through the metric for less
     twins = [twin(other, structure.shared) for other in others]
-    operands = [*others, *twins, *structure.exact]
+    operands = [*others, *twins, structure.exact]
     names = (*batch, *rows, *(prime(name) for name in rows))
     shapes = tuple(tuple(operand.tensor.shape) for operand in operands)
     if _largest(tuple(operand.names for operand in operands), names, shapes) > _ENTRIES:

@@ -1,4 +1,4 @@
-"""Which cores are joined by which bonds, and in which order a gauge is pushed along them."""
+"""The graph of a network's bonds: its edges, spanning forests, and one core seen from a bond."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from bondwise.network.network import Network
 
 
 @dataclass(frozen=True, slots=True)
-class Joint:
+class Edge:
     """Two cores and the bonds between them, seen as one."""
 
     cores: tuple[int, int]
@@ -21,22 +21,22 @@ class Joint:
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
-    """What a core loses on the bonds to its parent, the parent takes up."""
+class Branch:
+    """An edge of a rooted tree: what the core loses on the bonds, its parent absorbs."""
 
     core: int
     parent: int
     bonds: tuple[str, ...]
 
 
-def joints(net: Network) -> list[Joint]:
+def edges_of(net: Network) -> list[Edge]:
     """Every pair of cores that shares ordinary bonds (on two cores), in order of first use."""
     pairs: dict[tuple[int, int], list[str]] = {}
     for bond in net.bonds:
         places = net.places[bond]
         if len(places) == 2:
             pairs.setdefault((places[0], places[1]), []).append(bond)
-    return [Joint(pair, tuple(bonds)) for pair, bonds in pairs.items()]
+    return [Edge(pair, tuple(bonds)) for pair, bonds in pairs.items()]
 
 
 def hyperedges(net: Network) -> list[str]:
@@ -44,10 +44,10 @@ def hyperedges(net: Network) -> list[str]:
     return [bond for bond in net.bonds if len(net.places[bond]) > 2]
 
 
-def forest(edges: Iterable[Joint], count: int) -> list[Joint]:
-    """The joints that close no loop, first come first kept (Kruskal 1956)."""
+def forest(edges: Iterable[Edge], count: int) -> list[Edge]:
+    """The edges that close no loop, first come first kept (Kruskal 1956)."""
     piece = list(range(count))
-    kept: list[Joint] = []
+    kept: list[Edge] = []
     for edge in edges:
         one, two = (piece[k] for k in edge.cores)
         if one != two:
@@ -56,16 +56,16 @@ def forest(edges: Iterable[Joint], count: int) -> list[Joint]:
     return kept
 
 
-def pushes(tree: Sequence[Joint], root: int) -> list[Push]:
-    """From the leaves to the root: one push for every other core that the tree joins to it."""
-    seen, found = [root], list[Push]()
+def branches(tree: Sequence[Edge], root: int) -> list[Branch]:
+    """From the leaves to the root: one for every other core that the tree joins to it."""
+    seen, found = [root], list[Branch]()
     for parent in seen:
         for edge in tree:
             if parent in edge.cores:
                 core = edge.cores[0] + edge.cores[1] - parent
                 if core not in seen:
                     seen.append(core)
-                    found.append(Push(core, parent, edge.bonds))
+                    found.append(Branch(core, parent, edge.bonds))
     return found[::-1]
 
 
@@ -87,29 +87,29 @@ class Unfolding:
         return matrix.reshape(self.sizes).permute(back)
 
 
-def unfolding(net: Network, push: Push, at: int) -> Unfolding:
-    """How one end of a push unfolds; open indices that both ends share are its blocks."""
+def unfolding(net: Network, branch: Branch, at: int) -> Unfolding:
+    """How one end of a branch unfolds; open indices that both ends share are its blocks."""
     names, sizes = net.names[at], net.sizes
-    shared = set(net.names[push.core]) & set(net.names[push.parent]) & net.open
-    hyper = any(len(net.places[bond]) > 2 for bond in push.bonds)
+    shared = set(net.names[branch.core]) & set(net.names[branch.parent]) & net.open
+    hyper = any(len(net.places[bond]) > 2 for bond in branch.bonds)
     blocks = [] if hyper else [name for name in sizes if name in shared]
-    rest = [name for name in names if name not in push.bonds and name not in blocks]
-    order = [*blocks, *rest, *push.bonds]
+    rest = [name for name in names if name not in branch.bonds and name not in blocks]
+    order = [*blocks, *rest, *branch.bonds]
     return Unfolding(
         tuple(names.index(name) for name in order),
         tuple(sizes[name] for name in order),
         (
             prod(sizes[name] for name in blocks),
             prod(sizes[name] for name in rest),
-            prod(sizes[name] for name in push.bonds),
+            prod(sizes[name] for name in branch.bonds),
         ),
     )
 
 
-def take_up(net: Network, push: Push, parent: Tensor, factor: Tensor) -> Tensor:
-    """The parent times what its child lost: ``sum_a factor[j, a] parent[.., a]``, per block."""
-    ends = unfolding(net, push, push.parent)
-    return ends.core(ends.matrix(parent) @ factor.mT)
+def absorb(net: Network, branch: Branch, parent: Tensor, factor: Tensor) -> Tensor:
+    """The parent times what the core lost: ``sum_a factor[j, a] parent[.., a]``, per block."""
+    view = unfolding(net, branch, branch.parent)
+    return view.core(view.matrix(parent) @ factor.mT)
 
 
 def checked(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
@@ -126,7 +126,7 @@ def checked(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     return [core.double() for core in cores]
 
 
-def level(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
+def balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     """The same weight with equal norms on all sides of every value of a bond, to a power of two.
 
     An exact change of gauge; without it, scales that cancel around a loop drown small entries.

@@ -10,13 +10,13 @@ from torch import Tensor
 from bondwise.compute.inverse import inverse
 from bondwise.errors import NetworkError, ShapeError
 from bondwise.gauge.bonds import (
-    Joint,
+    Edge,
+    absorb,
+    branches,
     checked,
+    edges_of,
     forest,
     hyperedges,
-    joints,
-    pushes,
-    take_up,
     unfolding,
 )
 from bondwise.network.network import Network
@@ -49,21 +49,22 @@ def canonical(net: Network, cores: Sequence[Tensor], center: int) -> tuple[Tenso
     count = len(net.cores)
     if isinstance(center, bool) or not 0 <= center < count:
         raise ShapeError(f"Center {center} came; '{net}' has cores 0 to {count - 1}.")
-    edges = joints(net)
+    edges = edges_of(net)
     tree = forest(edges, count)
     if hyperedges(net) or len(tree) < len(edges):
         raise NetworkError(
             f"'{net}' has a loop, or a bond on more than two cores, and so no canonical form; "
             "take a network whose bonds form a tree, such as an mpo."
         )
-    loose = [Joint((center, k), ()) for k in range(count) if k != center]
+    loose = [Edge((center, k), ()) for k in range(count) if k != center]
     work = checked(net, cores)
-    for push in pushes(forest([*tree, *loose], count), center):
-        ends = unfolding(net, push, push.core)
-        isometry, factor = torch.linalg.qr(ends.matrix(work[push.core]))
-        missing = ends.shape[2] - isometry.shape[2]
-        work[push.core] = ends.core(F.pad(isometry, (0, missing)))
-        work[push.parent] = take_up(net, push, work[push.parent], F.pad(factor, (0, 0, 0, missing)))
+    for branch in branches(forest([*tree, *loose], count), center):
+        view = unfolding(net, branch, branch.core)
+        isometry, factor = torch.linalg.qr(view.matrix(work[branch.core]))
+        missing = view.shape[2] - isometry.shape[2]
+        work[branch.core] = view.core(F.pad(isometry, (0, missing)))
+        lost = F.pad(factor, (0, 0, 0, missing))
+        work[branch.parent] = absorb(net, branch, work[branch.parent], lost)
     return tuple(new.to(core.dtype).contiguous() for new, core in zip(work, cores, strict=True))
 
 

@@ -1,73 +1,88 @@
-"""From which core a gauge can be taken out so that the fewest numbers are left."""
+"""Which core to make the centre of the gauge, so that the fewest numbers are left."""
 
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain, combinations
 
-from bondwise.gauge.bonds import Joint, Push, forest, hyperedges, joints, pushes, unfolding
+from bondwise.gauge.bonds import Branch, Edge, branches, edges_of, forest, hyperedges, unfolding
 from bondwise.network.network import Network
+
+Pins = tuple[str | None, ...]
 
 
 @cache
-def rootings(net: Network) -> dict[tuple[str | None, ...], tuple[Push, ...]]:
-    """The pushes that save most, leaves first, by the bonds that each core is pinned on.
+def spanning_trees(net: Network) -> dict[Pins, tuple[Branch, ...]]:
+    """The branches that save most, leaves first, by the bonds that each core is pinned on.
 
-    A spanning tree over the cores, the bonds that save most first; one way for each root that
-    leaves most saved. Every other core is pushed to its parent, if its rest is at least as large as
-    the bond between them.
+    A spanning tree over the cores, the bonds that save most first; one way for each centre that
+    leaves most saved. Every other core gets an identity block on the bond to its parent, if the
+    rest of the core is at least as large.
     """
     count = len(net.cores)
+    tree = _heaviest_tree(net)
+    pieces = [_best(net, tree, piece) for piece in _pieces(tree, count)]
+    first = [ways[0] for ways in pieces]
+    found: dict[Pins, tuple[Branch, ...]] = {}
+    for at, ways in enumerate(pieces):
+        for way in ways:
+            chosen = tuple(chain(*first[:at], way, *first[at + 1 :]))
+            found.setdefault(_pins(count, chosen), chosen)
+    return found
+
+
+def _heaviest_tree(net: Network) -> list[Edge]:
+    """The spanning forest whose edges save most."""
     shared = [
-        Joint(pair, (bond,))
+        Edge(pair, (bond,))
         for bond in hyperedges(net)
         for pair in combinations(net.places[bond], 2)
     ]
 
-    def worth(edge: Joint) -> int:
+    def worth(edge: Edge) -> int:
         one, two = edge.cores
-        return max(
-            _pin(net, Push(one, two, edge.bonds))[1], _pin(net, Push(two, one, edge.bonds))[1]
-        )
+        ways = Branch(one, two, edge.bonds), Branch(two, one, edge.bonds)
+        return max(_pin(net, way)[1] for way in ways)
 
-    tree = forest(sorted([*joints(net), *shared], key=worth, reverse=True), count)
-    choices: list[list[tuple[Push, ...]]] = []  # of each piece that no bond joins to another
+    return forest(sorted([*edges_of(net), *shared], key=worth, reverse=True), len(net.cores))
+
+
+def _pieces(tree: Sequence[Edge], count: int) -> list[list[int]]:
+    """The cores of each piece that no bond joins to another."""
+    pieces: list[list[int]] = []
     left = list(range(count))
     while left:
-        piece = sorted({left[0], *(push.core for push in pushes(tree, left[0]))})
-        rooted = [[_pin(net, push) for push in pushes(tree, root)] for root in piece]
-        saved = [sum(each for _, each in pins) for pins in rooted]
-        choices.append(
-            [
-                tuple(push for push, each in pins if each)
-                for pins, total in zip(rooted, saved, strict=True)
-                if total == max(saved)
-            ]
-        )
+        piece = sorted({left[0], *(branch.core for branch in branches(tree, left[0]))})
+        pieces.append(piece)
         left = [k for k in left if k not in piece]
-    first = [roots[0] for roots in choices]
-    found: dict[tuple[str | None, ...], tuple[Push, ...]] = {}
-    for at, roots in enumerate(choices):
-        for root in roots:
-            pushed = tuple(chain(*first[:at], root, *first[at + 1 :]))
-            found.setdefault(_pins(count, pushed), pushed)
-    return found
+    return pieces
 
 
-def _pins(count: int, pushed: Sequence[Push]) -> tuple[str | None, ...]:
+def _best(net: Network, tree: Sequence[Edge], piece: Sequence[int]) -> list[tuple[Branch, ...]]:
+    """The branches of a piece for each of its centres that leaves most saved."""
+    ways = [[_pin(net, branch) for branch in branches(tree, center)] for center in piece]
+    saved = [sum(each for _, each in way) for way in ways]
+    return [
+        tuple(branch for branch, each in way if each)
+        for way, total in zip(ways, saved, strict=True)
+        if total == max(saved)
+    ]
+
+
+def _pins(count: int, chosen: Sequence[Branch]) -> Pins:
     pins: list[str | None] = [None] * count
-    for push in pushed:
-        pins[push.core] = " ".join(push.bonds)
+    for branch in chosen:
+        pins[branch.core] = " ".join(branch.bonds)
     return tuple(pins)
 
 
-def _pin(net: Network, push: Push) -> tuple[Push, int]:
-    """The push on as many of its bonds as save most, and the numbers saved."""
-    if len(net.places[push.bonds[0]]) > 2:
-        return push, net.sizes[push.bonds[0]]
-    choices = [push, *(Push(push.core, push.parent, (bond,)) for bond in push.bonds)]
+def _pin(net: Network, branch: Branch) -> tuple[Branch, int]:
+    """The branch on as many of its bonds as save most, and the numbers saved."""
+    if len(net.places[branch.bonds[0]]) > 2:
+        return branch, net.sizes[branch.bonds[0]]
+    choices = [branch, *(Branch(branch.core, branch.parent, (bond,)) for bond in branch.bonds)]
     return max(((choice, _saved(net, choice)) for choice in choices), key=lambda pair: pair[1])
 
 
-def _saved(net: Network, push: Push) -> int:
-    blocks, rest, bond = unfolding(net, push, push.core).shape
+def _saved(net: Network, branch: Branch) -> int:
+    blocks, rest, bond = unfolding(net, branch, branch.core).shape
     return blocks * bond**2 if rest >= bond else 0

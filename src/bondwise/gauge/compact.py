@@ -16,11 +16,11 @@ from torch import Tensor
 from bondwise.compute.run import dense
 from bondwise.errors import ShapeError
 from bondwise.fit.metric import Metric
-from bondwise.gauge.bonds import Push, checked, level, take_up, unfolding
-from bondwise.gauge.center import rootings
-from bondwise.gauge.forms import Pinned, Plain, Scaled, Slot, slots
+from bondwise.gauge.bonds import Branch, absorb, balanced, checked, unfolding
+from bondwise.gauge.center import spanning_trees
+from bondwise.gauge.forms import CoreForm, NormalizedForm, PinnedForm, PlainForm, core_forms
 from bondwise.gauge.pivots import unpack
-from bondwise.gauge.rounding import feedback, gram, moment_of, weighings
+from bondwise.gauge.rounding import core_metrics, feedback, gram, moment_of
 from bondwise.network.network import Network
 
 
@@ -51,8 +51,8 @@ class GaugeForm:
 def gauge_form(net: Network) -> GaugeForm:
     """Which cores to pin on which bonds so that the fewest numbers are stored.
 
-    A spanning tree over the cores, the bonds that save most first; its root is the core that leaves
-    most saved (the first of equals). Every other core is pinned on the bond to its parent, if the
+    A spanning tree over the cores, the bonds that save most first; its root, the centre, is the core
+    that leaves most saved (the first of equals). Every other core is pinned on the bond to its parent, if the
     rest of the core is at least as large as that bond. In a loop one bond so stays as it is.
 
     >>> from bondwise import cp, lowrank
@@ -63,13 +63,13 @@ def gauge_form(net: Network) -> GaugeForm:
 
 
 def gauge_forms(net: Network) -> list[GaugeForm]:
-    """All forms that store the fewest numbers: one per root that leaves most saved.
+    """All forms that store the fewest numbers: one per centre that leaves most saved.
 
     >>> from bondwise import lowrank
     >>> [form.pinned for form in gauge_forms(lowrank(6, 4, 2))]
     [(None, 'a'), ('a', None)]
     """
-    return [GaugeForm(pins) for pins in rootings(net)]
+    return [GaugeForm(pins) for pins in spanning_trees(net)]
 
 
 def stored_numbers(net: Network, form: GaugeForm | None = None) -> int:
@@ -79,12 +79,12 @@ def stored_numbers(net: Network, form: GaugeForm | None = None) -> int:
     >>> stored_numbers(lowrank(6, 4, 2)), stored_numbers(lowrank(6, 4, 4))
     (16, 24)
     """
-    return sum(prod(slot.free) for slot in _slots(net, form or gauge_form(net)))
+    return sum(prod(core.free) for core in _core_forms(net, form or gauge_form(net)))
 
 
 def pivot_bits(net: Network, form: GaugeForm | None = None) -> int:
     """Bits that the positions of the identity blocks take, as stored."""
-    stored = [slot.pivots for slot in _slots(net, form or gauge_form(net))]
+    stored = [core.pivots for core in _core_forms(net, form or gauge_form(net))]
     return sum(count * dtype.itemsize * 8 for count, dtype in filter(None, stored))
 
 
@@ -92,8 +92,8 @@ def free_shapes(
     net: Network, form: GaugeForm
 ) -> tuple[list[tuple[int, int]], list[tuple[int, torch.dtype] | None]]:
     """Shape of the free entries of each core, and length and dtype of its pivots if it has any."""
-    slots = _slots(net, form)
-    return [slot.free for slot in slots], [slot.pivots for slot in slots]
+    forms = _core_forms(net, form)
+    return [core.free for core in forms], [core.pivots for core in forms]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +123,6 @@ class Compact:
     def bits(self) -> int:
         """Bits of the pivots."""
         return sum(p.numel() * p.element_size() * 8 for p in self.pivots if p is not None)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the numbers and the pivots."""
-        numbers = sum(free.numel() * free.element_size() for free in self.free)
-        return numbers + self.bits // 8
 
     def cores(self) -> tuple[Tensor, ...]:
         """All cores, in core-axis order."""
@@ -178,60 +172,60 @@ def compact(
     16
     """
     form = form or gauge_form(net)
-    steps, filled = _steps(net, form), _slots(net, form)
+    branches, forms = _branches(net, form), _core_forms(net, form)
     kept = [dtype or core.dtype for core in cores]
     free, pivots = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
-        cut = _Cut(net, level(net, checked(net, cores)), moment_of(scale, net.shape[1]))
-        for push in steps:
-            k, slot = push.core, filled[push.core]
-            assert not isinstance(slot, Plain)
-            free[k], pivots[k] = cut.child(push, slot, kept[k])
-        for k, slot in enumerate(filled):
-            if isinstance(slot, Plain):
-                free[k] = slot.reduce(cut.root(k, kept[k]))
+        work = _Sweep(net, balanced(net, checked(net, cores)), moment_of(scale, net.shape[1]))
+        for branch in branches:
+            k, own = branch.core, forms[branch.core]
+            assert not isinstance(own, PlainForm)
+            free[k], pivots[k] = work.child(branch, own, kept[k])
+        for k, own in enumerate(forms):
+            if isinstance(own, PlainForm):
+                free[k] = own.reduce(work.center(k, kept[k]))
     count = range(len(cores))
     return Compact(
         net, form, tuple(free[k].contiguous() for k in count), tuple(pivots.get(k) for k in count)
     )
 
 
-class _Cut:
-    """Cores from which the gauge is taken out, child by child."""
+class _Sweep:
+    """Cores whose gauge is taken out from the leaves to the centre."""
 
     def __init__(self, net: Network, cores: list[Tensor], moment: Tensor | None) -> None:
         self.net, self.cores = net, cores
-        self.weighings = weighings(net, moment)
-        self.grams = dict[int, tuple[Push, Tensor]]()  # by parent: its last child's
+        self.metrics = core_metrics(net, moment)
+        self.grams = dict[int, tuple[Branch, Tensor]]()  # by parent: its last child's
 
-    def child(self, push: Push, slot: Pinned | Scaled, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Free entries and pivots of a core; its parent takes up the rest, and the rounding."""
-        weighing = self.weighings[push.core]
-        exact, pivots, factor = slot.reduce(self.cores[push.core], weighing.scales(slot.ends))
-        self._take_up(push, factor)
+    def child(
+        self, branch: Branch, form: PinnedForm | NormalizedForm, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Free entries and pivots of a core; its parent absorbs the rest, and the rounding."""
+        core, parent, bonds = branch.core, branch.parent, branch.bonds
+        exact, pivots, factor = form.reduce(self.cores[core], self.metrics[core].scales(form.view))
+        self._absorb(branch, factor)
         free = exact.to(dtype)
-        if isinstance(slot, Pinned) and _short(dtype):
-            before, after = (slot.expand(each.double(), pivots) for each in (exact, free))
-            G, X = gram(weighing, slot.ends, before, after)
-            self._take_up(push, X)
-            self.grams[push.parent] = push, G
+        if isinstance(form, PinnedForm) and _short(dtype):
+            before, after = (form.expand(each.double(), pivots) for each in (exact, free))
+            G, X = gram(self.metrics[core], form.view, before, after)
+            self._absorb(branch, X)
+            self.grams[parent] = branch, G
             if len(G) == 1:
-                self.weighings[push.parent] = self.weighings[push.parent].with_bond(
-                    push.bonds, G[0]
-                )
+                self.metrics[parent] = self.metrics[parent].with_bond(bonds, G[0])
         return free, pivots
 
-    def root(self, at: int, dtype: torch.dtype) -> Tensor:
+    def center(self, at: int, dtype: torch.dtype) -> Tensor:
         """A core that is not pinned, rounded."""
         core = self.cores[at]
         if at in self.grams and _short(dtype):
-            push, G = self.grams[at]
-            ends = unfolding(self.net, push, at)
-            core = ends.core(feedback(ends.matrix(core), G, dtype))
+            branch, G = self.grams[at]
+            view = unfolding(self.net, branch, at)
+            core = view.core(feedback(view.matrix(core), G, dtype))
         return core.to(dtype)
 
-    def _take_up(self, push: Push, factor: Tensor) -> None:
-        self.cores[push.parent] = take_up(self.net, push, self.cores[push.parent], factor)
+    def _absorb(self, branch: Branch, factor: Tensor) -> None:
+        self.cores[branch.parent] = absorb(self.net, branch, self.cores[branch.parent], factor)
 
 
 def _short(dtype: torch.dtype) -> bool:
@@ -246,18 +240,18 @@ def expand(
     Raises:
         ShapeError: the form does not fit the network, or a pinned core came without pivots.
     """
-    return fill(_slots(net, form), free, pivots)
+    return fill(_core_forms(net, form), free, pivots)
 
 
 def fill(
-    slots: Sequence[Slot], free: Sequence[Tensor], pivots: Sequence[Tensor | None]
+    forms: Sequence[CoreForm], free: Sequence[Tensor], pivots: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """`expand` with slots (`bondwise.gauge.forms.slots`) made beforehand: for ``torch.compile``.
+    """`expand` with the core forms (`bondwise.gauge.forms`) made beforehand: for ``torch.compile``.
 
     Raises:
         ShapeError: a pinned core came without pivots.
     """
-    return tuple(slot.expand(f, p) for slot, f, p in zip(slots, free, pivots, strict=True))
+    return tuple(own.expand(f, p) for own, f, p in zip(forms, free, pivots, strict=True))
 
 
 def positions(pivots: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -274,13 +268,13 @@ def positions(pivots: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _slots(net: Network, form: GaugeForm) -> tuple[Slot, ...]:
-    return slots(net, form.pinned)
+def _core_forms(net: Network, form: GaugeForm) -> tuple[CoreForm, ...]:
+    return core_forms(net, form.pinned)
 
 
-def _steps(net: Network, form: GaugeForm) -> tuple[Push, ...]:
-    """The pushes that make a form, leaves first."""
-    known = rootings(net)
+def _branches(net: Network, form: GaugeForm) -> tuple[Branch, ...]:
+    """The branches along which a form is made, leaves first."""
+    known = spanning_trees(net)
     if form.pinned not in known and any(form.pinned):
         raise ShapeError(
             f"The form {form.to_list()} came for '{net}'; write one of "

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from bondwise.errors import ShapeError
-from bondwise.gauge.bonds import Push, Unfolding, unfolding
+from bondwise.gauge.bonds import Branch, Unfolding, unfolding
 from bondwise.gauge.pivots import dominant_rows, pack, packed, unpack
 from bondwise.network.network import Network
 from bondwise.network.ranks import Layout, layouts
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class PlainForm:
     """A core that is not pinned, stored in its layout."""
 
     layout: Layout
@@ -37,30 +37,30 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
-class Pinned:
+class PinnedForm:
     """A core with one identity block per block value, on a bond of two cores."""
 
-    ends: Unfolding
+    view: Unfolding
 
     @property
     def free(self) -> tuple[int, int]:
         """Shape of the free entries: bond x (blocks * (rest - bond))."""
-        blocks, rest, bond = self.ends.shape
+        blocks, rest, bond = self.view.shape
         return bond, blocks * (rest - bond)
 
     @property
     def pivots(self) -> tuple[int, torch.dtype]:
         """Length and dtype of the stored pivots."""
-        blocks, rest, bond = self.ends.shape
+        blocks, rest, bond = self.view.shape
         count, chosen = blocks * rest, blocks * bond
         return packed(chosen, count)
 
     def reduce(self, core: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Free entries, pivots, and what the parent takes up: ``U = (U U[p]^-1) U[p]``.
+        """Free entries, pivots, and what the parent absorbs: ``U = (U U[p]^-1) U[p]``.
 
         Pivots are chosen with the rows multiplied by their scales (blocks x rest).
         """
-        U = self.ends.matrix(core)
+        U = self.view.matrix(core)
         rest = U.shape[1]
         bases = torch.linalg.qr(U * scales[..., None])[0]
         free, chosen, factors = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -75,38 +75,38 @@ class Pinned:
 
     def expand(self, free: Tensor, pivots: Tensor | None) -> Tensor:
         """The core again: every position takes a column of the identity or of the free entries."""
-        blocks, rest, bond = self.ends.shape
+        blocks, rest, bond = self.view.shape
         mask = unpack(_present(pivots), self._count)
         identity = mask.view(blocks, rest).cumsum(1).flatten() - 1
         source = torch.where(mask, identity, bond - 1 + (~mask).cumsum(0))
         full = torch.cat([torch.eye(bond, dtype=free.dtype, device=free.device), free], dim=1)
-        return self.ends.core(full.index_select(1, source).T)
+        return self.view.core(full.index_select(1, source).T)
 
     @property
     def _count(self) -> int:
-        return self.ends.shape[0] * self.ends.shape[1]
+        return self.view.shape[0] * self.view.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class NormalizedForm:
     """A core with one entry 1 for every value of an index that sits on three or more cores."""
 
-    ends: Unfolding
+    view: Unfolding
 
     @property
     def free(self) -> tuple[int, int]:
         """Shape of the free entries: index x (rest - 1)."""
-        _, rest, size = self.ends.shape
+        _, rest, size = self.view.shape
         return size, rest - 1
 
     @property
     def pivots(self) -> tuple[int, torch.dtype]:
         """Length and dtype of the stored pivots: one position per value."""
-        return self.ends.shape[2], torch.int32
+        return self.view.shape[2], torch.int32
 
     def reduce(self, core: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Free entries, pivots, and what the parent takes up: the largest entries, once scaled."""
-        (U,) = self.ends.matrix(core)
+        """Free entries, pivots, and what the parent absorbs: the largest entries, once scaled."""
+        (U,) = self.view.matrix(core)
         p = (U.abs() * scales[0, :, None]).argmax(0)
         scale = U.gather(0, p[None])
         rest = torch.arange(U.shape[0], device=U.device)
@@ -116,18 +116,18 @@ class Scaled:
 
     def expand(self, free: Tensor, pivots: Tensor | None) -> Tensor:
         """The core again: every position takes the one, or its free entry."""
-        _, rest, size = self.ends.shape
+        _, rest, size = self.view.shape
         at, pivot = torch.arange(rest, device=free.device)[None], _present(pivots).long()[:, None]
         source = torch.where(at == pivot, 0, 1 + at - (at > pivot).long())
         full = torch.cat([free.new_ones(size, 1), free], dim=1)
-        return self.ends.core(full.gather(1, source).T)
+        return self.view.core(full.gather(1, source).T)
 
 
-Slot = Plain | Pinned | Scaled
+CoreForm = PlainForm | PinnedForm | NormalizedForm
 
 
-def slots(net: Network, pinned: tuple[str | None, ...]) -> tuple[Slot, ...]:
-    """The slot of every core.
+def core_forms(net: Network, pinned: tuple[str | None, ...]) -> tuple[CoreForm, ...]:
+    """The form of every core.
 
     Raises:
         ShapeError: the pins are not one per core, or name a bond that the core cannot be pinned on.
@@ -136,31 +136,27 @@ def slots(net: Network, pinned: tuple[str | None, ...]) -> tuple[Slot, ...]:
         raise ShapeError(
             f"A gauge form of {len(pinned)} pins came; write one for each core of '{net}', or None."
         )
-    return tuple(_slot(net, k, pin) for k, pin in enumerate(pinned))
+    return tuple(_core_form(net, k, pin) for k, pin in enumerate(pinned))
 
 
-def _slot(net: Network, at: int, pin: str | None) -> Slot:
+def _core_form(net: Network, at: int, pin: str | None) -> CoreForm:
     if pin is None:
-        return Plain(layouts(net)[at], net.core_shapes[at])
+        return PlainForm(layouts(net)[at], net.core_shapes[at])
     bonds = tuple(pin.split())
-    ends = sorted({net.places[bond] for bond in bonds if bond in net.bonds})
-    if not set(bonds) <= set(net.names[at]) or len(ends) != 1 or len(ends[0]) < 2:
+    places = sorted({net.places[bond] for bond in bonds if bond in net.bonds})
+    if not set(bonds) <= set(net.names[at]) or len(places) != 1 or len(places[0]) < 2:
         raise ShapeError(
             f"Core {at} of '{net}' came pinned on {pin!r}, which joins it to no other core."
         )
-    parent = next(k for k in ends[0] if k != at)
-    slot = pinned(net, Push(at, parent, bonds))
-    if isinstance(slot, Pinned) and slot.ends.shape[1] < slot.ends.shape[2]:
+    parent = next(k for k in places[0] if k != at)
+    view = unfolding(net, Branch(at, parent, bonds), at)
+    if len(places[0]) > 2:
+        return NormalizedForm(view)
+    if view.shape[1] < view.shape[2]:
         raise ShapeError(
             f"Core {at} of '{net}' came pinned on {pin!r}, which is larger than its rest."
         )
-    return slot
-
-
-def pinned(net: Network, push: Push) -> Pinned | Scaled:
-    """The slot of the core that is pushed."""
-    ends = unfolding(net, push, push.core)
-    return Scaled(ends) if len(net.places[push.bonds[0]]) > 2 else Pinned(ends)
+    return PinnedForm(view)
 
 
 def _present(pivots: Tensor | None) -> Tensor:

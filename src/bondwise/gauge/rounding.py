@@ -25,7 +25,7 @@ SPREAD = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Weighing:
+class CoreMetric:
     """How the axes of a core are weighed: a Gram matrix for some groups of its indices."""
 
     names: tuple[str, ...]
@@ -41,30 +41,30 @@ class Weighing:
             core = product.reshape(moved.shape).movedim(last, at)
         return core
 
-    def scales(self, ends: Unfolding) -> Float[Tensor, "blocks rest"]:
+    def scales(self, view: Unfolding) -> Float[Tensor, "blocks rest"]:
         """The root mean square that each row of the unfolded core is weighed by, its spread cut."""
-        sizes = [ends.sizes[ends.order.index(axis)] for axis in range(len(self.names))]
+        sizes = [view.sizes[view.order.index(axis)] for axis in range(len(self.names))]
         rms = torch.ones(sizes, dtype=torch.float64)
         for group, gram in self.groups:
             at = [self.names.index(name) for name in group]
             part = gram.diagonal().sqrt().reshape([sizes[axis] for axis in at])
             last = list(range(-len(at), 0))
             rms = (rms.movedim(at, last).to(part.device) * part).movedim(last, at)
-        rows = ends.matrix(rms)[..., 0]
+        rows = view.matrix(rms)[..., 0]
         middle = rows.median()
         cut = rows.clamp(middle / SPREAD, middle * SPREAD)
         return cut if middle > 0 else torch.ones_like(rows)
 
-    def with_bond(self, bonds: tuple[str, ...], gram: Tensor) -> "Weighing":
+    def with_bond(self, bonds: tuple[str, ...], gram: Tensor) -> "CoreMetric":
         """One more group: the bonds to a child, weighed by what the child sends along them."""
-        return Weighing(self.names, (*self.groups, (bonds, gram)))
+        return CoreMetric(self.names, (*self.groups, (bonds, gram)))
 
 
-def weighings(net: Network, moment: Tensor | None) -> list[Weighing]:
+def core_metrics(net: Network, moment: Tensor | None) -> list[CoreMetric]:
     """How the column modes of each core are weighed: by their marginal of the second moment."""
     marginals = {} if moment is None else _marginals(net, moment)
     return [
-        Weighing(names, tuple(((n,), marginals[n]) for n in names if n in marginals))
+        CoreMetric(names, tuple(((n,), marginals[n]) for n in names if n in marginals))
         for names in net.names
     ]
 
@@ -89,19 +89,19 @@ def moment_of(scale: Tensor | Metric | None, size: int) -> Tensor | None:
 
 
 def gram(
-    weighing: Weighing, ends: Unfolding, before: Tensor, after: Tensor
+    metric: CoreMetric, view: Unfolding, before: Tensor, after: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``G = B^T M B`` of a core after rounding, and the ``X`` that makes up for the rounding.
 
     ``X = I + G^-1 B^T M (A - B)`` makes ``A - B X`` smallest in ``M``; a ridge keeps it near ``I``.
     """
-    B, weighed = ends.matrix(after), ends.matrix(weighing.apply(after))
+    B, weighed = view.matrix(after), view.matrix(metric.apply(after))
     plain = B.mT @ weighed
     eye = torch.eye(plain.shape[-1], dtype=plain.dtype, device=plain.device)
     mean = plain.diagonal(dim1=-2, dim2=-1).mean(-1)
     ridge = RIDGE * torch.where(mean > 0, mean, 1.0)
     G = (plain + plain.mT) / 2 + ridge[:, None, None] * eye
-    off = weighed.mT @ (ends.matrix(before) - B)
+    off = weighed.mT @ (view.matrix(before) - B)
     return G, eye + torch.cholesky_solve(off, torch.linalg.cholesky(G))
 
 

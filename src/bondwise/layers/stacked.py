@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bondwise.compute.stack import checked_order, factor
 from bondwise.compute.through import passage, through
 from bondwise.errors import ShapeError
-from bondwise.gauge.forms import Slot, slots
+from bondwise.gauge.forms import CoreForm, core_forms
 from bondwise.layers.remainder import Columns, Entries, Remainder
 from bondwise.layers.storage import TensorLayer
 from bondwise.network.stack import Floor, floors
@@ -33,7 +33,7 @@ class SparseLinear(nn.Module):
 
     Args:
         floor: which core it is, and what the data carries before and after it.
-        slot: how the core is stored.
+        form: how the core is stored.
         core: the stored core.
         pivots: positions of its identity blocks, where it has some.
         bias: what is added to its outputs.
@@ -47,7 +47,7 @@ class SparseLinear(nn.Module):
     def __init__(
         self,
         floor: Floor,
-        slot: Slot,
+        form: CoreForm,
         core: nn.Parameter,
         pivots: Tensor | None = None,
         bias: nn.Parameter | None = None,
@@ -56,7 +56,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.floor, self.carried = floor, carried
         self.out_features, self.in_features = (size + carried for size in floor.shape)
-        self._slot, self._passage = slot, passage(floor)
+        self._form, self._passage = form, passage(floor)
         self.register_parameter("core", core)
         self.register_buffer("pivots", pivots)
         self.register_parameter("bias", bias)
@@ -91,7 +91,7 @@ class SparseLinear(nn.Module):
         )
 
     def _core(self) -> Tensor:
-        return self._slot.expand(self.core, self.pivots)
+        return self._form.expand(self.core, self.pivots)
 
 
 class Carry(nn.Module):
@@ -166,7 +166,7 @@ def stacked(
     """
     net = layer.network
     pinned = (None,) * len(net.cores) if layer.form is None else layer.form.pinned
-    forms, cores, pivots = slots(net, pinned), layer.matrices(), layer.pivots()
+    forms, cores, pivots = core_forms(net, pinned), layer.matrices(), layer.pivots()
     made = floors(net, checked_order(net, order))
     columns, narrow = (None, None) if rest is None else _narrowed(rest, net.shape[1])
     width = 0 if columns is None else len(columns)

@@ -13,7 +13,7 @@ from bondwise.compute.run import dense
 from bondwise.draw.notebook import html
 from bondwise.errors import ShapeError
 from bondwise.gauge.compact import GaugeForm, fill, free_shapes
-from bondwise.gauge.forms import Plain, Slot, slots
+from bondwise.gauge.forms import CoreForm, PlainForm, core_forms
 from bondwise.network.network import Network, parse
 from bondwise.network.ranks import layouts
 
@@ -57,7 +57,8 @@ class TensorLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.form = net, form
-        self._slots = slots(net, (None,) * len(net.cores) if form is None else form.pinned)
+        pinned = (None,) * len(net.cores) if form is None else form.pinned
+        self._core_forms = core_forms(net, pinned)
         self.sharing: dict[int, list[TensorLayer]] = {}  # by core: all layers that `share` it
         self.once: Once | None = None  # what those with one input and one core compute once
         if cores is None:
@@ -65,7 +66,7 @@ class TensorLayer(nn.Module):
         elif form is None:
             cores = _as_matrices(net, cores)
         else:
-            _check_free(net, self._slots, cores)
+            _check_free(net, self._core_forms, cores)
         for k, core in enumerate(cores):
             value = core.detach().to(device=device, dtype=dtype).contiguous().clone()
             self.register_parameter(f"core_{k}", nn.Parameter(value))
@@ -85,7 +86,7 @@ class TensorLayer(nn.Module):
 
     def cores(self) -> tuple[Tensor, ...]:
         """The cores, in core-axis order: views of the parameters, or filled from the gauge form."""
-        return fill(self._slots, self.matrices(), self.pivots())
+        return fill(self._core_forms, self.matrices(), self.pivots())
 
     def dense(self) -> Tensor:
         """The dense weight, out x in."""
@@ -289,11 +290,11 @@ def _as_matrices(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     if shapes != list(net.core_shapes):
         raise ShapeError(f"Cores of shapes {shapes} came; '{net}' takes {list(net.core_shapes)}.")
     parts = zip(layouts(net), net.core_shapes, cores, strict=True)
-    return [Plain(layout, shape).reduce(core) for layout, shape, core in parts]
+    return [PlainForm(layout, shape).reduce(core) for layout, shape, core in parts]
 
 
-def _check_free(net: Network, filled: Sequence[Slot], free: Sequence[Tensor]) -> None:
-    shapes, takes = [tuple(part.shape) for part in free], [slot.free for slot in filled]
+def _check_free(net: Network, forms: Sequence[CoreForm], free: Sequence[Tensor]) -> None:
+    shapes, takes = [tuple(part.shape) for part in free], [form.free for form in forms]
     if shapes != takes:
         raise ShapeError(
             f"Free entries of shapes {shapes} came; the gauge form of '{net}' takes {takes}."

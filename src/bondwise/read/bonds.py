@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.stack import cheapest_order
 from bondwise.errors import NetworkError, SelectionError, ShapeError
-from bondwise.gauge.bonds import Push, unfolding
+from bondwise.gauge.bonds import Branch, unfolding
 from bondwise.layers.storage import TensorLayer
 from bondwise.network.network import Index, Network
 
@@ -209,7 +209,7 @@ def sides(net: Network, name: str) -> Sides | None:
         return None
     left, right = ({i for k in side for i in net.cores[k]} for side in (one, two))
     shared = {i.name for i in (left & right) if i.name in net.open}
-    ends = unfolding(net, Push(places[0], places[1], (name,)), places[0])
+    ends = unfolding(net, Branch(places[0], places[1], (name,)), places[0])
     at_ends = set(net.names[places[0]]) & set(net.names[places[1]]) & net.open
     through = {i.name for i in net.rows} & {i.name for i in net.cols}
     loose = set(range(len(net.cores))) - one - two

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bondwise.compute.inverse import inverse
 from bondwise.errors import DataError, SelectionError
-from bondwise.gauge.bonds import Push, unfolding
+from bondwise.gauge.bonds import Branch, unfolding
 from bondwise.layers.layers import TensorLinear
 from bondwise.network.network import Network
 from bondwise.read.bonds import BLOCKS, Bond, matrices, sides
@@ -245,7 +245,7 @@ def _put(own: Bond, X: Tensor) -> tuple[Tensor, ...]:
     backs = torch.stack([inverse(each, f"bond {own.name} of size {own.size}") for each in X])
     cores = [core.double() for core in own.cores]
     for k, factor in ((first, X), (second, backs.mT)):
-        ends = unfolding(net, Push(first, second, (own.name,)), k)
+        ends = unfolding(net, Branch(first, second, (own.name,)), k)
         cores[k] = ends.core(ends.matrix(cores[k]) @ factor.to(cores[k].device))
     return tuple(c.to(was.dtype).contiguous() for c, was in zip(cores, own.cores, strict=True))
 
