@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from bondwise.compute.lower import Step
 from bondwise.compute.plan import FEWEST_ROWS, Plan
 from bondwise.compute.product import multiply, take
+from bondwise.compute.steps import Step
 from bondwise.errors import ShapeError
 
 BACKWARD_ROWS = 1024  # the most at a time: what is computed again is not kept for all
@@ -53,7 +53,7 @@ def walk(plan: Plan, weights: Sequence[Tensor], rows: Tensor) -> Tensor:
     value = rows.reshape(plan.entry)
     for step, weight in zip(plan.path, weights, strict=True):
         value = multiply(step, take(value, step.left_view), weight).reshape(step.shape)
-    return take(value, plan.recipe.result).reshape(rows.shape[0], plan.shape[0])
+    return take(value, plan.program.result).reshape(rows.shape[0], plan.shape[0])
 
 
 def in_chunks(plan: Plan, weights: Sequence[Tensor], rows: Tensor, chunk: int | None) -> Tensor:
@@ -88,8 +88,10 @@ def in_one_dtype(work: Callable[..., Tensor], plan: Plan, *values: Tensor) -> Te
 
 def remade(work: Callable[..., Tensor], *values: object) -> Tensor:
     """What a work gives; what lies inside it is not kept for the gradient but computed again."""
-    options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-    return cast(Tensor, checkpoint(work, *values, **options))
+    made = checkpoint(
+        work, *values, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
+    return cast(Tensor, made)
 
 
 def _plain() -> bool:

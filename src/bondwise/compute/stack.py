@@ -13,7 +13,7 @@ from torch import Tensor
 from bondwise.compute.run import check_cores
 from bondwise.errors import PlanError, ShapeError
 from bondwise.network.network import Network
-from bondwise.network.stack import Floor, State, floors, state
+from bondwise.network.stack import Level, State, levels, state
 
 EXHAUSTIVE = 10  # cores; every subset of them is looked at
 
@@ -30,9 +30,9 @@ class Stack:
     factors: tuple[Tensor, ...]
 
     @property
-    def floors(self) -> tuple[Floor, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """What the data carries before and after each factor, by name."""
-        return floors(self.network, self.order)
+        return levels(self.network, self.order)
 
     @property
     def nnz(self) -> int:
@@ -67,12 +67,12 @@ class Stack:
         if isinstance(at, bool) or not 0 <= at < last:
             places = f"write at = 0 to {last - 1}" if last else "give a network of two cores"
             raise PlanError(
-                f"A gauge came for the place after floor {at} of {len(self)}; {places}."
+                f"A gauge came for the place after level {at} of {len(self)}; {places}."
             )
-        size, names = self.shapes[at][0], " ".join(index.name for index in self.floors[at].after)
+        size, names = self.shapes[at][0], " ".join(index.name for index in self.levels[at].after)
         if tuple(X.shape) != (size, size):
             raise ShapeError(
-                f"X of shape {tuple(X.shape)} came; between floors {at} and {at + 1} the state "
+                f"X of shape {tuple(X.shape)} came; between levels {at} and {at + 1} the state "
                 f"({names}) has {size} values, so write ({size}, {size})."
             )
         below, above = (factor.to_dense() for factor in self.factors[at : at + 2])
@@ -119,7 +119,7 @@ def stack(net: Network, cores: Sequence[Tensor], order: Sequence[int] | None = N
     """
     check_cores(net, cores)
     chosen = checked_order(net, order)
-    return Stack(net, chosen, tuple(factor(f, cores[f.core]) for f in floors(net, chosen)))
+    return Stack(net, chosen, tuple(factor(f, cores[f.core]) for f in levels(net, chosen)))
 
 
 def checked_order(net: Network, order: Iterable[Any] | None) -> tuple[int, ...]:
@@ -178,9 +178,9 @@ def _entries(net: Network, met: frozenset[int], core: int) -> int:
     return prod(i.size for i in {*state(net, met), *state(net, met | {core})})
 
 
-def factor(floor: Floor, core: Tensor) -> Tensor:
+def factor(level: Level, core: Tensor) -> Tensor:
     """The layer from one state to the next: an entry for each value of the indices of both."""
-    indices, before, after = floor.indices, floor.before, floor.after
+    indices, before, after = level.indices, level.before, level.after
     lonely = [axis for axis, index in enumerate(indices) if index not in (*before, *after)]
     if lonely:
         core = core.sum(lonely)
