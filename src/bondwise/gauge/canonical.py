@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.compute.inverse import inverse
+from bondwise.compute.stack import inverse
 from bondwise.errors import NetworkError, ShapeError
 from bondwise.gauge.bonds import (
     Edge,
