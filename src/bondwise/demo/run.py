@@ -11,8 +11,9 @@ from torch import nn
 
 from bondwise.checkpoint.checkpoint import check_folder
 from bondwise.checkpoint.loading import Loaded, load_model
-from bondwise.compress.compress import Report, cast, check_recipe, describe, run, write
+from bondwise.compress.compress import Report, check_recipe, describe, run, write
 from bondwise.compress.recipe import Recipe
+from bondwise.compress.swap import cast
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare, generate_sample
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
@@ -165,7 +166,6 @@ def _compress(
     """The tensorized model and its report; the loaded one stays, cast to the same dtype."""
     result = run(recipe, loaded.model, text, loaded.tokenizer, progress)
     steps.done.extend(dict(step) for step in result.steps)
-    cast(result.model, recipe.dtype)
     cast(loaded.model, recipe.dtype)
     report = describe(result, recipe, loaded.source_file_bytes)
     return result.model, report
