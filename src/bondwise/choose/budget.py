@@ -130,7 +130,7 @@ class _Problem:
 
     @cached_property
     def _dense(self) -> dict[str, Candidate]:
-        return {c.weights[0]: c for group in self.groups for c in group if _is_dense(c)}
+        return {c.weights[0]: c for group in self.groups for c in group if c.format == "dense"}
 
     @property
     def dense(self) -> float:
@@ -164,7 +164,7 @@ class _Problem:
 
     def allowed(self, candidate: Candidate) -> bool:
         """Whether neither the floor, protection nor its seconds forbid it."""
-        if _is_dense(candidate):
+        if candidate.format == "dense":
             return True
         whole = sum(self.whole[name] for name in candidate.weights)
         enough = self.floor * whole <= self.cost(candidate)
@@ -278,13 +278,9 @@ def counted(unit: str, groups: Groups) -> Callable[[Candidate], float]:
     if unit != "seconds":
         name = {"params": "numbers"}.get(unit, unit)
         return lambda candidate: float(getattr(candidate, name))
-    whole = [c.seconds for group in groups for c in group if _is_dense(c)]
+    whole = [c.seconds for group in groups for c in group if c.format == "dense"]
     once, many = (sum(pair) for pair in zip(*whole, strict=True))
     return lambda candidate: candidate.seconds[0] / once + candidate.seconds[1] / many
-
-
-def _is_dense(candidate: Candidate) -> bool:
-    return candidate.format == "dense"
 
 
 def _together(picks: Sequence[Picks]) -> Picks:

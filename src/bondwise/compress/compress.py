@@ -44,11 +44,9 @@ def compress(
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
     data = None if recipe.data is None else read_text(Path(recipe.data))
     steps = Steps()
-    with steps("load"):
-        progress("load", 0, 1)
+    with steps("load", progress):
         loaded = load_model(recipe.model, device=recipe.device)
         tokenizer = None if data is None else reader(loaded, recipe.model)
-        progress("load", 1, 1)
     result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
     steps.done.extend(dict(step) for step in result.steps)
     report = describe(result, recipe, loaded.source_file_bytes)
