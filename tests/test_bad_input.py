@@ -412,7 +412,7 @@ def test_a_bug_of_ours_shows_its_traceback(capsys, shelf, desk, monkeypatch):
     def broken(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("bondwise.compress.tensorize.fit", broken)
+    monkeypatch.setattr("bondwise.compress.fit_group.fit", broken)
     from bondwise.cli import main
 
     with pytest.raises(RuntimeError, match="a bug"):

@@ -101,9 +101,9 @@ def plan(
     quiet: flags.Quiet = False,
 ) -> None:
     """Dry run: every parameter, what it would become, and why the rest is left alone."""
+    from bondwise.choose.dry_run import plan_model
     from bondwise.compress.compress import check_recipe
     from bondwise.compress.recipe import chosen
-    from bondwise.compress.tensorize import plan_model
 
     todo = chosen(
         None,
@@ -231,7 +231,7 @@ def heal(
     until it is done.
     """
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.heal.verb import Healer
     from bondwise.progress import Bars
     from bondwise.report.page import page
@@ -281,7 +281,7 @@ def read(
     leaving them out costs, from cheap guesses to the loss itself.
     """
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
     from bondwise.read.verb import Reader, check_page
     from bondwise.report.reading import write_reading
@@ -312,7 +312,7 @@ def merge(
 ) -> None:
     """Multiply every network out: dense weights that load without bondwise."""
     from bondwise.checkpoint.checkpoint import check_folder, save
-    from bondwise.compress.tensorize import merge as multiply
+    from bondwise.compress.merge import merge as multiply
 
     check_folder(out, force)
     loaded = _load(folder, dtype, device, quiet)
@@ -339,7 +339,7 @@ def evaluate(
 ) -> None:
     """Perplexity on a text; with --vs also KL divergence and top-1 agreement with another model."""
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.evaluate.verb import evaluate as run
     from bondwise.progress import Bars
 
@@ -372,8 +372,8 @@ def bench(
     from bondwise.bench.verb import bench as run
     from bondwise.bench.verb import check_numbers
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
     from bondwise.compress.compress import threads as with_threads
+    from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
 
     check_device(device)
@@ -399,8 +399,8 @@ def tune(
     kept for this number of threads, in the cache folder or the file that $BONDWISE_TUNING names.
     """
     from bondwise.bench.verb import check_numbers
-    from bondwise.compress.compress import dtype as named
     from bondwise.compress.compress import threads as with_threads
+    from bondwise.compress.recipe import dtype as named
     from bondwise.compute.machine import keep
     from bondwise.compute.tune import calibrate
     from bondwise.progress import Bars
@@ -444,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _load(model: str, dtype: str, device: str, quiet: bool) -> "Loaded":
     from bondwise.checkpoint.loading import load_model
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
 
     check_device(device)

@@ -13,9 +13,9 @@ from typing import Any
 
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import load_model
-from bondwise.compress.compress import Report, check_recipe, compress, dtype, threads
-from bondwise.compress.recipe import Recipe
-from bondwise.compress.tensorize import merge
+from bondwise.compress.compress import Report, check_recipe, compress, threads
+from bondwise.compress.merge import merge
+from bondwise.compress.recipe import Recipe, dtype
 from bondwise.errors import BudgetError, CheckpointError
 from bondwise.flow.text import read_text
 from bondwise.heal.verb import Healer
