@@ -362,7 +362,7 @@ def test_steps_that_a_time_allows(tmp_path, left, steps):
         ({"steps": 3, "minutes": 1.0}, "give one of the two"),
         ({"steps": 0}, "steps=0 came; write 1 or more"),
         ({"minutes": 0.0}, "minutes=0.0 came"),
-        ({"steps": 3, "local": 1.5}, "local=1.5 came; write 0 to 1"),
+        ({"steps": 3, "warmup": 1.5}, "warmup=1.5 came; write 0 to 1"),
         ({"steps": 3, "rate": float("nan")}, "rate=nan came"),
         ({"steps": 3, "batch": 2.5}, "batch=2.5 came; write a value of type int"),
         ({"steps": 3, "length": 1}, "length=1 came; write 2 or more"),

@@ -168,7 +168,7 @@ def test_a_state_of_another_version_is_named_and_not_gone_on_with(tmp_path):
     Place(tmp_path, {"rate": 0.1})
     about = json.loads((tmp_path / "heal.json").read_text())
     (tmp_path / "heal.json").write_text(json.dumps(about | {"schema": 1}))
-    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 3; .*resume=False"):
+    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 4; .*resume=False"):
         Place(tmp_path, {"rate": 0.1})
     Place(tmp_path, {"rate": 0.1}, resume=False)
 
@@ -179,7 +179,7 @@ def test_another_run_is_named_and_not_gone_on_with(tmp_path):
         CheckpointError, match=r"another healing \(rate 0.1, not 0.2\).*resume=False"
     ):
         Place(tmp_path, {"rate": 0.2, "seed": 0})
-    (tmp_path / "global").mkdir()
+    (tmp_path / "steps").mkdir()
     fresh = Place(tmp_path, {"rate": 0.2, "seed": 0}, resume=False)
     assert fresh.decided("steps") is None
     assert names(tmp_path) == [state.ABOUT]

@@ -1,4 +1,4 @@
-"""The global stage of a language model: the student learns what the teacher says of each token.
+"""The task of a language model: the student learns what the teacher says of each token.
 
 The loss goes over the vocabulary in chunks, and the teacher is asked once: its top tokens are on
 disk, so that it need not be in memory while the student trains (Hinton, Vinyals and Dean 2015).

@@ -1,4 +1,4 @@
-"""The global stage of any other model: the student learns to give what the teacher gives."""
+"""The task of any other model: the student learns to give what the teacher gives."""
 
 from collections.abc import Sequence
 from math import ceil

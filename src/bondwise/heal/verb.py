@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.errors import DataError
 from bondwise.flow.text import read_text
 from bondwise.heal.heal import heal
-from bondwise.heal.job import Healed
+from bondwise.heal.run import Healed
 from bondwise.layers.storage import TensorLayer
 from bondwise.progress import Progress, Steps, silent
 from bondwise.train.loop import Entry, Tell, nothing
@@ -186,9 +186,8 @@ class Healer:
             "measured": healed.measured,
             "before": healed.before,
             "after": healed.after,
-            "steps": dict(healed.steps),
+            "steps": healed.steps,
             "history": [_finite(entry) for entry in healed.history],
-            "slices": [asdict(part) for part in healed.local],
             "notes": list(healed.notes),
         }
 

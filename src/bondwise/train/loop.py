@@ -1,4 +1,4 @@
-"""The loop of the global stage: a rate that rises and falls, the best kept, a run that goes on.
+"""The loop of a training: a rate that rises and falls, the best kept, a run that goes on.
 
 All that is random in a step follows from the seed and the number of the step, so that a run that
 was cut off and resumed is the run that was not: bit for bit on a CPU.

@@ -1,6 +1,6 @@
 """A run on disk: written beside, then renamed, so that a cut leaves the last state whole.
 
-A folder holds ``heal.json`` (what the run is, and what was decided in it), and of the global stage
+A folder holds ``heal.json`` (what the run is, and what was decided in it), and in ``steps``
 ``run.json`` (where it is), ``at-..`` (parameters and the optimizer's moments at that step) and
 ``best-..`` (parameters where the validation was best). ``run.json`` is written last and names the
 others, which are removed only afterwards.
@@ -23,7 +23,7 @@ from bondwise.train.processes import agreed, rank, wait
 from bondwise.train.recipe import difference
 
 ABOUT, RUN = "heal.json", "run.json"
-SCHEMA = 3
+SCHEMA = 4
 MADE_OF = {"student": "another student", "teacher": "another teacher", "data": "other data"}
 SAMPLES = 64  # values of each tensor that tell one from another
 Values = dict[str, Any]
@@ -77,8 +77,8 @@ class Place:
 
     @property
     def begun(self) -> bool:
-        """Whether a state or a healed slice is there: something that took time."""
-        return any(self.folder.glob("local/slice-*")) or (self.folder / "global" / RUN).is_file()
+        """Whether a state is there: something that took time."""
+        return (self.folder / "steps" / RUN).is_file()
 
     def forget(self) -> None:
         """Remove it."""
@@ -99,7 +99,7 @@ class Place:
 
 
 class Store:
-    """States of the global stage: parameters by name, an optimizer, and plain values.
+    """States of a training: parameters by name, an optimizer, and plain values.
 
     Processes that hold shards of the parameters (FSDP) write a file each; otherwise the first does.
 
