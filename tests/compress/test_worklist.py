@@ -14,7 +14,7 @@ from bondwise.errors import BondwiseError, BudgetError, CheckpointError, DataErr
 from bondwise.flow import files
 
 NAMES = ["first", "second", "third", "fourth", "fifth"]
-IDENTITY = {"steps": 3, "data": "abc", "model": "def"}
+IDENTITY = {"steps": 3, "data": "sha256:ab", "model": "sha256:cd"}
 
 
 def make(at):
@@ -85,7 +85,8 @@ def make(at):
     return Piece({"x": drawn @ drawn.T}, {"at": at, "name": names[at]})
 torch.set_num_threads(1)
 names = ["first", "second", "third", "fourth", "fifth"]
-WorkList(Path(sys.argv[1]), names, {"steps": 3, "data": "abc", "model": "def"}).run(make)
+identity = {"steps": 3, "data": "sha256:ab", "model": "sha256:cd"}
+WorkList(Path(sys.argv[1]), names, identity).run(make)
 """
 
 
@@ -103,8 +104,10 @@ def test_a_process_that_is_killed_leaves_whole_pieces(tmp_path):
 
 def test_the_folder_of_another_run_is_refused_by_what_differs(tmp_path):
     whole(tmp_path)
-    for name, value in {"steps": 4, "data": "xyz", "model": "other"}.items():
-        with pytest.raises(CheckpointError, match=f"pieces of another run \\({name} .*, not"):
+    differs = {"steps": (4, "steps 3, not 4"), "data": ("sha256:ef", "other data")}
+    differs["model"] = ("sha256:ef", "another model")
+    for name, (value, said) in differs.items():
+        with pytest.raises(CheckpointError, match=f"pieces of another run \\({said}\\)"):
             WorkList(tmp_path, NAMES, IDENTITY | {name: value})
     with pytest.raises(CheckpointError, match="pieces of another run \\(pieces"):
         WorkList(tmp_path, NAMES[:2], IDENTITY)
@@ -138,7 +141,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_done(tmp_path, monkeypatch):
     assert isinstance(error.value, BondwiseError)
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
     done = {p: p.stat().st_mtime_ns for p in folder.glob("piece-*")}
-    assert len(done) == 2
+    assert len(done) == 3
     monkeypatch.setattr(files, "save_file", real)
     assert whole(folder) == expected
     assert all(p.stat().st_mtime_ns == then for p, then in done.items())

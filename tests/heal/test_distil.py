@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import tiny
 from bondwise.errors import BudgetError, DataError
 from bondwise.evaluate.language import perplexity
+from bondwise.flow.identity import difference
 from bondwise.heal import distil
 from bondwise.heal import timing as pace
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
@@ -19,7 +20,7 @@ from bondwise.heal.modes import judging, training
 from bondwise.layers.layers import TensorLinear
 from bondwise.progress import silent
 from bondwise.topology.lowrank import lowrank
-from bondwise.train.recipe import Healing, difference, healing
+from bondwise.train.recipe import Healing, healing
 from bondwise.train.sampler import cut, mine, spread, turns
 
 WORDS = 128

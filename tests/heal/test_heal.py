@@ -90,9 +90,7 @@ def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):
         kinds.extend(p.dtype for p in model.parameters())
         return model
 
-    healed = heal(
-        student, teacher, windows(), steps=30, wrap=wrap, tell=heard.append, **CALM
-    )
+    healed = heal(student, teacher, windows(), steps=30, wrap=wrap, tell=heard.append, **CALM)
     assert set(kinds) == {torch.float32}
     assert {p.dtype for p in healed.model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in student.parameters()} == {torch.bfloat16}

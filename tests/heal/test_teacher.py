@@ -21,7 +21,7 @@ from bondwise.heal.head import (
     words,
 )
 from bondwise.heal.losses import logits_loss, top, vocabulary_loss
-from bondwise.heal.teacher import Said, cached, fingerprint
+from bondwise.heal.teacher import Said, cached
 from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.train.recipe import Mix
@@ -226,13 +226,6 @@ def test_what_was_kept_says_what_it_is(tmp_path):
     about = json.loads((tmp_path / "said.json").read_text())
     assert about["windows"] == [10, LENGTH]
     assert (about["k"], about["temperature"], about["hidden"]) == (8, 1.0, False)
-
-
-def test_fingerprints_tell_teachers_apart():
-    one, same = tiny.llama(), tiny.llama()
-    assert fingerprint(one) == fingerprint(same)
-    assert fingerprint(one.bfloat16()) != fingerprint(same)
-    assert fingerprint(tiny.gpt2()) != fingerprint(same)
 
 
 @pytest.mark.parametrize(

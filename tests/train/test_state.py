@@ -10,7 +10,7 @@ from torch import nn
 from bondwise.errors import CheckpointError
 from bondwise.flow import files
 from bondwise.train import state
-from bondwise.train.state import Place, Store, digest
+from bondwise.train.state import Place, Store
 
 
 def adam(net, steps=3):
@@ -207,11 +207,3 @@ def test_a_state_that_is_no_json_is_one_sentence(tmp_path):
     (tmp_path / state.ABOUT).write_text(json.dumps([1])[:-1])
     with pytest.raises(CheckpointError, match="cannot be read"):
         Place(tmp_path, {})
-
-
-def test_a_digest_sees_names_shapes_and_values():
-    x = torch.arange(1000.0)
-    known = digest({"a": x})
-    assert digest({"a": x.clone()}) == known
-    assert len({known, digest({"b": x}), digest({"a": x.view(10, 100)}), digest({"a": x + 1})}) == 4
-    assert digest({"a": torch.zeros(0)}) != known

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from bondwise.errors import BudgetError, CheckpointError, DataError
-from bondwise.flow.files import read, read_note, write
+from bondwise.flow.files import read, read_json, read_note, write, write_json
+from bondwise.flow.identity import difference
 from bondwise.progress import Progress, silent
-from bondwise.train.recipe import difference
 
-ABOUT = "about.safetensors"
+ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class WorkList:
         self.folder, self.names = folder, list(names)
         about, own = folder / ABOUT, {**identity, "pieces": self.names}
         if not about.exists():
-            write(about, {}, own)
-        differs = difference(read_note(about), own)
+            write_json(about, own)
+        differs = difference(read_json(about), own)
         if differs:
             raise CheckpointError(
                 f"{folder} holds pieces of another run ({differs}); "

@@ -11,8 +11,8 @@ from torch import nn
 from bondwise.errors import BudgetError, DataError, SelectionError
 from bondwise.flow.allocator import kept
 from bondwise.heal.distil import Teacher
-from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.heal.modes import as_float32
+from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.progress import Progress, silent
 from bondwise.train.loop import Tell, nothing
 from bondwise.train.rates import groups

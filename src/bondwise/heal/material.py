@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +113,6 @@ def token_ids(found: Material) -> Tensor | None:
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
         return None
     return ids if ids.shape[1] > 1 else None
-
-
-def digest_of(data: Tensor | Sequence[Batch]) -> str:
-    """A short name for some data."""
-    found = sha256()
-    for batch in [data] if isinstance(data, Tensor) else data:
-        parts = {"": batch} if isinstance(batch, Tensor) else batch
-        own = {k: v for k, v in parts.items() if isinstance(v, Tensor)}
-        for name, tensor in own.items():
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return found.hexdigest()[:16]
 
 
 def _rows(batch: Batch) -> list[Tensor]:

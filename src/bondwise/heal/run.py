@@ -9,13 +9,13 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
+from bondwise.flow.identity import identity
 from bondwise.flow.text import fitting
 from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
 from bondwise.heal.head import check_alike, words
-from bondwise.heal.material import Material, as_windows, digest_of, material, token_ids
+from bondwise.heal.material import Material, as_windows, material, token_ids
 from bondwise.heal.modes import training
 from bondwise.heal.outputs import Outputs, ask
-from bondwise.heal.teacher import fingerprint
 from bondwise.heal.timing import decider, needed
 from bondwise.progress import Progress
 from bondwise.train.descent import Course
@@ -23,7 +23,7 @@ from bondwise.train.loop import Entry, Tell, Trained, train
 from bondwise.train.processes import world
 from bondwise.train.rates import groups, only
 from bondwise.train.recipe import MEASURED, Healing, suited
-from bondwise.train.state import Place, Store, digest
+from bondwise.train.state import Place, Store
 
 Wrap = Callable[[nn.Module], nn.Module]
 Task = Speech | Outputs
@@ -78,10 +78,13 @@ class Job:
         """What tells this healing from another one."""
         recipe = self.recipe.to_json()
         del recipe["save_every"]  # it changes nothing
-        names = dict(self.student.named_parameters())
-        data = digest_of(self.material.shown) + digest_of(self.material.held)
-        models = {"student": digest(names), "teacher": fingerprint(self.teacher.get())[:16]}
-        return {**recipe, **models, "data": data, "processes": world()}
+        recipe["processes"] = world()
+        return identity(
+            recipe,
+            student=self.student,
+            teacher=self.teacher.get(),
+            data=[self.material.shown, self.material.held],
+        )
 
     def own(self, inplace: bool) -> nn.Module:
         """The student that is trained: a copy, or itself, sharing nothing with the teacher."""

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bondwise.errors import CheckpointError, DataError
 from bondwise.flow.blocks import precision
 from bondwise.flow.data import evaluating, feed
 from bondwise.flow.files import beside
+from bondwise.flow.identity import digest, identity
 from bondwise.heal.head import last_hidden, logits_head, words
 from bondwise.heal.losses import CHUNK, Top, top
 from bondwise.progress import Progress, silent
@@ -30,9 +30,8 @@ from bondwise.train.recipe import Mix
 
 SHARD = 64  # windows in a file: 6 MB with 256 tokens each and the top 64
 ABOUT = "said.json"
-SCHEMA = 1
+SCHEMA = 2
 MEND = "free some space, write a smaller top_k, or name another folder"
-SAMPLES = 64  # values of each parameter that tell one teacher from another
 
 
 @dataclass(frozen=True)
@@ -212,38 +211,10 @@ def _about(
     teacher: nn.Module, windows: Tensor, k: int, temperature: float, hidden: bool
 ) -> dict[str, Any]:
     """What the kept numbers are made of, as JSON; all of it in one fingerprint."""
-    own = windows.detach().cpu().long().contiguous()
-    made_of = {
-        "schema": SCHEMA,
-        "windows": list(own.shape),
-        "text": sha256(own.numpy().tobytes()).hexdigest(),
-        "teacher": fingerprint(teacher),
-        "k": k,
-        "temperature": temperature,
-        "hidden": hidden,
-        "shard": SHARD,
-    }
-    line = json.dumps(made_of, sort_keys=True)
-    return made_of | {"fingerprint": sha256(line.encode()).hexdigest()}
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """A sum over the names, shapes, dtypes and some values of all that a model stores.
-
-    >>> layer = nn.Linear(3, 2)
-    >>> before = fingerprint(layer)
-    >>> _ = layer.weight.data.add_(1)
-    >>> fingerprint(layer) == before
-    False
-    """
-    found = sha256(type(model).__name__.encode())
-    for name, tensor in model.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // SAMPLES)][: SAMPLES + 1]
-        found.update(some.double().cpu().numpy().tobytes())
-    return found.hexdigest()
+    settings = {"schema": SCHEMA, "k": k, "temperature": temperature, "hidden": hidden}
+    settings |= {"windows": list(windows.shape), "shard": SHARD}
+    made_of = identity(settings, teacher=teacher, data=windows)
+    return made_of | {"fingerprint": digest(made_of)}
 
 
 def _in_turn(shards: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,6 +1,5 @@
 """The recipe of a healing: everything that decides a run, as plain numbers and words."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite, sqrt
@@ -199,17 +198,6 @@ def suited(recipe: Healing, given: Mapping[str, Any], speaks: bool, processes: i
     if given.get("rate") is None:
         rate = BOLD * sqrt(batch / SAMPLES)
     return replace(recipe, batch=batch, rate=rate)
-
-
-def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    """Which choices differ, in words; empty where none does.
-
-    >>> difference({"rate": 0.1, "seed": 0}, {"rate": 0.2, "seed": 0})
-    'rate 0.1, not 0.2'
-    """
-    names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
-    said = (f"{n} {json.dumps(one.get(n))}, not {json.dumps(two.get(n))}" for n in names)
-    return "; ".join(said)
 
 
 def _as(name: str, value: Any, default: Any) -> Any:
