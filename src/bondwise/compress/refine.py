@@ -11,13 +11,14 @@ Every token weighs alike: a few of them are hundreds of times longer than the ot
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, isfinite, pi
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.flow.blocks import Stream, precision
 from bondwise.flow.data import fitted_on
+from bondwise.train.schedule import scheduled
 
 TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh too much
 
@@ -124,7 +125,7 @@ def _train(
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.95))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / warm) * (1 + cos(pi * step / steps)) / 2
+            group["lr"] = scheduled(rate, step, steps, warm)
         optimizer.zero_grad()
         loss = goal.loss(next(order))
         if not torch.isfinite(loss):

@@ -7,7 +7,7 @@ was cut off and resumed is the run that was not: bit for bit on a CPU.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, cos, inf, isfinite, pi
+from math import ceil, inf, isfinite
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,7 @@ from bondwise.train.descent import Course, Descent
 from bondwise.train.nonfinite import culprit
 from bondwise.train.processes import agreed
 from bondwise.train.recipe import MEASURED, VALIDATIONS, Healing
+from bondwise.train.schedule import scheduled
 from bondwise.train.state import Store
 
 Entry = dict[str, Any]
@@ -47,18 +48,6 @@ class Trained:
     best: float | None = None
     best_step: int = 0
     stopped: str = ""
-
-
-def share(step: int, steps: int, warm: int, floor: float = 0.0) -> float:
-    """The rate of a step as a share of the largest: it rises evenly, then falls as a cosine.
-
-    >>> [round(share(step, 8, 2), 2) for step in range(8)]
-    [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
-    """
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return floor + (1 - floor) * (1 + cos(pi * done)) / 2
 
 
 def train(
@@ -155,7 +144,7 @@ class _Run:
         """A step, what is to be looked at after it, and a state where it is time for one."""
         start = time.perf_counter()
         warm = self._warm()
-        risen = share(self.step, self.out.steps, warm, self.recipe.floor)
+        risen = scheduled(1.0, self.step, self.out.steps, warm, floor=self.recipe.floor, start=warm)
         loss, norm = self.descent(self.step, risen)
         if not (isfinite(loss) and isfinite(norm)):
             self._stop_at_nan(loss)
