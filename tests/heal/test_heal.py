@@ -15,7 +15,7 @@ from bondwise import lowrank, tensorize
 from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
 from bondwise.evaluate.language import compare
 from bondwise.heal.heal import heal
-from bondwise.heal.material import as_windows, material
+from bondwise.heal.training_data import as_windows, training_data
 from bondwise.layers.layers import TensorLinear
 from bondwise.train.recipe import Healing, suited
 
@@ -235,7 +235,7 @@ def test_no_token_that_is_held_out_is_trained_on(border):
             return {"input_ids": split}
 
     recipe = Healing(steps=1, length=32, validate=8)
-    found = material(nn.Linear(2, 2), text, Words(), recipe)
+    found = training_data(nn.Linear(2, 2), text, Words(), recipe)
     shown, held = set(found.shown.flatten().tolist()), set(found.held.flatten().tolist())
     assert found.held.shape == (8, 32)
     assert not shown & held - {-1}
@@ -248,7 +248,7 @@ def test_no_token_that_is_held_out_is_trained_on(border):
 @pytest.mark.parametrize("end", ["", "\n" * 600, "-" * 4000])
 def test_an_end_with_few_tokens_is_held_out_with_what_stands_before_it(end):
     text, tokenizer = tiny.text(7 * 32) + end, tiny.tokenizer()
-    found = material(nn.Linear(2, 2), text, tokenizer, Healing(steps=1, length=32))
+    found = training_data(nn.Linear(2, 2), text, tokenizer, Healing(steps=1, length=32))
     assert len(found.held) + len(found.shown) <= 8
     assert len(found.shown) >= 3
     assert len(found.held) == 1 or (not len(found.held) and "too little" in found.notes[0])
@@ -257,7 +257,7 @@ def test_an_end_with_few_tokens_is_held_out_with_what_stands_before_it(end):
 def test_so_many_windows_are_trained_on_whatever_judges_them():
     ids, recipe = tiny.tokens(16, LENGTH), Healing(steps=1, windows=4)
     for judge in (None, HELD):
-        assert len(material(nn.Linear(2, 2), ids, None, recipe, judge).shown) == 4
+        assert len(training_data(nn.Linear(2, 2), ids, None, recipe, judge).shown) == 4
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -529,4 +529,4 @@ def test_what_is_not_given_fits_what_is_healed(pair):
 
 @pytest.mark.parametrize(("processes", "batch"), [(1, 2), (2, 2), (3, 3), (8, 8)])
 def test_every_process_has_a_window(processes, batch):
-    assert suited(Healing(steps=1), {}, speaks=True, processes=processes).batch == batch
+    assert suited(Healing(steps=1), {}, is_causal=True, processes=processes).batch == batch

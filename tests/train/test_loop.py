@@ -14,7 +14,7 @@ from bondwise.flow import files
 from bondwise.train import loop
 from bondwise.train.descent import Course
 from bondwise.train.loop import train
-from bondwise.train.nonfinite import culprit
+from bondwise.train.nonfinite import first_nonfinite
 from bondwise.train.recipe import MEASURED, Healing
 from bondwise.train.schedule import scheduled
 from bondwise.train.state import Store
@@ -195,8 +195,8 @@ def test_the_culprit_is_the_first_in_order_of_running():
     net = Blocks()
     nn.init.constant_(net.early.weight, float("nan"))
     x = torch.ones(1, 2)
-    assert culprit(net, partial(net, x)) == "early (its weight is not finite)"
-    assert culprit(Net(), lambda: None) == ""
+    assert first_nonfinite(net, partial(net, x)) == "early (its weight is not finite)"
+    assert first_nonfinite(Net(), lambda: None) == ""
 
 
 def test_the_best_is_kept_and_the_run_stops_where_none_is_better(tmp_path):

@@ -14,10 +14,10 @@ from bondwise.heal.distil import Teacher
 from bondwise.heal.modes import as_float32
 from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.progress import Progress, silent
-from bondwise.train.loop import Tell, nothing
+from bondwise.train.loop import Callback, no_callback
 from bondwise.train.rates import groups
 from bondwise.train.recipe import healing
-from bondwise.train.state import Place
+from bondwise.train.state import RunFolder
 
 STEPS = 100  # where neither steps nor a time is given
 
@@ -36,7 +36,7 @@ def heal(
     inplace: bool = False,
     wrap: Wrap | None = None,
     progress: Progress = silent,
-    tell: Tell = nothing,
+    tell: Callback = no_callback,
     **choices: Any,
 ) -> Healed:
     """Train a compressed student towards the model that it was made from.
@@ -89,12 +89,12 @@ def heal(
         raise DataError("The student is the teacher; give the compressed model and the dense one.")
     groups(student, recipe.rate, recipe.choice)
     with _folder(state) as folder:
-        job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
-        place = Place(folder, job.identity, resume)
-        own = job.own(inplace)
+        run = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
+        place = RunFolder(folder, run.identity, resume)
+        own = run.own(inplace)
         try:
             with kept(), as_float32(own):
-                return job.run(own, place, wrap, progress, tell)
+                return run.run(own, place, wrap, progress, tell)
         except (BudgetError, DataError, SelectionError):
             if not place.begun:  # what is refused will be asked in another way
                 place.forget()

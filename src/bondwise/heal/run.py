@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.identity import identity
 from bondwise.flow.text import fitting
-from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
-from bondwise.heal.head import check_alike, words
-from bondwise.heal.material import Material, as_windows, material, token_ids
+from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
+from bondwise.heal.head import check_vocabularies, vocabulary_size
 from bondwise.heal.modes import training
-from bondwise.heal.outputs import Outputs, ask
+from bondwise.heal.outputs import OutputTask, ask
 from bondwise.heal.timing import decider, needed
+from bondwise.heal.training_data import TrainingData, as_windows, token_ids, training_data
 from bondwise.progress import Progress
 from bondwise.train.descent import Course
-from bondwise.train.loop import Entry, Tell, Trained, train
+from bondwise.train.loop import Callback, Entry, Trained, train
 from bondwise.train.processes import world
 from bondwise.train.rates import groups, only
 from bondwise.train.recipe import MEASURED, Healing, suited
-from bondwise.train.state import Place, Store
+from bondwise.train.state import RunFolder, Store
 
 Wrap = Callable[[nn.Module], nn.Module]
-Task = Speech | Outputs
+Task = LanguageTask | OutputTask
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Healed:
 
 
 @dataclass(frozen=True)
-class Job:
+class HealingRun:
     """What is healed, towards what, and on what; nothing of it is changed.
 
     Attributes:
@@ -64,14 +64,14 @@ class Job:
         teacher: or what loads it.
         recipe: how.
         material: data to train and to judge on.
-        speaks: whether the student is a causal language model.
+        is_causal: whether the student is a causal language model.
     """
 
     student: nn.Module
     teacher: Teacher
     recipe: Healing
-    material: Material
-    speaks: bool
+    data: TrainingData
+    is_causal: bool
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Job:
             recipe,
             student=self.student,
             teacher=self.teacher.get(),
-            data=[self.material.shown, self.material.held],
+            data=[self.data.shown, self.data.held],
         )
 
     def own(self, inplace: bool) -> nn.Module:
@@ -101,7 +101,12 @@ class Job:
         return self.student
 
     def run(
-        self, model: nn.Module, place: Place, wrap: Wrap | None, progress: Progress, tell: Tell
+        self,
+        model: nn.Module,
+        place: RunFolder,
+        wrap: Wrap | None,
+        progress: Progress,
+        tell: Callback,
     ) -> Healed:
         """Measure, train, and tell."""
         before = self._before(model, place)
@@ -115,55 +120,55 @@ class Job:
             before,
             done.best,
             self._measured,
-            (*self.material.notes, *ended),
+            (*self.data.notes, *ended),
         )
 
     @property
     def _measured(self) -> str:
-        return "perplexity" if self.speaks else "error"
+        return "perplexity" if self.is_causal else "error"
 
     def _task(
         self,
         model: nn.Module,
         called: nn.Module,
-        place: Place,
-        answers: Answers | None,
+        place: RunFolder,
+        answers: LazyTeacherCache | None,
         head: nn.Module | None,
     ) -> Task:
-        shown, held = self.material.shown, self.material.held
-        if self.speaks:
+        shown, held = self.data.shown, self.data.held
+        if self.is_causal:
             ids, others = cast(Tensor, shown), cast(Tensor, held)
-            return Speech(model, called, ids, others, answers, self.recipe, head)
-        return Outputs(model, called, shown, held, place.folder / "outputs", self.recipe)
+            return LanguageTask(model, called, ids, others, answers, self.recipe, head)
+        return OutputTask(model, called, shown, held, place.folder / "outputs", self.recipe)
 
     def _head(self, model: nn.Module) -> nn.Module | None:
-        return head_of(model, cast(Tensor, self.material.shown)) if self.speaks else None
+        return head_of(model, cast(Tensor, self.data.shown)) if self.is_causal else None
 
-    def _before(self, model: nn.Module, place: Place) -> float | None:
+    def _before(self, model: nn.Module, place: RunFolder) -> float | None:
         """The measure of the student as it came, kept for a resumed run."""
-        if not len(self.material.held):
+        if not len(self.data.held):
             return None
         found = place.decided("before")
         if found is None:
-            if not self.speaks:
+            if not self.is_causal:
                 self._ask(place)
             found = self._task(model, model, place, None, self._head(model)).measure()
             place.decide(before=found)
         return found
 
-    def _ask(self, place: Place, progress: Progress | None = None) -> None:
+    def _ask(self, place: RunFolder, progress: Progress | None = None) -> None:
         """Keep what the teacher gives, for a model that does not speak."""
-        shown, held = self.material.shown, self.material.held
+        shown, held = self.data.shown, self.data.held
         says = progress or (lambda _stage, _done, _total: None)
         ask(self.teacher.get(), shown, held, place.folder / "outputs", self.recipe, says)
 
     def _train(
         self,
         model: nn.Module,
-        place: Place,
+        place: RunFolder,
         wrap: Wrap | None,
         progress: Progress,
-        tell: Tell,
+        tell: Callback,
     ) -> Trained:
         """All steps."""
         recipe = self.recipe
@@ -182,7 +187,7 @@ class Job:
                 chosen,
                 task.loss,
                 task.parts,
-                task.measure if len(self.material.held) else None,
+                task.measure if len(self.data.held) else None,
                 self._measured,
                 called,
             )
@@ -193,18 +198,22 @@ class Job:
                     course, recipe, store, steps=steps, decide=decide, progress=progress, tell=tell
                 )
 
-    def _answers(self, place: Place, steps: int | None, progress: Progress) -> Answers | None:
+    def _answers(
+        self, place: RunFolder, steps: int | None, progress: Progress
+    ) -> LazyTeacherCache | None:
         """What the teacher says of the windows that are known to be needed."""
         recipe = self.recipe
-        if not self.speaks:
+        if not self.is_causal:
             self._ask(place, progress)
             self.teacher.forget()
             return None
         if not (recipe.distil or recipe.hidden):
             self.teacher.forget()
             return None
-        windows = cast(Tensor, self.material.shown)
-        answers = Answers(self.teacher, windows, place.folder / "said", recipe, progress)
+        windows = cast(Tensor, self.data.shown)
+        answers = LazyTeacherCache(
+            self.teacher, windows, place.folder / "teacher", recipe, progress
+        )
         if recipe.minutes is not None:
             answers.upto(needed(MEASURED, recipe, len(windows)))
         if steps is not None:
@@ -221,7 +230,7 @@ def prepare(
     tokenizer: Any,
     validation: Any,
     given: Mapping[str, Any],
-) -> Job:
+) -> HealingRun:
     """Look at everything before anything is changed.
 
     What of the recipe was not ``given`` is made to fit what is healed.
@@ -229,21 +238,21 @@ def prepare(
     Raises:
         DataError: data that cannot be used, or models that do not belong together.
     """
-    found = material(student, data, tokenizer, recipe, validation)
+    found = training_data(student, data, tokenizer, recipe, validation)
     ids = token_ids(found)
-    talks = ids is not None and speaks(student, ids)
-    recipe = suited(recipe, given, talks, world())
-    if talks:
+    causal = ids is not None and is_causal(student, ids)
+    recipe = suited(recipe, given, causal, world())
+    if causal:
         recipe = replace(recipe, length=fitting(student, recipe.length))
         shown = as_windows(found.shown, recipe.length)
         held = as_windows(found.held, recipe.length) if len(found.held) else shown[:0]
         found = replace(found, shown=shown, held=held)
-        known = words(student) or recipe.top_k
+        known = vocabulary_size(student) or recipe.top_k
         recipe = replace(recipe, top_k=min(recipe.top_k, known))
-        check_alike(student, teacher.get())
-        if not speaks(teacher.get(), cast(Tensor, ids)):
+        check_vocabularies(student, teacher.get())
+        if not is_causal(teacher.get(), cast(Tensor, ids)):
             raise DataError(
                 f"A {type(teacher.get()).__name__} came as the teacher, which does not predict the "
                 "next token; give the dense model that the student was made from."
             )
-    return Job(student, teacher, recipe, found, talks)
+    return HealingRun(student, teacher, recipe, found, causal)

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-from bondwise.heal.distil import Answers
+from bondwise.heal.distil import LazyTeacherCache
 from bondwise.train.processes import agreed
 from bondwise.train.recipe import MEASURED, VALIDATIONS, Healing
-from bondwise.train.state import Place
+from bondwise.train.state import RunFolder
 
 MOST = 10_000_000  # steps of a run
 
@@ -17,7 +17,7 @@ def steps_within(
     *,
     until: float,
     recipe: Healing,
-    answers: Answers | None,
+    answers: LazyTeacherCache | None,
 ) -> int:
     """How many steps a time allows; at least those that were measured.
 
@@ -51,7 +51,7 @@ def needed(steps: int, recipe: Healing, count: int) -> int:
 
 
 def decider(
-    until: float, recipe: Healing, answers: Answers | None, place: Place
+    until: float, recipe: Healing, answers: LazyTeacherCache | None, place: RunFolder
 ) -> Callable[[float, float], int]:
     """What decides on the number of steps, keeps it, and asks the teacher what is then needed."""
 

@@ -20,7 +20,7 @@ from bondwise.heal.heal import heal
 from bondwise.heal.run import Healed
 from bondwise.layers.storage import TensorLayer
 from bondwise.progress import Progress, Steps, silent
-from bondwise.train.loop import Entry, Tell, nothing
+from bondwise.train.loop import Callback, Entry, no_callback
 from bondwise.train.recipe import healing
 
 Report = dict[str, Any]
@@ -65,7 +65,7 @@ class Healer:
         *,
         overwrite: bool = False,
         progress: Progress = silent,
-        tell: Tell = nothing,
+        tell: Callback = no_callback,
     ) -> Report:
         """Heal, and leave the folder whole or not at all; started again, it goes on.
 

@@ -16,7 +16,7 @@ import torch
 from bondwise.errors import DataError
 from bondwise.progress import Progress, silent
 from bondwise.train.descent import Course, Descent
-from bondwise.train.nonfinite import culprit
+from bondwise.train.nonfinite import first_nonfinite
 from bondwise.train.processes import agreed
 from bondwise.train.recipe import MEASURED, VALIDATIONS, Healing
 from bondwise.train.schedule import scheduled
@@ -24,10 +24,10 @@ from bondwise.train.state import Store
 
 Entry = dict[str, Any]
 """One line of a history: step, loss, rate, seconds, and what was measured."""
-Tell = Callable[[Entry], None]
+Callback = Callable[[Entry], None]
 
 
-def nothing(entry: Entry) -> None:
+def no_callback(entry: Entry) -> None:
     """A listener that does nothing."""
 
 
@@ -58,7 +58,7 @@ def train(
     steps: int | None,
     decide: Callable[[float, float], int] | None = None,
     progress: Progress = silent,
-    tell: Tell = nothing,
+    tell: Callback = no_callback,
 ) -> Trained:
     """Train what is meant to train, and leave the best of it in the student.
 
@@ -94,7 +94,7 @@ class _Run:
         steps: int | None,
         decide: Callable[[float, float], int] | None,
         progress: Progress,
-        tell: Tell,
+        tell: Callback,
     ) -> None:
         self.course, self.recipe, self.store = course, recipe, store
         self.decide, self.progress, self.tell = decide, progress, tell
@@ -214,7 +214,9 @@ class _Run:
             return
         self.tell({"step": 0, self.course.measured: found})
         if not isfinite(found):
-            layer = culprit(self.course.student, lambda: self.course.loss(0, 0), gradients=False)
+            layer = first_nonfinite(
+                self.course.student, lambda: self.course.loss(0, 0), gradients=False
+            )
             raise DataError(
                 f"The student's {self.course.measured} is {found} before it is healed, first in "
                 f"{layer}; check its weights for NaN."
@@ -222,7 +224,7 @@ class _Run:
 
     def _stop_at_nan(self, loss: float) -> None:
         """Find where the first number that is not finite arose."""
-        layer = culprit(self.course.student, lambda: list(self.descent.losses(self.step)))
+        layer = first_nonfinite(self.course.student, lambda: list(self.descent.losses(self.step)))
         what, last = ("gradient", "their norm") if isfinite(loss) else ("loss", "the loss")
         self.out.stopped = (
             f"the {what} was not finite at step {self.step + 1}, first in {layer or last}; "

@@ -179,22 +179,24 @@ def healing(**choices: Any) -> Healing:
     return recipe
 
 
-def suited(recipe: Healing, given: Mapping[str, Any], speaks: bool, processes: int = 1) -> Healing:
+def suited(
+    recipe: Healing, given: Mapping[str, Any], is_causal: bool, processes: int = 1
+) -> Healing:
     """A recipe whose batch and rate, where they were not given, are those of what is healed.
 
     Args:
         recipe: as `healing` made it.
         given: the choices that it was made of.
-        speaks: whether a language model is healed.
+        is_causal: whether a language model is healed.
         processes: that share a batch.
 
-    >>> found = suited(healing(steps=9), {}, speaks=False)
+    >>> found = suited(healing(steps=9), {}, is_causal=False)
     >>> found.batch, found.rate
     (8, 6e-05)
     """
     batch, rate = recipe.batch, recipe.rate
     if given.get("batch") is None:
-        batch = ceil((WINDOWS if speaks else SAMPLES) / processes) * processes
+        batch = ceil((WINDOWS if is_causal else SAMPLES) / processes) * processes
     if given.get("rate") is None:
         rate = BOLD * sqrt(batch / SAMPLES)
     return replace(recipe, batch=batch, rate=rate)

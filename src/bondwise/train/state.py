@@ -25,7 +25,7 @@ SCHEMA = 4
 Values = dict[str, Any]
 
 
-class Place:
+class RunFolder:
     """The folder of a run, and what was decided in it.
 
     Args:

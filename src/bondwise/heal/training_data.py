@@ -18,7 +18,7 @@ BORDERS = ("\n\n", "\n", " ")  # between documents, or lines, or words
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """Batches to train on, and batches to judge on.
 
     Attributes:
@@ -32,9 +32,9 @@ class Material:
     notes: tuple[str, ...] = ()
 
 
-def material(
+def training_data(
     model: nn.Module, data: Any, tokenizer: Any, recipe: Healing, validation: Any = None
-) -> Material:
+) -> TrainingData:
     """What a healing needs of some data.
 
     Of a text, the end is held out, from the last border between documents before it; of samples and
@@ -73,7 +73,7 @@ def material(
         why = "too little data came to hold any out" if recipe.validate else "nothing is held out"
         notes = (f"{why}: the last weights are kept, not the best",)
     held = held[: recipe.validate] if isinstance(held, Tensor) else held
-    return Material(shown, held, notes)
+    return TrainingData(shown, held, notes)
 
 
 def _check(given: Any, tokenizer: Any) -> None:
@@ -106,7 +106,7 @@ def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
-def token_ids(found: Material) -> Tensor | None:
+def token_ids(found: TrainingData) -> Tensor | None:
     """Some token ids, where the data has any."""
     shown: Any = found.shown if isinstance(found.shown, Tensor) else found.shown[0]
     ids = shown if isinstance(shown, Tensor) else shown.get("input_ids")
