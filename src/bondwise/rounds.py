@@ -21,7 +21,7 @@ from bondwise.flow.text import read_text
 from bondwise.heal.verb import Healer
 from bondwise.progress import Progress, silent
 from bondwise.report.page import finite, page
-from bondwise.train.loop import Tell, nothing
+from bondwise.train.loop import Callback, no_callback
 from bondwise.train.recipe import healing
 
 ASKED = "asked.json"
@@ -55,7 +55,7 @@ class Rounds:
         return [*(self.recipe.keep ** (k / self.count) for k in cuts), self.recipe.keep]
 
     def run(
-        self, *, overwrite: bool = False, progress: Progress = silent, tell: Tell = nothing
+        self, *, overwrite: bool = False, progress: Progress = silent, tell: Callback = no_callback
     ) -> Report:
         """All rounds; the folder is left whole or not at all.
 
@@ -125,7 +125,7 @@ class Rounds:
         target: Path,
         overwrite: bool,
         progress: Progress,
-        tell: Tell,
+        tell: Callback,
     ) -> Report:
         first = self._beside(at, "cut")
         if not self._has(first):

@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,10 @@ from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.errors import DataError
 from bondwise.flow.text import read_text
 from bondwise.heal.heal import heal
-from bondwise.heal.job import Healed
+from bondwise.heal.run import Healed
 from bondwise.layers.storage import TensorLayer
 from bondwise.progress import Progress, Steps, silent
-from bondwise.train.loop import Entry, Tell, nothing
+from bondwise.train.loop import Callback, Entry, no_callback
 from bondwise.train.recipe import healing
 
 Report = dict[str, Any]
@@ -65,7 +65,7 @@ class Healer:
         *,
         overwrite: bool = False,
         progress: Progress = silent,
-        tell: Tell = nothing,
+        tell: Callback = no_callback,
     ) -> Report:
         """Heal, and leave the folder whole or not at all; started again, it goes on.
 
@@ -186,9 +186,8 @@ class Healer:
             "measured": healed.measured,
             "before": healed.before,
             "after": healed.after,
-            "steps": dict(healed.steps),
+            "steps": healed.steps,
             "history": [_finite(entry) for entry in healed.history],
-            "slices": [asdict(part) for part in healed.local],
             "notes": list(healed.notes),
         }
 
