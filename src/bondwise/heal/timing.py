@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from bondwise.flow.calibrate import without_head
 from bondwise.flow.data import Batch, feed
+from bondwise.flow.watch import without_head
 from bondwise.heal.distil import Answers
 from bondwise.heal.modes import products, training
 from bondwise.heal.outputs import answer
