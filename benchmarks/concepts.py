@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bondwise.read.watch import inputs
 from comparison.cells import read as results
 from comparison.cells import versions, write
 from comparison.flags import several, some
@@ -31,7 +32,6 @@ from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
 from bondwise.flow.text import windows
 from bondwise.read.scores import principal, random_directions, scored
-from bondwise.read.watch import inputs
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "reading.md"

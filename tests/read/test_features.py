@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from bondwise.read.watch import in_turns, inputs
 from torch import nn
 
 import bondwise as bw
@@ -10,7 +11,6 @@ import tiny
 from bondwise.errors import DataError
 from bondwise.read import bonds, features, gauge, input_moments
 from bondwise.read.features import AFTER, BEFORE, TOP
-from bondwise.read.watch import in_turns, inputs
 from read.planted import layer
 
 

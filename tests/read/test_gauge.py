@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from bondwise.read.rotations import random_rotation
 
 import bondwise as bw
 from bondwise.errors import DataError, NetworkError, SelectionError
 from bondwise.read import bond, gauge, values
 from bondwise.read.bonds import sides
 from bondwise.read.gauge import KINDS
-from bondwise.read.rotations import random_rotation
 from read.planted import NETS, layer, match, scrambled, sparse
 
 CUTS = [(n, name) for n in NETS for name in n.bonds if sides(n, name) is not None]

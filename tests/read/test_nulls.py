@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from bondwise.read.folds import cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from bondwise import TensorLinear, btt, cp, kron, lowrank, mpo, ring
 from bondwise.errors import DataError, SelectionError
-from bondwise.read.folds import cut
 from bondwise.read.nulls import NULLS, SMALL, TIE, Subject, bands
 from bondwise.read.schmidt import entropy, fast_values, haar, profile, term_norms
 from bondwise.read.spectra import spectra

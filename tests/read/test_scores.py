@@ -6,11 +6,11 @@ from math import log, pi
 import numpy as np
 import pytest
 import torch
+from bondwise.read.ranking import halves, interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bondwise.errors import DataError, ShapeError
-from bondwise.read.ranking import halves, interval
 from bondwise.read.scores import (
     against_gauges,
     auroc,

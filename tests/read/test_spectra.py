@@ -5,6 +5,7 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
+from bondwise.read.folds import folded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,7 +15,6 @@ import tiny
 from bondwise import TensorEmbedding, TensorLinear, btt, cp, kron, lowrank, mpo, ring, tree, tucker
 from bondwise.errors import FitError, SelectionError, ShapeError
 from bondwise.read.bonds import Bond, bond, opened
-from bondwise.read.folds import folded
 from bondwise.read.schmidt import profile, schmidt_values
 from bondwise.read.spectra import Spectrum, spectra
 

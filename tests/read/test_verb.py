@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from bondwise.read.corpus import corpus
+from bondwise.read.logits import unembedding, why_not
 
 import bondwise as bw
 import tiny
@@ -12,8 +14,6 @@ from bondwise.checkpoint.loading import load_model
 from bondwise.compress.compress import compress
 from bondwise.compress.recipe import Recipe
 from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
-from bondwise.read.corpus import corpus
-from bondwise.read.logits import unembedding, why_not
 from bondwise.read.verb import Reader, check_page
 from verbs import bondwise
 
