@@ -1,9 +1,9 @@
 """A model read through its bonds, as one HTML file: opens offline and carries its own data.
 
 The model as a strip of networks is drawn here, so that it is seen at once and without scripts. A
-layer, a bond and an index are drawn by ``reading.js`` when they are opened: each layer's numbers
-are JSON in a script element of their own, and are not looked at before. Views have addresses:
-``#layer/NAME``, ``#bond/NAME/BOND`` and ``#feature/NAME/BOND/INDEX``.
+layer, a bond and an index are drawn by the scripts in ``assets`` when they are opened: each
+layer's numbers are JSON in a script element of their own, and are not looked at before. Views have
+addresses: ``#layer/NAME``, ``#bond/NAME/BOND`` and ``#feature/NAME/BOND/INDEX``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from bondwise.report.markup import Markup, el
 from bondwise.report.packed import bonds_of, distance, null_names, null_of
 from bondwise.report.page import asset, document, head, write_whole
 from bondwise.report.units import decimal
+
+SCRIPTS = ("tip.js", "plots.js", "layer.js", "bond.js", "address.js")  # in this order
 
 Reading = dict[str, Any]
 """Plain data. Whatever is missing or None is "not measured" on the page::
@@ -68,7 +70,7 @@ def reading_page(reading: Reading) -> str:
         el("div", id="tip", role="status", hidden=True),
         el("p", id="said", class_="unseen", aria_live="polite"),
         _json("contents", packed.packed(_contents(reading))),
-        el("script", asset("tip.js"), asset("plots.js"), asset("reading.js")),
+        el("script", *map(asset, SCRIPTS)),
         # below what is needed for the first look
         _json("corpus", packed.packed(packed.corpus(reading))),
         _json("pictures", packed.packed(list(pictures.known))),
