@@ -56,7 +56,7 @@ def match(found, true):
 
 LEVEL = 0.05
 REPEATS = pytest.mark.parametrize(
-    "repeats", [150, pytest.param(400, marks=pytest.mark.thorough)], ids=str
+    "repeats", [200, pytest.param(400, marks=pytest.mark.thorough)], ids=str
 )
 
 

@@ -1,5 +1,7 @@
 """Streamed features are what one pass over everything gives, in any batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,11 +56,10 @@ def test_the_values_that_add_most_come_first_and_their_shares_add_up_where_they_
     own = small()
     x = torch.randn(400, 8)
     made = gauge(own[0], "whitened", data=x)
-    from dataclasses import replace
-
     read = replace(made.bond, layer="0")
     found = features(own, [read], [x], per_bond=5)[0]
     assert bool((found.share.diff() <= 1e-9).all())
+    assert float(found.share.sum()) == pytest.approx(1, abs=1e-3)  # cores in float32
 
 
 def test_padding_is_not_counted(model):

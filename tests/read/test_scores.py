@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_auc_score
 
 from bondwise.errors import DataError, ShapeError
 from bondwise.read.directions import overlap, principal, random_directions, random_gauges
@@ -55,16 +58,13 @@ def test_auroc_is_the_share_of_pairs_with_ties(data, tokens, columns, concepts):
 
 
 def test_auroc_is_that_of_scipy_and_sklearn():
-    from scipy.stats import mannwhitneyu
-
     values, labels = noise(0, 500, 4).round(decimals=1), coins(1, 500, 0.2)
     found = auroc(values, labels)
     hits = int(labels.sum())
     for column, area in zip(values.T.numpy(), found.tolist(), strict=True):
         u = mannwhitneyu(column[labels.numpy()], column[~labels.numpy()]).statistic
         assert area == pytest.approx(u / (hits * (500 - hits)))
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
-    expected = [metrics.roc_auc_score(labels.numpy(), column) for column in values.T.numpy()]
+    expected = [roc_auc_score(labels.numpy(), column) for column in values.T.numpy()]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
@@ -202,8 +202,6 @@ def test_gauges_are_the_same_span_whitened_and_differ():
 
 @pytest.mark.parametrize(("r", "s"), [(3, 3), (2, 5), (5, 2)])
 def test_principal_angles_are_those_of_scipy(r, s):
-    from scipy.linalg import subspace_angles
-
     one, two = noise(0, 9, r).double(), noise(1, 9, s).double()
     two[:, 0] = one[:, 0] + 0.01 * two[:, 0]  # one small angle
     found = overlap(one, two)

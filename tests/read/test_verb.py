@@ -1,6 +1,7 @@
 """`bondwise read`: a page from a folder and a text, or one sentence that says why not."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ import torch
 import bondwise as bw
 import tiny
 from bondwise.checkpoint.loading import load_model
-from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
+from bondwise.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    MissingExtraError,
+    SelectionError,
+)
 from bondwise.flow.text import corpus
 from bondwise.read.reading import unembedding, why_not
 from bondwise.read.verb import Reader, check_page
@@ -50,7 +57,8 @@ def test_the_same_seed_gives_the_same_reading(reader):
 
 
 def test_features_in_a_gauge_that_data_chooses(reader):
-    few = reader(names=("o_proj",), kind="varimax").run()
+    few = reader(names=("o_proj",), kind="varimax", windows=4).run()
+    assert few["notes"]
     assert all("canonical gauge, for want of tokens" in note for note in few["notes"])
     report = reader(names=("o_proj",), kind="varimax", windows=32).run()
     kinds = {bond["gauge"] for layer in report["layers"] for bond in layer["bonds"]}
@@ -108,6 +116,12 @@ def test_what_cannot_be_read_is_said_in_a_sentence(reader, folder, shelf, tmp_pa
         check_page(tmp_path / "nowhere" / "page.html", False)
     with pytest.raises(CheckpointError, match="is a folder"):
         check_page(tmp_path, False)
+
+
+def test_what_the_extra_brings_is_asked_for_before_anything_is_read(reader, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bondwise\[read\]'"):
+        reader().run()
 
 
 def test_the_straight_way_to_the_logits_is_that_of_the_model(shelf):
