@@ -234,7 +234,6 @@ def heal(
     from bondwise.compress.recipe import dtype as named
     from bondwise.heal.verb import Healer
     from bondwise.progress import Bars
-    from bondwise.report.page import page
     from bondwise.train.recipe import healing
     from bondwise.train.track import tracking
 
@@ -249,7 +248,7 @@ def heal(
     recipe = healing(**choices)
     tracks = nullcontext() if track is None else tracking("tensorboard", track, recipe)
     with Bars(quiet) as bars, tracks as also:
-        report = healer.run(page, choices, overwrite=force, progress=bars, tell=_teller(bars, also))
+        report = healer.run(choices, overwrite=force, progress=bars, tell=_teller(bars, also))
     _show(report, json_, "healing")
     _say(f"Wrote {out}: the checkpoint and report.json, with the curve.", json_)
     for command in report["commands"]:
@@ -283,18 +282,15 @@ def read(
     from bondwise.compress.compress import check_device
     from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
-    from bondwise.read.verb import Reader, check_page
-    from bondwise.report.reading import write_reading
+    from bondwise.read.verb import Reader
 
     check_device(device)
-    check_page(out, force)
     reader = Reader(
         folder, data, gauge, tuple(layer or ()), windows, length, features, draws, measure,
         seed=seed, device=device, dtype=named(dtype),
     )  # fmt: skip
     with Bars(quiet) as bars:
-        report = reader.run(bars)
-    write_reading(report, out)
+        report = reader.write(out, overwrite=force, progress=bars)
     _show(report, json_, "reading")
     _say(f"Wrote {out}: one page, which opens offline.", json_)
 
@@ -474,14 +470,14 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
     if as_json:
         _print_json(report)
         return
-    from bondwise.report import bonds, healing, speeds, table
+    from bondwise.report import lists, speeds, table
 
     shown = {
-        "healing": lambda: healing.summary(report),
+        "healing": lambda: table.healing(report),
         "summary": lambda: table.summary(report),
         "samples": lambda: table.samples(report),
-        "plan": lambda: table.plan_table(report, full=full),
-        "reading": lambda: bonds.bonds(report),
+        "plan": lambda: lists.changes(report, full=full),
+        "reading": lambda: lists.bonds(report),
         "evaluation": lambda: table.evaluation(report),
         "rates": lambda: speeds.rates(report),
         "benchmark": lambda: speeds.benchmark(report),

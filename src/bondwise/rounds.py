@@ -20,7 +20,7 @@ from bondwise.errors import BudgetError, CheckpointError
 from bondwise.flow.text import read_text
 from bondwise.heal.verb import Healer
 from bondwise.progress import Progress, silent
-from bondwise.report.page import finite, page
+from bondwise.report.page import finite
 from bondwise.train.loop import Callback, no_callback
 from bondwise.train.recipe import healing
 
@@ -145,9 +145,7 @@ class Rounds:
             called=str(self.out),
         )
         with threads(recipe.threads):
-            return healer.run(
-                page, self._choices, overwrite=overwrite, progress=progress, tell=tell
-            )
+            return healer.run(self._choices, overwrite=overwrite, progress=progress, tell=tell)
 
     def _before(self, at: int) -> list[dict[str, Any]]:
         """What the rounds before took."""

@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -20,6 +20,7 @@ from bondwise.heal.heal import heal
 from bondwise.heal.run import Healed
 from bondwise.layers.storage import TensorLayer
 from bondwise.progress import Progress, Steps, silent
+from bondwise.report.page import page
 from bondwise.train.loop import Callback, Entry, no_callback
 from bondwise.train.recipe import healing
 
@@ -60,7 +61,6 @@ class Healer:
 
     def run(
         self,
-        page: Callable[[Report], str],
         choices: Mapping[str, Any],
         *,
         overwrite: bool = False,
@@ -70,7 +70,6 @@ class Healer:
         """Heal, and leave the folder whole or not at all; started again, it goes on.
 
         Args:
-            page: makes the page of a report.
             choices: fields of `bondwise.train.recipe.Healing`.
             overwrite: whether a folder of ours may be replaced.
             progress: is told a stage, what is done and what there is.
@@ -117,7 +116,7 @@ class Healer:
                 **choices,
             )
         report["healing"] = self._told(healed)
-        report = self._write(healed.model, report, loaded, steps, page, overwrite)
+        report = self._write(healed.model, report, loaded, steps, overwrite)
         shutil.rmtree(self.state, ignore_errors=True)
         return report
 
@@ -139,7 +138,6 @@ class Healer:
         report: Report,
         loaded: Loaded,
         steps: Steps,
-        page: Callable[[Report], str],
         overwrite: bool,
     ) -> Report:
         if self.dtype is not None:

@@ -1,16 +1,14 @@
-"""How a model was healed: its curve on the page, and a table for a terminal."""
+"""How a model was healed, on its page: what was measured, and the loss."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from rich.table import Table
-
 from bondwise.report.charts import Axis, Point, chart
 from bondwise.report.groups import Report
 from bondwise.report.markup import Markup, el, join
-from bondwise.report.table import Row, beside, compared, line
-from bondwise.report.units import decimal, duration
+from bondwise.report.table import steps_done
+from bondwise.report.units import decimal
 
 POINTS = 60  # of a curve: each is the mean over a stretch of steps
 
@@ -31,29 +29,8 @@ def healing(report: Report) -> Markup:
     return join([el("p", _sentence(told)), charts, *notes])
 
 
-def summary(report: Report) -> Table:
-    """What healing did, 80 columns wide."""
-    told = report["healing"]
-    rows: list[Row] = [line("steps of the whole model", after=_done(told))]
-    before, after = told["before"], told["after"]
-    if before is not None and after is not None:
-        ratio = decimal(after / before) if before else ""
-        rows.append(
-            line(f"{told['measured']}, held out", decimal(before, 2), decimal(after, 2), ratio)
-        )
-    times = [line(str(step["name"]), after=duration(step["seconds"])) for step in report["steps"]]
-    heading, _ = beside({"source": told["student"], "vs": told["teacher"]})
-    return compared(heading, "", (rows, times), ("before", "healed", "ratio"))
-
-
-def _done(told: Mapping[str, Any]) -> str:
-    """Steps that were made, of those that were meant where it ended early."""
-    done, meant = len(told["history"]), told["steps"]
-    return str(done) if done == meant else f"{done} of {meant}"
-
-
 def _sentence(told: Mapping[str, Any]) -> str:
-    done = f"{_done(told)} steps of the whole model towards what the teacher says"
+    done = f"{steps_done(told)} steps of the whole model towards what the teacher says"
     if told["before"] is None or told["after"] is None:
         return f"{done}."
     before, after = (decimal(told[when], 2) for when in ("before", "after"))
