@@ -90,7 +90,7 @@ def test_a_tensorized_folder_loads_without_auto_registration(folder, monkeypatch
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as QUANTIZERS
 
     ids = torch.randint(40, (8, 16), generator=torch.Generator().manual_seed(0))
-    student = tensorize(load_model(folder).model, 0.6, ids).model
+    student = tensorize(load_model(folder).model, 0.6, format="lowrank").model
     save(student, folder.parent / "student")
     for table in (CONFIGS, QUANTIZERS):
         monkeypatch.delitem(table, "bondwise", raising=False)
