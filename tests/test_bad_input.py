@@ -419,7 +419,20 @@ def test_a_bug_of_ours_shows_its_traceback(capsys, shelf, desk, monkeypatch):
     assert files(desk) == {}
 
 
-def test_ctrl_c_ends_in_one_sentence(shelf, desk):
+def test_ctrl_c_ends_in_one_sentence(capsys, shelf, desk, monkeypatch):
+    usual = ("compress", shelf / "llama", "--out", "o", "-q")
+    hears = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(
+        "bondwise.compress.tensorize.fit", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+    )
+    try:
+        refused(capsys, *usual, code=1, says="Stopped by Ctrl-C; nothing was left half-written.")
+    finally:
+        signal.signal(signal.SIGINT, hears)
+
+
+@pytest.mark.thorough
+def test_ctrl_c_ends_a_process_while_it_calibrates(shelf, desk):
     (desk / "long.txt").write_text(tiny.text(200_000))
     before = files(desk)
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background do not

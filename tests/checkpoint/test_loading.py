@@ -203,7 +203,7 @@ def test_the_real_gguf_file_is_converted_once_and_reads_english() -> None:
     assert sum(p.numel() for p in loaded.model.parameters()) == 134_515_008
     assert not hasattr(loaded.model.config, "quantization_config")
     texts = [article.text for article in assets.held_out_articles()]
-    shown = windows(loaded.tokenizer, texts, 4, 512)
+    shown = windows(loaded.tokenizer, texts, 2, 256)
     found = perplexity(loaded.model, shown, dtype=torch.bfloat16)
     assert 15 < found.perplexity < 30
     assert math.isfinite(found.nats.sum())
