@@ -110,9 +110,7 @@ def test_compress_heals_what_it_made(capsys, models, tmp_path):
     assert "Measure what it cost: bondwise eval" in said.err
 
 
-def test_rounds_of_smaller_cuts_and_of_another_call(
-    capsys, models, tmp_path, monkeypatch
-):
+def test_rounds_of_smaller_cuts_and_of_another_call(capsys, models, tmp_path, monkeypatch):
     def rounds(keep):
         given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--keep", keep, "-q")
         more = ("--windows", 4, "--length", 16, "--format", "lowrank")
