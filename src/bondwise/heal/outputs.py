@@ -133,7 +133,7 @@ def batched(data: Tensor | Sequence[Batch], size: int) -> Sequence[Batch]:
 
 
 @torch.no_grad()
-def ask(
+def cache_outputs(
     teacher: nn.Module,
     shown: Tensor | Sequence[Batch],
     held: Tensor | Sequence[Batch],

@@ -14,7 +14,7 @@ from bondwise.flow.text import fitting
 from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
 from bondwise.heal.head import check_vocabularies, vocabulary_size
 from bondwise.heal.modes import training
-from bondwise.heal.outputs import OutputTask, ask
+from bondwise.heal.outputs import OutputTask, cache_outputs
 from bondwise.heal.timing import decider, needed
 from bondwise.heal.training_data import TrainingData, as_windows, token_ids, training_data
 from bondwise.progress import Progress
@@ -63,7 +63,7 @@ class HealingRun:
         student: as it was given.
         teacher: or what loads it.
         recipe: how.
-        material: data to train and to judge on.
+        data: to train and to judge on.
         is_causal: whether the student is a causal language model.
     """
 
@@ -151,16 +151,16 @@ class HealingRun:
         found = place.decided("before")
         if found is None:
             if not self.is_causal:
-                self._ask(place)
+                self._cache_outputs(place)
             found = self._task(model, model, place, None, self._head(model)).measure()
             place.decide(before=found)
         return found
 
-    def _ask(self, place: RunFolder, progress: Progress | None = None) -> None:
+    def _cache_outputs(self, place: RunFolder, progress: Progress | None = None) -> None:
         """Keep what the teacher gives, for a model that does not speak."""
         shown, held = self.data.shown, self.data.held
         says = progress or (lambda _stage, _done, _total: None)
-        ask(self.teacher.get(), shown, held, place.folder / "outputs", self.recipe, says)
+        cache_outputs(self.teacher.get(), shown, held, place.folder / "outputs", self.recipe, says)
 
     def _train(
         self,
@@ -204,7 +204,7 @@ class HealingRun:
         """What the teacher says of the windows that are known to be needed."""
         recipe = self.recipe
         if not self.is_causal:
-            self._ask(place, progress)
+            self._cache_outputs(place, progress)
             self.teacher.forget()
             return None
         if not (recipe.distil or recipe.hidden):

@@ -29,6 +29,15 @@ SAYS = {"bondwise", "source", "targeted", "bytes", "notes", "seed"}  # whatever 
 STALE = ("evaluation", "similarity", "samples", "commands")  # said of what it was before
 
 
+def state_folder(out: Path) -> Path:
+    """Where a healing is kept until its folder is written.
+
+    >>> state_folder(Path("small")).name
+    'small.healing'
+    """
+    return out.with_name(f"{out.name}.healing")
+
+
 @dataclass(frozen=True)
 class Healer:
     """One healing of a folder.
@@ -57,7 +66,7 @@ class Healer:
     @property
     def state(self) -> Path:
         """Where the run is kept until it is done."""
-        return self.out.with_name(f"{self.out.name}.healing")
+        return state_folder(self.out)
 
     def run(
         self,
@@ -79,27 +88,13 @@ class Healer:
             BondwiseError: anything a user can mend; the folder is then as it was.
         """
         choices = {name: value for name, value in choices.items() if value is not None}
-        healing(**choices)
-        check_folder(self.out, overwrite)
-        data, judged = Path(self.data), None if self.validation is None else Path(self.validation)
-        for path in (data, judged):
-            if path is not None:
-                read_text(path)
-        if Path(self.student).absolute() == Path(self.teacher).absolute():
-            raise DataError(
-                f"{self.student} came as student and as teacher; give the dense model that it was "
-                "made from as the teacher."
-            )
+        data, judged = self._checked(choices, overwrite)
         report, steps = self._report(), Steps()
         done = report.pop("steps", [])
         steps.done.extend(done if self.called else [])
         with steps("load"):
             progress("load", 0, 1)
-            loaded = load_model(self.student, None, self.device)
-            if not any(isinstance(module, TensorLayer) for module in loaded.model.modules()):
-                raise DataError(
-                    f"{self.student} holds no tensor networks; give a folder that compress wrote."
-                )
+            loaded = self._student()
             tokenizer = reader(loaded, self.student)
             progress("load", 1, 1)
         with steps("heal"):
@@ -119,6 +114,29 @@ class Healer:
         report = self._write(healed.model, report, loaded, steps, overwrite)
         shutil.rmtree(self.state, ignore_errors=True)
         return report
+
+    def _checked(self, choices: Mapping[str, Any], overwrite: bool) -> tuple[Path, Path | None]:
+        """The texts, once everything was looked at that can be without the models."""
+        healing(**choices)
+        check_folder(self.out, overwrite)
+        data, judged = Path(self.data), None if self.validation is None else Path(self.validation)
+        for path in (data, judged):
+            if path is not None:
+                read_text(path)
+        if Path(self.student).absolute() == Path(self.teacher).absolute():
+            raise DataError(
+                f"{self.student} came as student and as teacher; give the dense model that it was "
+                "made from as the teacher."
+            )
+        return data, judged
+
+    def _student(self) -> Loaded:
+        loaded = load_model(self.student, None, self.device)
+        if not any(isinstance(module, TensorLayer) for module in loaded.model.modules()):
+            raise DataError(
+                f"{self.student} holds no tensor networks; give a folder that compress wrote."
+            )
+        return loaded
 
     def _teacher(self, tokenizer: Any) -> nn.Module:
         """The teacher, if it reads text as the student does."""
