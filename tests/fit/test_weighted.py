@@ -227,7 +227,7 @@ def test_gradients_in_float32_end_where_the_exact_half_steps_end(net: Network, m
     """The way of large weights, forced on a small one."""
     weight, moment = noise(net.shape, 3), spread(net.shape[1], 1, decades=1)
     exact = fit(weight, net, moment, sweeps=300, progress=1e-7)
-    monkeypatch.setattr(weighted, "_SMALL", 0)
+    monkeypatch.setattr(weighted, "SMALL", 0)
     monkeypatch.setattr(weighted, "_FINE", 0)
     got = fit(weight, net, moment, sweeps=300, progress=1e-7)
     assert got.error == pytest.approx(error_in(weight, got, moment), rel=1e-8)

@@ -51,9 +51,9 @@ class GaugeForm:
 def gauge_form(net: Network) -> GaugeForm:
     """Which cores to pin on which bonds so that the fewest numbers are stored.
 
-    A spanning tree over the cores, the bonds that save most first; its root, the centre, is the core
-    that leaves most saved (the first of equals). Every other core is pinned on the bond to its parent, if the
-    rest of the core is at least as large as that bond. In a loop one bond so stays as it is.
+    A spanning tree over the cores, the bonds that save most first; its root, the centre, is the
+    core that leaves most saved (the first of equals). Every other core is pinned on the bond to
+    its parent, if the rest of the core is at least as large. In a loop one bond stays as it is.
 
     >>> from bondwise import cp, lowrank
     >>> gauge_form(lowrank(6, 4, 2)).pinned, gauge_form(cp((2, 3), 4, 5)).pinned
