@@ -1,65 +1,73 @@
-# Two commands do everything: `make demo` and `make test`. Each makes .venv itself.
+# Two commands do everything: `make demo` and `make test`. Each target makes .venv where it needs it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo demo-tiny test check bench-quality bench-formats bench-models clean
+.PHONY: demo demo-tiny test test-all check docs clean \
+	bench-quality bench-formats bench-layers bench-models bench-heal bench-concepts
 
+# A language model on real text, compressed and compared: ten to twelve minutes on two cores.
 demo: $(READY)
 	$(BIN)/bondwise demo --force
 
+# An encoder, in a minute and a half.
 demo-tiny: $(READY)
 	$(BIN)/bondwise demo --tiny --force
 
+# The tests that every change has to pass.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not thorough"
 
-check: $(READY)
+# All tests.
+test-all: $(READY)
+	$(PYTEST)
+
+# Style, types, the direction of imports, and the documentation.
+check: $(READY) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# Hours; resumes where it stopped. ARGS="--models minilm --keeps 0.6" runs a part of it.
+# The documentation as a site: build/site/index.html. A warning is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+# docs/benchmarks.md, quality: hours; resumes. ARGS="--models minilm --keeps 0.6" runs a part of it.
 bench-quality: $(READY)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
+# docs/benchmarks.md, formats; resumes.
 bench-formats: $(READY)
 	$(BIN)/python benchmarks/formats.py $(ARGS)
 
-# Under 20 minutes, on a machine that does nothing else. The peers are installed for this alone; one
-# that cannot be is named and left out.
-.PHONY: bench-layers
+# docs/benchmarks.md, layers: under 20 minutes, on a machine that does nothing else. The peers are
+# installed for this alone; one that cannot be is named and left out.
 bench-layers: $(READY)
 	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		tensorly-torch==0.5.0 torchTT==0.5.0
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/layers.py $(ARGS)
 
-# On a machine that does nothing else. ARGS=DIR takes SmolLM2 as compress left it there.
+# docs/benchmarks.md, models, on a machine that does nothing else. ARGS=DIR takes SmolLM2 from there.
 bench-models: $(READY)
 	$(BIN)/python benchmarks/models.py $(ARGS)
 
-# Hours; resumes where it stopped. ARGS="--keeps 0.6 --methods both" runs a part of it.
-.PHONY: bench-heal
+# docs/benchmarks.md, healing: hours; resumes. ARGS="--keeps 0.6 --methods both" runs a part of it.
 bench-heal: $(READY)
 	$(BIN)/python benchmarks/healing.py $(ARGS)
 
-# Most of an hour, on a machine that does nothing else; resumes where it stopped.
-.PHONY: bench-rounds
-bench-rounds: $(READY)
-	$(BIN)/python benchmarks/rounds.py $(ARGS)
-
-# Bond features against neurons, principal components and random gauges; resumes. For docs/reading.md.
-.PHONY: bench-concepts
+# docs/reading.md: bond features against neurons, principal components and random gauges; resumes.
 bench-concepts: $(READY)
 	$(BIN)/python benchmarks/concepts.py $(ARGS)
+
+# Away with the environment, the site and all caches.
+clean:
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (torch and friends, about 1 GB; once, a few minutes) .."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
-
-clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bondwise.network.network import Network, parse
 from bondwise.topology.btt import btt
@@ -108,3 +111,29 @@ def weight_of(net: Network, seed: int = 0) -> torch.Tensor:
 def noise(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=random, dtype=torch.float64)
+
+
+class Storages(TorchDispatchMode):
+    """Every storage that an operation has written its result to."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+
+def kept_bytes(work, *given) -> int:
+    """Bytes that are kept for the gradient of a work, beside what it is given and its result."""
+    with Storages() as seen:
+        y = work()
+    apart = {tensor.untyped_storage()._cdata for tensor in (*given, y)}
+    return sum(
+        size for at, (ref, size) in seen.made.items() if at not in apart and not ref.expired()
+    )

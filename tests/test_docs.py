@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
 import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 
+import bondwise
 from bondwise.cli import app
 from bondwise.topology import registry
 
@@ -99,12 +104,52 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert name in map(anchor, re.findall(r"^#+ (.+)$", text, re.M)), f"{page}: {target}"
 
 
-def test_pictures_are_those_of_the_networks() -> None:
-    spec = spec_from_file_location("make_pictures", DOCS / "make_pictures.py")
+def script_of(name: str) -> ModuleType:
+    """A script beside the pages."""
+    spec = spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.parametrize("package", [bondwise, bondwise.read, bondwise.errors])
+def test_every_public_name_is_in_the_reference(package: ModuleType) -> None:
+    hooks = script_of("hooks")
+    assert hooks.HERE in (DOCS / hooks.REFERENCE).read_text(encoding="utf-8")
+    there = hooks.reference().splitlines()
+    for name in getattr(package, "__all__", vars(package)):
+        thing = getattr(package, name)
+        if callable(thing):
+            assert f"::: {thing.__module__}.{thing.__qualname__}" in there, name
+
+
+@pytest.mark.parametrize(
+    ("text", "fetches"),
+    [
+        ('<script src="https://cdn.example/x.js">', True),
+        ('<link rel="stylesheet" href="//cdn.example/x.css">', True),
+        ("<img alt='x' src='http://example.org/x.png'>", True),
+        ("@font-face { src: url('https://fonts.example/x.woff') }", True),
+        ('@import "https://fonts.example/x.css";', True),
+        ('<a class="x" href="https://example.org">', False),
+        ('<script src="js/x.js"></script><img src="x.png">', False),
+        ('<svg xmlns="http://www.w3.org/2000/svg"><!-- https://example.org -->', False),
+        ("src: url(fonts/x.woff) /* https://example.org */", False),
+    ],
+)
+def test_the_site_is_refused_where_it_fetches(text: str, fetches: bool, tmp_path: Path) -> None:
+    hooks = script_of("hooks")
+    (tmp_path / "x.html").write_text(text)
+    config = MkDocsConfig()
+    config.site_dir = str(tmp_path)
+    with pytest.raises(PluginError) if fetches else nullcontext():
+        hooks.on_post_build(config)
+
+
+def test_pictures_are_those_of_the_networks() -> None:
+    script = script_of("make_pictures")
     there = {file.name: file.read_text(encoding="utf-8") for file in script.FOLDER.glob("*.svg")}
     assert there == script.pictures(), "run python docs/make_pictures.py"
 

@@ -7,7 +7,6 @@ from bondwise.compute.orders import orders
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
-from bondwise.compute.timings import time_orders
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.gauge.canonical import canonical, insert_gauge
@@ -55,7 +54,6 @@ __all__ = [
     "save",
     "stack",
     "tensorize",
-    "time_orders",
     "tree",
     "tucker",
 ]

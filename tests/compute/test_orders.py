@@ -18,7 +18,7 @@ FEW = 6  # cores; all permutations of them are tried
 
 
 def spans(net, order):
-    """Name -> the floors after which it is carried: from where it enters to where it is summed."""
+    """Name -> the levels after which it is carried: from where it enters to where it is summed."""
     rows, cols = ({index.name for index in side} for side in (net.rows, net.cols))
     heights = {name: [order.index(k) for k in places] for name, places in net.places.items()}
     return {
@@ -62,11 +62,11 @@ def test_there_is_one_order_for_each_way_to_read_the_cores_and_it_is_the_cheapes
     assert len(found) == len(fewest)
 
 
-def test_orders_are_the_same_when_swaps_of_floors_that_do_not_touch_lead_from_one_to_another(net):
+def test_orders_are_the_same_when_swaps_of_levels_that_do_not_touch_lead_from_one_to_another(net):
     if any(len(places) > 2 for places in net.places.values()) or any(
         len(net.places[name]) > 1 for name in net.open
     ):
-        pytest.skip("floors that share an index may yet not touch")
+        pytest.skip("levels that share an index may yet not touch")
     every = few(net)
     group = {order: order for order in every}
 
@@ -121,7 +121,7 @@ def test_every_one_multiplies_to_the_weight(net, reference, make_cores):
     for order in orders(net, limit=40):
         st = stack(net, cores, order.order)
         assert (order.shapes, order.nnz) == (st.shapes, st.nnz)
-        assert order.floors == st.floors
+        assert order.levels == st.levels
         assert_close(reduce(lambda x, f: torch.sparse.mm(f, x), list(st)[1:], st[0].to_dense()), W)
 
 
@@ -134,11 +134,11 @@ def test_the_first_is_the_default_order(net):
 def test_pushing_dense_tensors_multiplies_as_often(net, batch):
     for order in orders(net, limit=40):
         macs, carried = 0, {index.name for index in net.cols}
-        for floor in order.floors:
-            known = carried | {index.name for index in floor.after}
-            core = {index.name for index in floor.indices} & known  # others are summed beforehand
+        for level in order.levels:
+            known = carried | {index.name for index in level.after}
+            core = {index.name for index in level.indices} & known  # others are summed beforehand
             macs += batch * prod(net.sizes[name] for name in carried | core)
-            carried = {index.name for index in floor.after}
+            carried = {index.name for index in level.after}
         assert order.macs(batch) == macs
 
 

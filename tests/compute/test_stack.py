@@ -117,7 +117,7 @@ def gauge(size, seed=0):
     return torch.randn(size, size, generator=generator, dtype=torch.float64) + 3 * torch.eye(size)
 
 
-def test_a_gauge_between_any_two_floors_keeps_the_product(net, reference, make_cores):
+def test_a_gauge_between_any_two_levels_keeps_the_product(net, reference, make_cores):
     cores = make_cores(net)
     W = reference(net, cores)
     for order in orders(net)[:4]:
@@ -137,7 +137,7 @@ def test_a_gauge_on_a_bond_is_one_on_the_state_beside_identities(make_cores):
     net = bw.mpo((2, 3), (4, 5), 6)
     cores = make_cores(net)
     st = stack(net, cores, (1, 0))
-    assert [index.name for index in st.floors[0].after] == ["i1", "a", "o2"]
+    assert [index.name for index in st.levels[0].after] == ["i1", "a", "o2"]
     X = gauge(6)
     on_bond = stack(net, bw.insert_gauge(net, cores, "a", X), (1, 0))
     eyes = [torch.eye(size, dtype=torch.float64) for size in (4, 3)]
@@ -159,13 +159,13 @@ def test_a_gauge_keeps_the_dtype_and_passes_gradients_on(make_cores):
 
 
 @pytest.mark.parametrize("at", [-1, 1, 2, True])
-def test_a_gauge_needs_two_floors(at, make_cores):
+def test_a_gauge_needs_two_levels(at, make_cores):
     net = bw.lowrank(6, 4, 2)
-    with pytest.raises(PlanError, match=f"after floor {at} of 2; write at = 0 to 0"):
+    with pytest.raises(PlanError, match=f"after level {at} of 2; write at = 0 to 0"):
         stack(net, make_cores(net)).with_gauge(at, torch.eye(2))
 
 
-def test_a_single_floor_takes_no_gauge():
+def test_a_single_level_takes_no_gauge():
     net = bw.parse("o i -> (o) (i)", o=3, i=4)
     with pytest.raises(PlanError, match="network of two cores"):
         stack(net, [torch.ones(3, 4)]).with_gauge(0, torch.eye(3))

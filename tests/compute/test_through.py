@@ -1,4 +1,4 @@
-"""Data through floors against the sparse matrices of the stack."""
+"""Data through levels against the sparse matrices of the stack."""
 
 import pytest
 import torch
@@ -12,24 +12,24 @@ from bondwise.errors import ShapeError
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (0,), (2, 0)])
-def test_a_floor_is_its_sparse_matrix(net, make_cores, batch):
+def test_a_level_is_its_sparse_matrix(net, make_cores, batch):
     cores = make_cores(net)
     for order in orders(net, limit=12):
         st = stack(net, cores, order.order)
-        for factor, floor in zip(st, st.floors, strict=True):
+        for factor, level in zip(st, st.levels, strict=True):
             x = torch.randn(*batch, factor.shape[1], dtype=torch.float64)
-            y = through(passage(floor), cores[floor.core], x)
+            y = through(passage(level), cores[level.core], x)
             assert_close(y, x @ factor.to_dense().T)
 
 
 def test_gradients_are_those_of_the_sparse_matrix(net, make_cores):
     cores = [core.requires_grad_() for core in make_cores(net)]
     st = stack(net, cores)
-    for factor, floor in zip(st, st.floors, strict=True):
+    for factor, level in zip(st, st.levels, strict=True):
         x = torch.randn(4, factor.shape[1], dtype=torch.float64, requires_grad=True)
         towards = torch.randn(4, factor.shape[0], dtype=torch.float64)
-        leaves = [x, cores[floor.core]]
-        ours = torch.autograd.grad(through(passage(floor), leaves[1], x), leaves, towards)
+        leaves = [x, cores[level.core]]
+        ours = torch.autograd.grad(through(passage(level), leaves[1], x), leaves, towards)
         theirs = torch.autograd.grad(x @ factor.to_dense().T, leaves, towards, retain_graph=True)
         for one, two in zip(ours, theirs, strict=True):
             assert_close(one, two)
@@ -39,6 +39,6 @@ def test_gradients_are_those_of_the_sparse_matrix(net, make_cores):
     ("x", "says"), [(torch.zeros(3, 5), "width 5 came.*takes 4"), (torch.tensor(1.0), "width none")]
 )
 def test_inputs_of_another_width_are_refused(x, says):
-    floor = stack(bw.lowrank(6, 4, 2), [torch.ones(6, 2), torch.ones(2, 4)]).floors[0]
+    level = stack(bw.lowrank(6, 4, 2), [torch.ones(6, 2), torch.ones(2, 4)]).levels[0]
     with pytest.raises(ShapeError, match=says):
-        through(passage(floor), torch.ones(2, 4), x)
+        through(passage(level), torch.ones(2, 4), x)

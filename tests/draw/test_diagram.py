@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import bondwise as bw
 from bondwise.draw.diagram import stroke, svg, text
-from bondwise.draw.layout import RADIUS, layout
+from bondwise.draw.placement import RADIUS, placement
 from bondwise.topology import registry
 
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -44,7 +44,7 @@ def words(group):
 def test_everything_is_in_the_picture(net):
     picture = svg(net)
     assert [g.get("data-name") for g in groups(picture, "core")] == [
-        str(k) for k in layout(net).points if isinstance(k, int)
+        str(k) for k in placement(net).points if isinstance(k, int)
     ]
     labels = [label for g in groups(picture, "bond") for label in words(g)]
     assert sorted(labels) == sorted(f"{name} {size}" for name, size in net.bonds.items())
@@ -63,7 +63,7 @@ def test_everything_is_inside_the_picture_and_no_cores_overlap(net):
     for label in root.iter(f"{SPACE}text"):
         assert x <= float(label.get("x")) <= x + w
         assert y <= float(label.get("y")) <= y + h
-    for one, two in combinations(layout(net).points.values(), 2):
+    for one, two in combinations(placement(net).points.values(), 2):
         assert (one[0] - two[0]) ** 2 + (one[1] - two[1]) ** 2 > (2 * RADIUS) ** 2
 
 
@@ -104,14 +104,14 @@ def test_row_modes_point_up_and_column_modes_down():
 
 
 def test_a_chain_goes_from_left_to_right():
-    points = layout(bw.mpo((2,) * 5, (3,) * 5, 4)).points
+    points = placement(bw.mpo((2,) * 5, (3,) * 5, 4)).points
     xs = [points[k][0] for k in range(5)]
     assert xs == sorted(xs)
     assert {y for _, y in points.values()} == {0.0}
 
 
 def test_tucker_stands_around_its_core():
-    points = layout(bw.tucker((2, 3), (4, 5), 2)).points
+    points = placement(bw.tucker((2, 3), (4, 5), 2)).points
     assert [points[k][1] < points[0][1] for k in (1, 3)] == [True, True]
     assert [points[k][1] > points[0][1] for k in (2, 4)] == [True, True]
 

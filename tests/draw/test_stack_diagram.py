@@ -1,4 +1,4 @@
-"""Pictures of stacks hold every floor and every line, and cores stand off lines that only pass."""
+"""Pictures of stacks hold every level and every line, and cores stand off lines that only pass."""
 
 import re
 from itertools import islice, permutations
@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 import pytest
 
 import bondwise as bw
-from bondwise.draw.layout import RADIUS
 from bondwise.draw.picture import stroke
+from bondwise.draw.placement import RADIUS
 from bondwise.draw.stack_diagram import stack_svg
-from bondwise.network.stack import floors
+from bondwise.network.stack import levels
 from bondwise.topology import registry
 
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -44,15 +44,15 @@ def points(group):
 
 
 @every_net
-def test_every_floor_and_every_line_is_there(net):
+def test_every_level_and_every_line_is_there(net):
     for order in some_orders(net):
-        root, made = ElementTree.fromstring(stack_svg(net, order)), floors(net, order)
+        root, made = ElementTree.fromstring(stack_svg(net, order)), levels(net, order)
         assert [g.get("data-name") for g in groups(root, "core")] == [str(k) for k in order]
-        assert [words(g) for g in groups(root, "floor")] == [
+        assert [words(g) for g in groups(root, "level")] == [
             [f"{f.shape[0]} x {f.shape[1]}, {f.nnz:,} entries"] for f in made
         ]
         heights = [float(g.find(f"{SPACE}circle").get("cy")) for g in groups(root, "core")]
-        assert heights == sorted(heights, reverse=True)  # y falls as the floors rise
+        assert heights == sorted(heights, reverse=True)  # y falls as the levels rise
         for kind, side in (("row", net.rows), ("column", net.cols)):
             labels = {label for g in groups(root, kind) for label in words(g)}
             assert labels == {f"{index.name} {index.size}" for index in side}
@@ -82,7 +82,7 @@ def test_lines_rise_through_their_cores(net):
 @every_net
 def test_everything_is_inside_and_cores_stand_off_lines_that_pass(net):
     for order in some_orders(net):
-        root, made = ElementTree.fromstring(stack_svg(net, order)), floors(net, order)
+        root, made = ElementTree.fromstring(stack_svg(net, order)), levels(net, order)
         x, y, w, h = map(float, root.get("viewBox").split())
         for label in root.iter(f"{SPACE}text"):
             assert x <= float(label.get("x")) <= x + w
@@ -90,10 +90,10 @@ def test_everything_is_inside_and_cores_stand_off_lines_that_pass(net):
         lines = {
             g.get("data-name"): points(g) for g in (*groups(root, "mode"), *groups(root, "bond"))
         }
-        for floor, group in zip(made, groups(root, "core"), strict=True):
+        for level, group in zip(made, groups(root, "core"), strict=True):
             circle = group.find(f"{SPACE}circle")
             assert x <= float(circle.get("cx")) <= x + w
-            for index in set(floor.before) - set(floor.indices):
+            for index in set(level.before) - set(level.indices):
                 below = [p for p in lines[index.name] if p[1] > float(circle.get("cy"))]
                 assert abs(below[-1][0] - float(circle.get("cx"))) > RADIUS
 

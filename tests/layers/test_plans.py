@@ -103,7 +103,7 @@ def test_autocast_leaves_no_rounded_weights_behind():
 
 
 def ready_bytes(layer):
-    return layer._ready.bytes(layer.matrices())
+    return layer._kept_weights.bytes(layer.matrices())
 
 
 def test_ready_weights_stay_within_their_room_and_are_counted():

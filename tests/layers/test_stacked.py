@@ -88,17 +88,17 @@ def test_gradients_reach_the_layer_and_the_inputs(net, kind):
 
 
 @every_net
-def test_each_floor_is_its_sparse_weight_and_knows_its_sizes(net):
+def test_each_level_is_its_sparse_weight_and_knows_its_sizes(net):
     layer = make(net, bias=False)
     below, expected = torch.eye(net.shape[1], dtype=torch.float64), bw.stack(net, layer.cores())
-    for floor, factor in zip(layer.as_stack(), expected, strict=True):
-        assert isinstance(floor, SparseLinear)
-        assert floor.weight.is_sparse
-        assert (floor.out_features, floor.in_features) == factor.shape
-        assert_close(floor.weight.to_dense(), factor.to_dense())
-        x = draw(3, floor.in_features)
-        assert_close(floor(x), x @ factor.to_dense().T)
-        below = torch.sparse.mm(floor.weight, below)
+    for level, factor in zip(layer.as_stack(), expected, strict=True):
+        assert isinstance(level, SparseLinear)
+        assert level.weight.is_sparse
+        assert (level.out_features, level.in_features) == factor.shape
+        assert_close(level.weight.to_dense(), factor.to_dense())
+        x = draw(3, level.in_features)
+        assert_close(level(x), x @ factor.to_dense().T)
+        below = torch.sparse.mm(level.weight, below)
     assert_close(below, layer.dense())
 
 
@@ -107,8 +107,8 @@ def test_hooks_see_the_bonds_by_name(net):
     layer = make(net, kind=Columns)
     made = layer.as_stack()
     seen = {}
-    for k, floor in enumerate(made[1:-1]):
-        floor.register_forward_hook(lambda module, _, y, k=k: seen.update({k: (module, y)}))
+    for k, level in enumerate(made[1:-1]):
+        level.register_forward_hook(lambda module, _, y, k=k: seen.update({k: (module, y)}))
     x = draw(2, 3, net.shape[1])
     made(x)
     expected = x
@@ -117,7 +117,7 @@ def test_hooks_see_the_bonds_by_name(net):
         expected = expected @ factor.to_dense().T
         if k == len(net.cores) - 1:
             expected = expected + layer.bias
-        sizes = [index.size for index in module.floor.after]
+        sizes = [index.size for index in module.level.after]
         assert module.named(y).shape == (2, 3, *sizes)
         assert_close(module.named(y), expected.reshape(2, 3, *sizes))
 

@@ -1,11 +1,11 @@
-"""What the data carries between floors, said again in other words."""
+"""What the data carries between levels, said again in other words."""
 
 from itertools import pairwise, permutations
 
 import pytest
 
 import bondwise as bw
-from bondwise.network.stack import floors
+from bondwise.network.stack import levels
 from bondwise.topology import registry
 
 NETS = [
@@ -21,8 +21,8 @@ NETS = [
 def test_every_index_is_carried_from_where_it_enters_to_where_it_leaves(net):
     rows, cols = ({index.name for index in side} for side in (net.rows, net.cols))
     for order in list(permutations(range(len(net.cores))))[:50]:
-        made = floors(net, order)
-        assert [floor.core for floor in made] == list(order)
+        made = levels(net, order)
+        assert [level.core for level in made] == list(order)
         assert (made[0].before, made[-1].after) == (net.cols, net.rows)
         for below, above in pairwise(made):
             assert below.after == above.before
@@ -30,14 +30,14 @@ def test_every_index_is_carried_from_where_it_enters_to_where_it_leaves(net):
             heights = [order.index(core) for core in places]
             start = -1 if name in cols else min(heights)
             end = len(order) if name in rows else max(heights)
-            for k, floor in enumerate(made):
-                assert (name in [i.name for i in floor.before]) == (start < k <= end)
-                assert (name in [i.name for i in floor.after]) == (start <= k < end)
+            for k, level in enumerate(made):
+                assert (name in [i.name for i in level.before]) == (start < k <= end)
+                assert (name in [i.name for i in level.after]) == (start <= k < end)
 
 
-def test_a_floor_says_which_matrix_its_core_is():
+def test_a_level_says_which_matrix_its_core_is():
     net = bw.parse("b o a, b a i z -> (b o) (b i)", b=3, o=2, a=2, i=4, z=5)
-    first, second = floors(net, (1, 0))
+    first, second = levels(net, (1, 0))
     assert [[i.name for i in side] for side in (first.rows, first.cols)] == [["b", "a"], ["b", "i"]]
     assert [[i.name for i in side] for side in (second.rows, second.cols)] == [
         ["b", "o"],

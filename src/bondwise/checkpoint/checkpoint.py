@@ -61,6 +61,14 @@ def save(
 
     Raises:
         CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from bondwise import tensorize
+    >>> result = tensorize(nn.Sequential(nn.Linear(8, 8)), keep=0.5)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save(result.model, f"{folder}/small")
+    ...     sorted(file.name for file in path.iterdir())
+    ['bondwise.json', 'model.safetensors']
     """
     target = Path(directory).absolute()
     check_folder(target, overwrite)
@@ -89,6 +97,15 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
     Raises:
         CheckpointError: corrupt, truncated, from a later version, or not of this model.
         MissingExtraError: a Hugging Face checkpoint without transformers.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from bondwise import tensorize
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> result = tensorize(model, keep=0.5)
+    >>> with TemporaryDirectory() as folder:
+    ...     again = load(save(result.model, f"{folder}/small"), model=model)
+    >>> bool((again[0].dense() == result.model[0].dense()).all())
+    True
     """
     folder = Path(directory)
     if not folder.is_dir():

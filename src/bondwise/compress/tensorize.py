@@ -73,7 +73,8 @@ def plan_model(
     Args:
         model: any module; it is only looked at.
         keep: fraction of the targeted weights' numbers that stays, in (0, 1].
-        targets: patterns of what to change (see `bondwise.choose.select.select`).
+        targets: what to change: "linear", "embedding", a class, a path or a part of one, a glob,
+            or "re:" and a regular expression; one, or several.
         ignore: patterns of what to leave alone, on top of the head, tied weights and routers.
         format: "auto", a topology's name, or an einsum whose sizes are chosen for each weight.
         protect: patterns of weights that count in the budget but stay dense.
@@ -220,6 +221,10 @@ def tensorize(
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with every network multiplied out: dense layers that load and run without bondwise.
+
+    Args:
+        model: with tensorized layers.
+        inplace: change the given model.
 
     Raises:
         SelectionError: the model has no tensorized layer.

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bondwise.compute.lower import BATCH, Recipe, recipe
+from bondwise.compute.lower import program
 from bondwise.compute.product import contract
 from bondwise.compute.run import check_shapes
+from bondwise.compute.steps import BATCH, Program
 from bondwise.network.network import Network
 
 NOMINAL = 256  # ids that the order is sought for; it is right for any number
@@ -46,7 +47,7 @@ def lookup(
             f"ids from {int(ids.min())} to {int(ids.max())} came; write ids from 0 to {out - 1}, "
             f"the weight has {out} rows."
         ) from None
-    return contract(plan.recipe, operands).reshape(*ids.shape, inp)
+    return contract(plan.program, operands).reshape(*ids.shape, inp)
 
 
 class _Digit(NamedTuple):
@@ -66,10 +67,10 @@ class _Slice(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _RowPlan:
+class _Lookup:
     """What is known before the first id comes: plain data."""
 
-    recipe: Recipe
+    program: Program
     shape: tuple[int, int]
     core_shapes: tuple[tuple[int, ...], ...]
     slices: tuple[_Slice | None, ...]  # None: a core without row modes enters whole
@@ -77,12 +78,12 @@ class _RowPlan:
 
 
 @torch.compiler.assume_constant_result  # torch.compile must not trace the search
-def _planned(net: Network) -> _RowPlan:
-    return _row_plan(net)
+def _planned(net: Network) -> _Lookup:
+    return _made(net)
 
 
 @cache
-def _row_plan(net: Network) -> _RowPlan:
+def _made(net: Network) -> _Lookup:
     rows = {index.name for index in net.rows}
     diagonal = [index.name for index in net.rows if index in net.cols]
     inputs = [
@@ -90,14 +91,14 @@ def _row_plan(net: Network) -> _RowPlan:
         for names in net.names
     ]
     inputs += [(BATCH, name) for name in diagonal] or [(BATCH,)] * (not net.rows)
-    found = recipe(
+    found = program(
         inputs, (BATCH, *(index.name for index in net.cols)), net.sizes | {BATCH: NOMINAL}
     )
     digits = {
         index.name: _Digit(prod(later.size for later in net.rows[k + 1 :]), index.size, k > 0)
         for k, index in enumerate(net.rows)
     }
-    return _RowPlan(
+    return _Lookup(
         found,
         net.shape,
         net.core_shapes,
@@ -120,7 +121,7 @@ def _slice(
     )
 
 
-def _operands(plan: _RowPlan, cores: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
+def _operands(plan: _Lookup, cores: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
     """Each core at the rows asked for, and one-hot values of the indices open on both sides."""
     operands = [
         core if cut is None else _cut(core, cut, ids)

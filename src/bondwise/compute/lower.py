@@ -4,80 +4,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
 from math import inf, prod
-from typing import Literal
 
 from bondwise.compute.machine import Rates
 from bondwise.compute.search import Names, Pair, search
+from bondwise.compute.steps import BATCH, Kind, Program, Step, shape_of, squeezed, view
 
-BATCH = "*"  # the name of the batch index; no index of a network can be called so
-ANY = -1  # its size in a shape: whatever comes, 0 included
 ORDERS = 24  # orders of new indices that are looked at: all, up to four
-KEPT = 12  # layouts of a value that are followed on, the cheapest
-
-Kind = Literal["linear", "push", "bmm", "mul"]
+KEPT = 12  # orders of a value that are followed on, the cheapest
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """How an operand enters: the axes summed away, the order of the others, their new shape."""
-
-    sums: tuple[int, ...]
-    order: tuple[int, ...]  # empty: as they are
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One product of two values, which come as matrices.
-
-    - ``linear``: (M K), (N K) -> (M N)
-    - ``push``: (G M K), (N K) -> (G N M): a matrix that multiplies in the middle, as it lies
-    - ``bmm``: (G M K), (G N K) -> (G M N)
-    - ``mul``: (G M 1), (G 1 N) -> (G M N)
-
-    Operands are counted as they come, the products of earlier steps after them. The result is
-    opened up to ``shape``. ``over`` are the indices that are summed (K), ``extents`` the sizes
-    (G, M, N, K) at the batch that the order was sought for, and ``moved`` the numbers that the left
-    operand copies into another order, at that batch.
-    """
-
-    left: int
-    right: int
-    kind: Kind
-    left_view: View | None  # None: as it is
-    right_view: View | None
-    shape: tuple[int, ...]
-    over: Names
-    extents: tuple[int, int, int, int]
-    moved: int = 0
-    grows: int | None = None  # which of G and M grows with the batch; None for weights alone
-
-    @property
-    def macs(self) -> int:
-        """Multiplications: the product of the sizes of all distinct indices."""
-        return prod(self.extents)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Steps, and how the last value (or the only operand) becomes the result."""
-
-    steps: tuple[Step, ...]
-    result: View | None
-
-    @property
-    def macs(self) -> int:
-        """Multiplications of all steps, for the whole batch."""
-        return sum(step.macs for step in self.steps)
-
-
-def recipe(
+def program(
     inputs: Sequence[Names],
     output: Names,
     sizes: dict[str, int],
     pairs: Sequence[Pair] | None = None,
     rates: Rates | None = None,
-) -> Recipe:
+) -> Program:
     """An einsum as matmuls: in the cheapest order, or in that of the given pairs.
 
     An index on one operand only and not in the output is summed away first, which counts as no
@@ -87,7 +29,7 @@ def recipe(
     rates of a machine, are chosen along the whole path.
 
     >>> sizes = {"o": 8, "a": 2, "i": 8, "*": 64}
-    >>> found = recipe([("o", "a"), ("a", "i"), ("*", "i")], ("*", "o"), sizes)
+    >>> found = program([("o", "a"), ("a", "i"), ("*", "i")], ("*", "o"), sizes)
     >>> [(step.left, step.right, step.kind, step.shape) for step in found.steps], found.macs
     ([(2, 1, 'linear', (-1, 2)), (3, 0, 'linear', (-1, 8))], 2048)
     """
@@ -105,11 +47,6 @@ def operands(inputs: Sequence[Names], output: Names, sizes: dict[str, int]) -> l
     return left
 
 
-def squeezed(names: Names, sizes: dict[str, int]) -> Names:
-    """Without the indices of size 1, which no product needs; the batch always stays."""
-    return tuple(name for name in names if sizes[name] > 1 or name == BATCH)
-
-
 @dataclass(frozen=True, eq=False)
 class _Tree:
     """An einsum whose products are to be lowered."""
@@ -119,7 +56,7 @@ class _Tree:
     output: Names
     sizes: dict[str, int]
 
-    def lowered(self, pairs: Sequence[Pair], rates: Rates) -> Recipe:
+    def lowered(self, pairs: Sequence[Pair], rates: Rates) -> Program:
         pairs = self._weights_first(pairs)
         one_path = sum(BATCH in names for names in self.inputs) == 1
         ends = _ends(self.values, self.output, pairs)
@@ -130,11 +67,11 @@ class _Tree:
             product = _Product(values[left], values[right], at, ends, self.sizes)
             if BATCH in product.left and one_path:
                 path = _Path(self, pairs[at:], at, ends, values, held, rates)
-                return Recipe((*steps, *path.steps), path.result)
+                return Program((*steps, *path.steps), path.result, self.sizes[BATCH])
             steps.append(product.step(left, right, held[left], held[right]))
             values.append(product.result)
             held.append(product.result)
-        return Recipe(tuple(steps), view(held[-1], self.output, self.sizes))
+        return Program(tuple(steps), view(held[-1], self.output, self.sizes), self.sizes[BATCH])
 
     def _weights_first(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The same tree, its products without the batch before the others."""
@@ -204,7 +141,7 @@ class _Product:
             kind,
             view(held, (*g, *m, *k), self.sizes, shapes[0]),
             view(held_right, (*g, *n, *k), self.sizes, shapes[1]),
-            _shape((*g, *m, *n), self.sizes),
+            shape_of((*g, *m, *n), self.sizes),
             k,
             (self._extent(g), self._extent(m), self._extent(n), self._extent(k)),
             0 if _lies(held, (g, m, k), self.sizes) else self._extent(held),
@@ -220,7 +157,7 @@ class _Product:
             "push",
             view(held, (*before, *k, *after), self.sizes, (before, k, after)),
             view(held_right, (*n, *k), self.sizes, (n, k)),
-            _shape((*before, *n, *after), self.sizes),
+            shape_of((*before, *n, *after), self.sizes),
             k,
             (self._extent(before), self._extent(after), self._extent(n), self._extent(k)),
             0,
@@ -249,7 +186,7 @@ class _Product:
 
 
 class _Path:
-    """The products that the input goes through, in the layouts that cost least altogether."""
+    """The products that the input goes through, in the orders that cost least altogether."""
 
     def __init__(
         self,
@@ -268,10 +205,10 @@ class _Path:
         for offset, pair in enumerate(pairs):
             (other,) = (k for k in pair if k != at)
             after: dict[Names, tuple[float, tuple[Step, ...]]] = {}
-            for layout, (cost, steps) in found.items():
-                product = _Product(layout, values[other], first + offset, ends, tree.sizes)
-                lies = layout if offset else raw
-                for step, result in self._ways(product, at, other, lies, held[other]):
+            for lies, (cost, steps) in found.items():
+                product = _Product(lies, values[other], first + offset, ends, tree.sizes)
+                given = lies if offset else raw
+                for step, result in self._ways(product, at, other, given, held[other]):
                     best = after.get(result, (inf, ()))
                     whole = cost + self._seconds(step)
                     if whole < best[0]:
@@ -279,10 +216,10 @@ class _Path:
             kept = KEPT if offset + 1 < len(pairs) else None  # of the last, one lies as it should
             found = dict(sorted(after.items(), key=lambda item: item[1][0])[:kept])
             at = len(values) + offset
-        layout = min(found, key=lambda names: found[names][0] + self._last(names))
-        self.steps = found[layout][1]
-        last = view(layout, tree.output, tree.sizes)
-        self.result = last if last and last.order else None  # else it lies as it should
+        last = min(found, key=lambda names: found[names][0] + self._last(names))
+        self.steps = found[last][1]
+        end = view(last, tree.output, tree.sizes)
+        self.result = end if end and end.order else None  # else it lies as it should
 
     def _ways(
         self, product: _Product, left: int, right: int, held: Names, held_right: Names
@@ -306,7 +243,7 @@ class _Path:
         return self.rates.permuted(prod(self.tree.sizes[name] for name in held), ITEMSIZE)
 
 
-ITEMSIZE = 4  # layouts are chosen once, as for float32
+ITEMSIZE = 4  # orders are chosen once, as for float32
 
 
 def _ends(inputs: Sequence[Names], output: Names, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -322,31 +259,6 @@ def _ends(inputs: Sequence[Names], output: Names, pairs: Sequence[Pair]) -> dict
         alive.add(len(values))
         values.append(both - gone)
     return ends
-
-
-def view(
-    held: Names,
-    wanted: Names,
-    sizes: dict[str, int],
-    groups: Sequence[Names] | None = None,
-) -> View | None:
-    """From the indices that a value has to those wanted, each group of them as one axis."""
-    shape = _shape(wanted, sizes) if groups is None else tuple(_size(g, sizes) for g in groups)
-    if held == wanted and shape == _shape(held, sizes):
-        return None
-    sums = tuple(axis for axis, name in enumerate(held) if name not in wanted and sizes[name] > 1)
-    left = [name for axis, name in enumerate(held) if axis not in sums]
-    ones = [axis for axis, name in enumerate(left) if name not in wanted]
-    order = (*ones, *(left.index(name) for name in wanted if name in left))
-    return View(sums, () if order == tuple(range(len(left))) else order, shape)
-
-
-def _shape(names: Names, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(_size((name,), sizes) for name in names)
-
-
-def _size(names: Names, sizes: dict[str, int]) -> int:
-    return ANY if BATCH in names else prod(sizes[name] for name in names)
 
 
 def _lies(held: Names, groups: Sequence[Names], sizes: dict[str, int]) -> bool:

@@ -8,7 +8,7 @@ from textwrap import fill
 
 from bondwise.errors import PlanError
 from bondwise.network.network import Network
-from bondwise.network.stack import Floor, floors, state
+from bondwise.network.stack import Level, levels, state
 
 WIDTH = 8  # unfinished stacks that go on for each one asked for: enough for a chain of ten cores
 
@@ -23,26 +23,26 @@ Step = Callable[[frozenset[int], int], tuple[int, str]]
 
 @dataclass(frozen=True)
 class Order:
-    """An order of the cores, the one that meets the input first, and the floors that it makes."""
+    """An order of the cores, the one that meets the input first, and the levels that it makes."""
 
     order: tuple[int, ...]
-    floors: tuple[Floor, ...]
+    levels: tuple[Level, ...]
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of each floor."""
-        return tuple(floor.shape for floor in self.floors)
+        """(out, in) of each level."""
+        return tuple(level.shape for level in self.levels)
 
     @property
     def nnz(self) -> int:
-        """Entries of all floors."""
-        return sum(floor.nnz for floor in self.floors)
+        """Entries of all levels."""
+        return sum(level.nnz for level in self.levels)
 
     def macs(self, batch: int) -> int:
         """Multiplications for a batch: each entry meets each row of it once.
 
         Pushing the data through the cores as dense tensors multiplies as often: the identities of
-        a floor are not multiplied with, and what is left is an entry of the core times one of the
+        a level are not multiplied with, and what is left is an entry of the core times one of the
         data.
         """
         return batch * self.nnz
@@ -72,7 +72,7 @@ class Orders:
         """A line for each order: entries, and the cores with what the data carries between."""
         how = "all" if self.complete else "there are more"
         lines = [fill(str(self.network), 80), f"{len(self)} different stacks, {how}", ""]
-        lines.append(f"{'entries':>12}  floors, from the input up")
+        lines.append(f"{'entries':>12}  levels, from the input up")
         for order in self:
             walk = f"{order.nnz:>12,}  {_walk(order)}"
             lines.append(fill(walk, 80, initial_indent="", subsequent_indent=" " * 14))
@@ -82,10 +82,10 @@ class Orders:
 def orders(net: Network, limit: int = 512) -> Orders:
     """All stacks of a network that differ, each with the order of it that has the fewest entries.
 
-    A core can be read as a matrix in several ways: each of its indices comes in from the floor
-    below, goes out to the floor above, or does both (a block index). **Two orders make the same
+    A core can be read as a matrix in several ways: each of its indices comes in from the level
+    below, goes out to the level above, or does both (a block index). **Two orders make the same
     stack if they read every core as the same matrix.** They then differ by swaps of neighbouring
-    floors that do not touch each other (they share no index, or only pass it on), and a swap
+    levels that do not touch each other (they share no index, or only pass it on), and a swap
     changes nothing but the identities beside the two cores. For bonds of two cores this counts
     which end of each bond comes first, without a circle: the acyclic orientations of the network
     (Stanley 1973), ``2^(K-1)`` for a chain of K cores and ``2^K - 2`` for a ring.
@@ -94,6 +94,10 @@ def orders(net: Network, limit: int = 512) -> Orders:
     stacks no more than eight times ``limit`` go on, and no more than ``limit`` are returned, those
     with the fewest entries; where some were left, ``complete`` is False, and the orders are good
     ones, not all. Chains and rings are complete up to ten and nine cores at 512.
+
+    Args:
+        net: the network.
+        limit: how many stacks are returned at most.
 
     >>> from bondwise import mpo
     >>> found = orders(mpo((2, 2, 2), (2, 2, 2), 2))
@@ -114,7 +118,7 @@ def orders(net: Network, limit: int = 512) -> Orders:
         complete = complete and len(longer) <= most
         partial = dict(sorted(longer.items(), key=lambda item: item[1])[:most])
     best = sorted(partial.values())
-    return Orders(net, tuple(Order(order, floors(net, order)) for _, order in best), complete)
+    return Orders(net, tuple(Order(order, levels(net, order)) for _, order in best), complete)
 
 
 def _steps(net: Network) -> Step:
@@ -144,7 +148,7 @@ def _longer(partial: Partial, step: Step) -> Partial:
 
 
 def _walk(order: Order) -> str:
-    states = [order.floors[0].before, *(floor.after for floor in order.floors)]
+    states = [order.levels[0].before, *(level.after for level in order.levels)]
     names = [" ".join(index.name for index in each) for each in states]
     steps = zip(order.order, names[1:], strict=True)
     return f"({names[0]})" + "".join(f" [{core}] ({after})" for core, after in steps)

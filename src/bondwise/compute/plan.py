@@ -6,10 +6,10 @@ from functools import cache
 from math import prod
 from typing import Any
 
-from bondwise.compute.lower import ANY, BATCH, Recipe, Step, operands, recipe, squeezed
+from bondwise.compute.lower import operands, program
 from bondwise.compute.machine import CHUNKS, Rates, machine
 from bondwise.compute.search import ALL_TREES, Pair, every, rebuilt, search
-from bondwise.compute.table import table
+from bondwise.compute.steps import ANY, BATCH, Program, Step, squeezed, table
 from bondwise.errors import PlanError
 from bondwise.network.network import Network
 
@@ -32,7 +32,7 @@ class Plan:
         network: what is contracted.
         batch: the size that the order was sought for; ``macs`` are the multiplications at it.
         goal: what was to be small.
-        recipe: the steps.
+        program: the steps.
         shape: (out, in) of the weight.
         core_shapes: of the cores that it takes.
         entry: the shape of x as an operand: any batch, then the column modes.
@@ -48,7 +48,7 @@ class Plan:
     network: Network
     batch: int
     goal: str
-    recipe: Recipe
+    program: Program
     shape: tuple[int, int]
     core_shapes: tuple[tuple[int, ...], ...]
     entry: tuple[int, ...]
@@ -60,13 +60,13 @@ class Plan:
     width: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        path = tuple(step for step in self.steps if step.grows is not None)
+        path = self.program.path
         first = path[0]
         derived = {
             "path": path,
             "weights": tuple(step for step in self.steps if step.grows is None),
-            "whole": path == (first,) and first.kind == "linear" and self.recipe.result is None,
-            "width": max(self.shape[1], _width(self.batch, self.recipe)),
+            "whole": path == (first,) and first.kind == "linear" and self.program.result is None,
+            "width": max(self.shape[1], self.program.width),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -74,12 +74,12 @@ class Plan:
     @property
     def macs(self) -> int:
         """Multiplications for the whole batch: all distinct sizes of a step, summed over steps."""
-        return self.recipe.macs
+        return self.program.macs
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """The products in order; operands are the cores, then x, then results of earlier steps."""
-        return self.recipe.steps
+        return self.program.steps
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
         return self  # frozen, and large: every copy of a layer has it
@@ -100,7 +100,12 @@ def plan(net: Network, batch: int = 64, goal: str = "macs") -> Plan:
     meets first is kept.
 
     ``goal="time"``: the fewest seconds in float32, by the rates of this machine
-    (`bondwise.compute.machine`), which also say how many rows to take at a time.
+    (`bondwise tune` measures them), which also say how many rows to take at a time.
+
+    Args:
+        net: the network.
+        batch: rows of the input.
+        goal: what is to be small: "macs" or "time".
 
     >>> from bondwise import lowrank
     >>> plan(lowrank(64, 64, 4), batch=8).macs        # through the bond: 8 * 64 * 4, twice
@@ -116,7 +121,7 @@ def plan(net: Network, batch: int = 64, goal: str = "macs") -> Plan:
     check_batch(batch)
     if goal == "time":
         return timed(net, batch, machine().rates(4), 4, ready=False)
-    return _made(net, batch, goal, _recipe(net, batch))
+    return _made(net, batch, goal, _program(net, batch))
 
 
 def check_batch(batch: int) -> None:
@@ -143,16 +148,16 @@ def timed(
     """
     found = [
         (seconds(each, batch, chunk, rates, itemsize, ready, training), at, each, chunk)
-        for at, each in enumerate(_fitting(net, rates) if training else _recipes(net, rates))
+        for at, each in enumerate(_fitting(net, rates) if training else _programs(net, rates))
         for chunk in (None, *(rows for rows in CHUNKS if rows < batch))
     ]
-    took, _, best, chunk = min(found, key=lambda way: way[:2])
-    made = _made(net, batch, "time", resized(best, batch))
+    took, _, best, chunk = min(found, key=lambda option: option[:2])
+    made = _made(net, batch, "time", best.resized(batch))
     return replace(made, chunk=chunk, seconds=took)
 
 
 def seconds(
-    lowered: tuple[int, Recipe],
+    found: Program,
     batch: int,
     chunk: int | None,
     rates: Rates,
@@ -160,62 +165,37 @@ def seconds(
     ready: bool,
     training: bool = False,
 ) -> float:
-    """Modelled seconds of a recipe, given with the batch that it was lowered for."""
+    """Modelled seconds of a program for a batch, all of it at once or in chunks."""
     whole, rest = divmod(batch, chunk or batch)
-    path = whole * _path_seconds(lowered, chunk or batch, rates, itemsize)
+    path = whole * _path_seconds(found, chunk or batch, rates, itemsize)
     if rest:
-        path += _path_seconds(lowered, rest, rates, itemsize)
+        path += _path_seconds(found, rest, rates, itemsize)
     if chunk is not None and chunk < batch:
-        width = _result_numbers(lowered[1].steps[-1]) // lowered[0]
+        width = found.path[-1].numbers // found.batch
         path += 2 * batch * width * itemsize / rates.cached  # into their place
         path += (whole + bool(rest)) * CALLS_PER_CHUNK * rates.call
         path *= 1 + CHUNK_MARGIN
-    one = sum(step.grows is not None for step in lowered[1].steps) == 1
+    one = len(found.path) == 1
     if not one:
         path *= MARGIN * (AGAIN if training else 1)
     if ready:
         return path
-    weights = _weights_seconds(lowered[1], rates, itemsize)
+    weights = _weights_seconds(found, rates, itemsize)
     return path + weights * (REMADE if training and one else 1)
 
 
-def resized(lowered: tuple[int, Recipe], rows: int) -> Recipe:
-    """A recipe, given with the batch that it was lowered for, with the sizes at another batch."""
-    nominal, found = lowered
-    steps = tuple(
-        step
-        if step.grows is None
-        else replace(
-            step, extents=_extents(step, nominal, rows), moved=step.moved // nominal * rows
-        )
-        for step in found.steps
-    )
-    return replace(found, steps=steps)
-
-
-def _extents(step: Step, nominal: int, rows: int) -> tuple[int, int, int, int]:
-    g, m, n, k = step.extents
-    if step.grows == 0:
-        return g // nominal * rows, m, n, k
-    return g, m // nominal * rows, n, k
-
-
-def _path_seconds(lowered: tuple[int, Recipe], rows: int, rates: Rates, itemsize: int) -> float:
-    nominal, found = lowered
-    total = 0.0
-    for step in found.steps:
-        if step.grows is not None:
-            extents = _extents(step, nominal, rows)
-            total += VIEWS * rates.call + rates.product(extents, itemsize)
-            if step.moved:
-                total += rates.permuted(step.moved // nominal * rows, itemsize)
-    last = found.result
-    if last is not None and last.order:
-        total += rates.permuted(_result_numbers(found.steps[-1]) // nominal * rows, itemsize)
+def _path_seconds(found: Program, rows: int, rates: Rates, itemsize: int) -> float:
+    total, path = 0.0, found.resized(rows).path
+    for step in path:
+        total += VIEWS * rates.call + rates.product(step.extents, itemsize)
+        if step.moved:
+            total += rates.permuted(step.moved, itemsize)
+    if found.result is not None and found.result.order:
+        total += rates.permuted(path[-1].numbers, itemsize)
     return total
 
 
-def _weights_seconds(found: Recipe, rates: Rates, itemsize: int) -> float:
+def _weights_seconds(found: Program, rates: Rates, itemsize: int) -> float:
     total = 0.0
     for step in found.steps:
         g, m, n, k = step.extents
@@ -228,54 +208,42 @@ def _weights_seconds(found: Recipe, rates: Rates, itemsize: int) -> float:
     return total
 
 
-def _result_numbers(step: Step) -> int:
-    g, m, n, _ = step.extents
-    return g * m * n
-
-
 def again(made: Plan, net: Network) -> Plan:
     """The same order for a network of the same cores and other sizes."""
     inputs, output, sizes = _einsum(net, made.batch)
     pairs = [(step.left, step.right) for step in made.steps]
-    return _made(net, made.batch, made.goal, recipe(inputs, output, sizes, pairs))
+    return _made(net, made.batch, made.goal, program(inputs, output, sizes, pairs))
 
 
-def _made(net: Network, batch: int, goal: str, found: Recipe) -> Plan:
+def _made(net: Network, batch: int, goal: str, found: Program) -> Plan:
     entry = (ANY, *(index.size for index in net.cols))
     return Plan(net, batch, goal, found, net.shape, net.core_shapes, entry)
 
 
 @cache
-def _recipe(net: Network, batch: int) -> Recipe:
+def _program(net: Network, batch: int) -> Program:
     inputs, output, sizes = _einsum(net, batch)
-    return recipe(inputs, output, sizes)
+    return program(inputs, output, sizes)
 
 
 @cache
-def _recipes(net: Network, rates: Rates) -> tuple[tuple[int, Recipe], ...]:
-    """Recipes worth looking at, each with the batch that it was lowered for."""
-    found = dict[Recipe, int]()
+def _programs(net: Network, rates: Rates) -> tuple[Program, ...]:
+    """Programs worth looking at."""
+    found = list[Program]()
     for batch in NOMINAL:
         inputs, output, sizes = _einsum(net, batch)
-        for pairs in _trees(net):
-            made = recipe(inputs, output, sizes, pairs, rates)
-            found.setdefault(resized((batch, made), NOMINAL[0]), NOMINAL[0])
-    return tuple((batch, each) for each, batch in found.items())
+        made = (program(inputs, output, sizes, pairs, rates) for pairs in _trees(net))
+        found += (each.resized(NOMINAL[0]) for each in made)
+    return tuple(dict.fromkeys(found))
 
 
-def _fitting(net: Network, rates: Rates) -> Sequence[tuple[int, Recipe]]:
+def _fitting(net: Network, rates: Rates) -> Sequence[Program]:
     """Those whose values for the fewest rows at a time are no larger than half the weight.
 
     All of them, if none is.
     """
-    found, room = _recipes(net, rates), prod(net.shape) / (2 * FEWEST_ROWS)
-    return [each for each in found if _width(*each) <= room] or found
-
-
-def _width(nominal: int, found: Recipe) -> int:
-    """Numbers of the largest value on the path, for each row."""
-    path = (step for step in found.steps if step.grows is not None)
-    return max(_result_numbers(step) // nominal for step in path)
+    found, room = _programs(net, rates), prod(net.shape) / (2 * FEWEST_ROWS)
+    return [each for each in found if each.width <= room] or found
 
 
 @cache

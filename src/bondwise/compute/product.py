@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bondwise.compute.lower import Recipe, Step, View
 from bondwise.compute.plan import Plan
+from bondwise.compute.steps import Program, Step, View
 
 
 def take(value: Tensor, view: View | None) -> Tensor:
@@ -23,7 +23,7 @@ def take(value: Tensor, view: View | None) -> Tensor:
 
 
 def multiply(step: Step, left: Tensor, right: Tensor) -> Tensor:
-    """One product of two operands, as `bondwise.compute.lower.Step` has them."""
+    """One product of two operands, as `bondwise.compute.steps.Step` has them."""
     if step.kind == "linear":
         return F.linear(left, right)
     if step.kind == "bmm":
@@ -31,8 +31,16 @@ def multiply(step: Step, left: Tensor, right: Tensor) -> Tensor:
     if torch.compiler.is_exporting():  # all as MatMul
         return torch.matmul(right, left) if step.kind == "push" else torch.matmul(left, right)
     if step.kind == "push":
+        if right.requires_grad and _many(step):
+            return F.linear(left.mT, right).mT
         return torch.bmm(right.expand(left.shape[0], *right.shape), left)
     return left * right
+
+
+def _many(step: Step) -> bool:
+    """Whether a gradient of the right operand for each value of G is more than both values are."""
+    _, m, n, k = step.extents
+    return n * k > (n + k) * m
 
 
 def prepare(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
@@ -43,12 +51,12 @@ def prepare(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     return [take(_value(values, step.right), step.right_view) for step in plan.path]
 
 
-def contract(recipe: Recipe, operands: Sequence[Tensor]) -> Tensor:
-    """Run a recipe: a loop over its steps, freeing each operand when it has been used."""
+def contract(program: Program, operands: Sequence[Tensor]) -> Tensor:
+    """Run a program: a loop over its steps, freeing each operand when it has been used."""
     values: list[Tensor | None] = list(operands)
-    for step in recipe.steps:
+    for step in program.steps:
         values.append(_product(step, values))
-    return take(_value(values, -1), recipe.result)
+    return take(_value(values, -1), program.result)
 
 
 def _product(step: Step, values: list[Tensor | None]) -> Tensor:

@@ -21,6 +21,10 @@ def dense(net: Network, cores: Sequence[Tensor]) -> Float[Tensor, "out inp"]:
     ``W[rows, cols] = sum core_0 * core_1 * ..``; an index that is open on both sides is written
     on the diagonal, so the weight is zero wherever its row value is not its column value.
 
+    Args:
+        net: the network.
+        cores: one tensor per core, its axes in the order of the core's indices.
+
     >>> from bondwise import parse
     >>> blocks = torch.tensor([[[1., 2.]], [[3., 4.]]])
     >>> dense(parse("b o i -> (b o) (b i)", b=2, o=1, i=2), [blocks])
@@ -54,8 +58,12 @@ def apply(
     ``torch.func`` too; what lies between the products is computed again for the gradient and not
     kept.
 
-    >>> from bondwise import lowrank
-    >>> from bondwise.compute.plan import plan
+    Args:
+        plan: for any batch.
+        cores: one tensor per core, its axes in the order of the core's indices.
+        x: the inputs, (*batch, in).
+
+    >>> from bondwise import lowrank, plan
     >>> apply(plan(lowrank(3, 2, 1)), [torch.ones(3, 1), torch.ones(1, 2)], torch.tensor([1., 2.]))
     tensor([3., 3., 3.])
 

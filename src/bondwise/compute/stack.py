@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.compute.inverse import inverse
 from bondwise.compute.run import check_cores
 from bondwise.errors import PlanError, ShapeError
 from bondwise.network.network import Network
-from bondwise.network.stack import Floor, State, floors, state
+from bondwise.network.stack import Level, State, levels, state
 
 EXHAUSTIVE = 10  # cores; every subset of them is looked at
 
@@ -31,9 +30,9 @@ class Stack:
     factors: tuple[Tensor, ...]
 
     @property
-    def floors(self) -> tuple[Floor, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """What the data carries before and after each factor, by name."""
-        return floors(self.network, self.order)
+        return levels(self.network, self.order)
 
     @property
     def nnz(self) -> int:
@@ -68,12 +67,12 @@ class Stack:
         if isinstance(at, bool) or not 0 <= at < last:
             places = f"write at = 0 to {last - 1}" if last else "give a network of two cores"
             raise PlanError(
-                f"A gauge came for the place after floor {at} of {len(self)}; {places}."
+                f"A gauge came for the place after level {at} of {len(self)}; {places}."
             )
-        size, names = self.shapes[at][0], " ".join(index.name for index in self.floors[at].after)
+        size, names = self.shapes[at][0], " ".join(index.name for index in self.levels[at].after)
         if tuple(X.shape) != (size, size):
             raise ShapeError(
-                f"X of shape {tuple(X.shape)} came; between floors {at} and {at + 1} the state "
+                f"X of shape {tuple(X.shape)} came; between levels {at} and {at + 1} the state "
                 f"({names}) has {size} values, so write ({size}, {size})."
             )
         below, above = (factor.to_dense() for factor in self.factors[at : at + 2])
@@ -107,6 +106,11 @@ def stack(net: Network, cores: Sequence[Tensor], order: Sequence[int] | None = N
     The default order has the fewest entries, over all orders up to ten cores, core by core above;
     among equals it is the first.
 
+    Args:
+        net: the network.
+        cores: one tensor per core, its axes in the order of the core's indices.
+        order: positions of the cores as the input meets them; None for the fewest entries.
+
     >>> from bondwise import lowrank
     >>> st = stack(lowrank(6, 4, 2), [torch.ones(6, 2), torch.ones(2, 4)])
     >>> st.order, st.shapes, st.nnz
@@ -120,7 +124,7 @@ def stack(net: Network, cores: Sequence[Tensor], order: Sequence[int] | None = N
     """
     check_cores(net, cores)
     chosen = checked_order(net, order)
-    return Stack(net, chosen, tuple(factor(f, cores[f.core]) for f in floors(net, chosen)))
+    return Stack(net, chosen, tuple(factor(f, cores[f.core]) for f in levels(net, chosen)))
 
 
 def checked_order(net: Network, order: Iterable[Any] | None) -> tuple[int, ...]:
@@ -179,9 +183,9 @@ def _entries(net: Network, met: frozenset[int], core: int) -> int:
     return prod(i.size for i in {*state(net, met), *state(net, met | {core})})
 
 
-def factor(floor: Floor, core: Tensor) -> Tensor:
+def factor(level: Level, core: Tensor) -> Tensor:
     """The layer from one state to the next: an entry for each value of the indices of both."""
-    indices, before, after = floor.indices, floor.before, floor.after
+    indices, before, after = level.indices, level.before, level.after
     lonely = [axis for axis, index in enumerate(indices) if index not in (*before, *after)]
     if lonely:
         core = core.sum(lonely)
@@ -209,3 +213,29 @@ def _places(state: State, grid: State, device: torch.device) -> Tensor:
         along = values.reshape([index.size if other == index else 1 for other in grid])
         place = place * index.size + along
     return place
+
+
+def inverse(X: Tensor, where: str) -> Tensor:
+    """``X^-1`` in float64, for a square ``X``.
+
+    Args:
+        X: the gauge.
+        where: the place that it is meant for, as in "bond a of size 4".
+
+    >>> inverse(torch.diag(torch.tensor([2.0, 4.0])), "bond a of size 2").diag()
+    tensor([0.5000, 0.2500], dtype=torch.float64)
+
+    Raises:
+        ShapeError: entries that are not finite, or a condition number with which nothing is left.
+    """
+    if not bool(X.isfinite().all()):
+        raise ShapeError(f"X for {where} has entries that are not finite; give finite ones.")
+    condition = float(torch.linalg.cond(X.double()))
+    # the usual tolerance for a numerical rank, at the precision in which X came
+    eps = torch.finfo(X.dtype if X.is_floating_point() else torch.float64).eps
+    if not condition < 1 / (len(X) * eps):
+        raise ShapeError(
+            f"X for {where}, {len(X)} x {len(X)}, has condition number {condition:.3g}; "
+            "write one with an inverse."
+        )
+    return torch.linalg.inv(X.double())

@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
-from bondwise.compute.path import through
+from bondwise.compute.path import in_one_dtype, remade
 from bondwise.compute.plan import Plan, again
 from bondwise.compute.product import prepare
 
-Some = TypeVar("Some", Tensor, Tensor | None)
 MOST = 8  # parts of a weight
 ROOM = 0.7  # of what dense holds (its weight and gradient): for a part, its product and the cores
 
@@ -42,18 +39,12 @@ class Part:
     start: int
     count: int
 
-    def of(self, cores: Sequence[Some]) -> list[Some]:
-        """What the part needs of each core, or of what stands for one: views."""
+    def of(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """What the part needs of each core: views."""
         return [
-            core if core is None or axis is None else core.narrow(axis, self.start, self.count)
+            core if axis is None else core.narrow(axis, self.start, self.count)
             for core, axis in zip(cores, self.cuts, strict=True)
         ]
-
-    def add(self, totals: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> None:
-        """Add the gradients of what it needs to those of the whole cores."""
-        for total, own in zip(self.of(totals), found, strict=True):
-            if total is not None and own is not None:
-                total.add_(own)
 
 
 def linear(plan: Plan, cores: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -64,7 +55,17 @@ def linear(plan: Plan, cores: Sequence[Tensor], rows: Tensor) -> Tensor:
         cores: in core-axis order.
         rows: (batch, in).
     """
-    return through(_Whole, plan, rows, *cores)
+    return in_one_dtype(_in_parts, plan, rows, *cores)
+
+
+def _in_parts(plan: Plan, rows: Tensor, *cores: Tensor) -> Tensor:
+    found = [remade(_one, part, rows, *part.of(cores)) for part in parts(plan)]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def _one(part: Part, rows: Tensor, *cores: Tensor) -> Tensor:
+    (weight,) = prepare(part.plan, cores)
+    return F.linear(rows, weight)
 
 
 @cache
@@ -98,63 +99,3 @@ def _part(plan: Plan, small: Plan, mode: str | None, start: int, count: int) -> 
     rows = slice(start // count * each, (start // count + 1) * each)
     cuts = tuple(n.index(mode) if mode in n else None for n in plan.network.names)
     return Part(small, rows, cuts, start, count)
-
-
-class _Whole(torch.autograd.Function):
-    """`linear`: only the input and the cores are kept for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, plan: Plan, rows: Tensor, *cores: Tensor) -> Tensor:
-        ctx.plan = plan
-        ctx.save_for_backward(rows, *cores)
-        y = rows.new_empty(rows.shape[0], plan.shape[0])
-        for part in parts(plan):
-            (weight,) = prepare(part.plan, part.of(cores))
-            torch.mm(rows, weight.mT, out=y[:, part.rows])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *cores = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # a second gradient follows: plain products, kept
-            return (None, *_plainly(ctx.plan, rows, cores, grads[0], wanted))
-        return (None, *_back(ctx.plan, rows, cores, grads[0], wanted))
-
-
-def _back(
-    plan: Plan, rows: Tensor, cores: Sequence[Tensor], grad: Tensor, wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    d_rows: Tensor | None = None
-    totals = [
-        torch.zeros_like(core) if asked else None
-        for core, asked in zip(cores, wanted[1:], strict=True)
-    ]
-    for part in parts(plan):
-        own, d_own = part.of(cores), grad[:, part.rows]
-        asked = list(wanted[1:])
-        with torch.enable_grad():
-            own = [c.detach().requires_grad_(a) for c, a in zip(own, asked, strict=True)]
-            (weight,) = prepare(part.plan, own)
-        edge = get_gradient_edge(weight) if weight.requires_grad else None
-        if wanted[0]:
-            made = weight.detach()
-            d_rows = d_own @ made if d_rows is None else d_rows.addmm_(d_own, made)
-            del made
-        del weight  # before its gradient, which is as large, is made
-        if edge is not None:
-            found = iter(
-                torch.autograd.grad([edge], [c for c in own if c.requires_grad], [d_own.mT @ rows])
-            )
-            part.add(totals, [next(found) if a else None for a in asked])
-    return [d_rows, *totals]
-
-
-def _plainly(
-    plan: Plan, rows: Tensor, cores: Sequence[Tensor], grad: Tensor, wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    (weight,) = prepare(plan, cores)
-    y = F.linear(rows, weight)
-    asked = [t for t, a in zip((rows, *cores), wanted, strict=True) if a]
-    found = iter(torch.autograd.grad(y, asked, grad, create_graph=True))
-    return [next(found) if a else None for a in wanted]

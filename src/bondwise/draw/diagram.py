@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from math import log2
 from textwrap import wrap
 
-from bondwise.draw.layout import (
+from bondwise.draw.picture import BOND, DOT, MODE, Picture, stroke
+from bondwise.draw.placement import (
     LEG,
     RADIUS,
     Edge,
-    Layout,
     Node,
+    Placement,
     Point,
     edges,
     label,
-    layout,
     leg_step,
     legs,
+    placement,
     width,
 )
-from bondwise.draw.picture import BOND, DOT, MODE, Picture, stroke
 from bondwise.network.network import Index, Network
 
 LANE = 26.0
@@ -37,7 +37,7 @@ def svg(net: Network, title: str | None = None) -> str:
     '<svg xmlns="http://www.w3.org/200'
     """
     picture = Picture()
-    where = layout(net)
+    where = placement(net)
     _bonds(picture, net, where)
     for side, up in ((net.rows, -1), (net.cols, 1)):
         _modes(picture, net, where, side, up)
@@ -75,7 +75,7 @@ def text(net: Network) -> str:
     return "\n".join(part for line in lines for part in wrap(line, 80, subsequent_indent="    "))
 
 
-def _bonds(picture: Picture, net: Network, where: Layout) -> None:
+def _bonds(picture: Picture, net: Network, where: Placement) -> None:
     below: list[Edge] = []
     beside: dict[tuple[object, ...], list[Edge]] = {}
     for edge in edges(net):
@@ -94,7 +94,7 @@ def _bonds(picture: Picture, net: Network, where: Layout) -> None:
     _dots(picture, net, where)
 
 
-def _dots(picture: Picture, net: Network, where: Layout) -> None:
+def _dots(picture: Picture, net: Network, where: Placement) -> None:
     """Where the lines of an index on three or more cores meet."""
     for name, size in net.bonds.items():
         if name in where.points:
@@ -105,12 +105,12 @@ def _dots(picture: Picture, net: Network, where: Layout) -> None:
             picture.group("bond", dot + words, name=name, size=str(size))
 
 
-def _span(edge: Edge, where: Layout) -> float:
+def _span(edge: Edge, where: Placement) -> float:
     one, two = (where.points[end] for end in edge.ends)
     return abs(one[0] - two[0])
 
 
-def _is_led_below(edge: Edge, where: Layout) -> bool:
+def _is_led_below(edge: Edge, where: Placement) -> bool:
     """Whether other cores of a row stand between the two."""
     for row in where.rows:
         if all(end in row for end in edge.ends):
@@ -119,7 +119,7 @@ def _is_led_below(edge: Edge, where: Layout) -> bool:
     return False
 
 
-def _straight(picture: Picture, net: Network, where: Layout, edge: Edge, aside: float) -> None:
+def _straight(picture: Picture, net: Network, where: Placement, edge: Edge, aside: float) -> None:
     (x1, y1), (x2, y2) = (where.points[end] for end in edge.ends)
     size = net.sizes[edge.name]
     bent = [(x1, y1), (x1 + 24, y1 + aside), (x2 - 24, y2 + aside), (x2, y2)]
@@ -148,7 +148,7 @@ def _beside(
     return picture.text(words, (x + outside * (9 + stroke(size) / 2), y + 4), anchor)
 
 
-def _led_below(picture: Picture, net: Network, where: Layout, edge: Edge, lane: int) -> None:
+def _led_below(picture: Picture, net: Network, where: Placement, edge: Edge, lane: int) -> None:
     """From the one core down, under all legs, and up to the other; around the ends of the row."""
     row = next(row for row in where.rows if edge.ends[0] in row)
     one, two = sorted(edge.ends, key=lambda end: where.points[end])
@@ -181,7 +181,9 @@ def _stub(picture: Picture, at: Point, name: str, size: int) -> None:
     picture.group("bond", inside + words, name=name, size=str(size))
 
 
-def _modes(picture: Picture, net: Network, where: Layout, side: Sequence[Index], up: int) -> None:
+def _modes(
+    picture: Picture, net: Network, where: Placement, side: Sequence[Index], up: int
+) -> None:
     for core in range(len(net.cores)):
         x, y = where.points[core]
         own = legs(net, core, side)
@@ -198,7 +200,9 @@ def _leg(picture: Picture, points: Sequence[Point], index: Index, up: int, more:
     picture.group(f"mode {kind}", more + line + words, name=index.name, size=str(index.size))
 
 
-def _blocks(picture: Picture, net: Network, where: Layout, side: Sequence[Index], up: int) -> None:
+def _blocks(
+    picture: Picture, net: Network, where: Placement, side: Sequence[Index], up: int
+) -> None:
     """Modes on several cores: their lines meet in a dot, and one leg goes on."""
     shared = [index for index in side if len(net.places[index.name]) > 1]
     for k, index in enumerate(shared):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import hypot, log2
 from xml.sax.saxutils import escape, quoteattr
 
-from bondwise.draw.layout import RADIUS, Point, width
+from bondwise.draw.placement import RADIUS, Point, width
 
 CORNER, DOT = 9.0, 4.0
 CORE = "fill:var(--bondwise-core,#8db4dd);stroke:none"

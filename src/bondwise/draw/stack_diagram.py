@@ -1,12 +1,12 @@
-"""A stack as SVG: a floor for each core, the input below, every index a line that rises."""
+"""A stack as SVG: a level for each core, the input below, every index a line that rises."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bondwise.draw.layout import RADIUS, Point, label
 from bondwise.draw.picture import BOND, MODE, Picture
+from bondwise.draw.placement import RADIUS, Point, label
 from bondwise.network.network import Index, Network
-from bondwise.network.stack import Floor, floors
+from bondwise.network.stack import Level, levels
 
 APART, HEIGHT, TURN, END = 58.0, 108.0, 36.0, 64.0
 FLOOR = "fill:var(--bondwise-core,#8db4dd);fill-opacity:.18;stroke:none"
@@ -14,14 +14,14 @@ FLOOR = "fill:var(--bondwise-core,#8db4dd);fill-opacity:.18;stroke:none"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where everything is: the lane of each index, and the point of each floor's core."""
+    """Where everything is: the lane of each index, and the point of each level's core."""
 
     lanes: dict[Index, float]
     cores: tuple[Point, ...]
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Left and right of all floors."""
+        """Left and right of all levels."""
         xs = [*self.lanes.values(), *(x for x, _ in self.cores)]
         return min(xs) - 32, max(xs) + 32
 
@@ -30,24 +30,24 @@ def stack_svg(net: Network, order: Sequence[int], title: str | None = None) -> s
     """The network pulled apart in an order of its cores, as an SVG element that stands alone.
 
     The input comes from below. A line that meets a core is one of its indices, a line that passes a
-    floor is an identity beside the core. What lies between two floors is what the data carries
-    there. At the right are the shape of each floor, out x in, and its entries.
+    level is an identity beside the core. What lies between two levels is what the data carries
+    there. At the right are the shape of each level, out x in, and its entries.
 
     >>> from bondwise import lowrank
     >>> stack_svg(lowrank(6, 4, 2), (1, 0))[:33]
     '<svg xmlns="http://www.w3.org/200'
     """
-    made = floors(net, order)
+    made = levels(net, order)
     lanes = _lanes(net)
     where = _Place(lanes, _points(made, lanes))
     picture = Picture()
-    for floor, (_, y) in zip(made, where.cores, strict=True):
-        _floor(picture, floor, where.ends, y)
+    for level, (_, y) in zip(made, where.cores, strict=True):
+        _level(picture, level, where.ends, y)
     for index in lanes:
-        if any(index in (*floor.before, *floor.after) for floor in made):
+        if any(index in (*level.before, *level.after) for level in made):
             _line(picture, net, made, where, index)
-    for floor, point in zip(made, where.cores, strict=True):
-        picture.core(floor.core, point, net.names[floor.core])
+    for level, point in zip(made, where.cores, strict=True):
+        picture.core(level.core, point, net.names[level.core])
     return picture.render(title or f"{net}, order {tuple(order)}")
 
 
@@ -69,18 +69,18 @@ def _lanes(net: Network) -> dict[Index, float]:
     return {index: APART * order[key] for index, key in keys.items()}
 
 
-def _points(made: Sequence[Floor], lanes: dict[Index, float]) -> tuple[Point, ...]:
+def _points(made: Sequence[Level], lanes: dict[Index, float]) -> tuple[Point, ...]:
     """Each core amid its modes, or its bonds where it has none, and off the lines that pass."""
     points: list[Point] = []
-    bonds = {index for floor in made for index in floor.indices} - {
+    bonds = {index for level in made for index in level.indices} - {
         *made[0].before,
         *made[-1].after,
     }
-    for k, floor in enumerate(made):
-        own = [lanes[i] for i in floor.indices if i not in bonds] or [
-            lanes[i] for i in floor.indices
+    for k, level in enumerate(made):
+        own = [lanes[i] for i in level.indices if i not in bonds] or [
+            lanes[i] for i in level.indices
         ]
-        passing = [lanes[index] for index in floor.before if index not in floor.indices]
+        passing = [lanes[index] for index in level.before if index not in level.indices]
         middle = (min(own) + max(own)) / 2
         tries = (middle + sign * step * APART / 4 for step in range(99) for sign in (1, -1))
         free = (x for x in tries if all(abs(x - lane) > RADIUS + 5 for lane in passing))
@@ -88,10 +88,10 @@ def _points(made: Sequence[Floor], lanes: dict[Index, float]) -> tuple[Point, ..
     return tuple(points)
 
 
-def _floor(picture: Picture, floor: Floor, ends: tuple[float, float], y: float) -> None:
+def _level(picture: Picture, level: Level, ends: tuple[float, float], y: float) -> None:
     left, right = ends
-    out, inp = floor.shape
-    words = f"{out} x {inp}, {floor.nnz:,} entries"
+    out, inp = level.shape
+    words = f"{out} x {inp}, {level.nnz:,} entries"
     picture.reach(left, y, 24.0)
     picture.reach(right, y, 24.0)
     band = (
@@ -99,11 +99,11 @@ def _floor(picture: Picture, floor: Floor, ends: tuple[float, float], y: float) 
         f'style="{FLOOR}"/>'
     )
     beside = picture.text(words, (right + 10, y + 4.5), "start")
-    picture.group("floor", band + beside, core=str(floor.core), entries=str(floor.nnz))
+    picture.group("level", band + beside, core=str(level.core), entries=str(level.nnz))
 
 
 def _line(
-    picture: Picture, net: Network, made: Sequence[Floor], where: _Place, index: Index
+    picture: Picture, net: Network, made: Sequence[Level], where: _Place, index: Index
 ) -> None:
     """An index from where it enters, through the cores that have it, to where it leaves."""
     x = where.lanes[index]

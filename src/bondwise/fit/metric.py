@@ -27,6 +27,11 @@ class Metric:
 
         C_s = (1 - s) C + s diag(C),    C = X^T X / tokens
 
+    Args:
+        second_moment: ``X^T X`` of the inputs X (tokens, in), in x in.
+        tokens: how many inputs it is of.
+        shrinkage: ``s``, from 0 to 1.
+
     >>> Metric(torch.tensor([[4.0, 2.0], [2.0, 4.0]]), tokens=2, shrinkage=0.5).shrunk()
     tensor([[2.0000, 0.5000],
             [0.5000, 2.0000]], dtype=torch.float64)

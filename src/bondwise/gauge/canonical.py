@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.compute.inverse import inverse
+from bondwise.compute.stack import inverse
 from bondwise.errors import NetworkError, ShapeError
 from bondwise.gauge.bonds import (
     Edge,
@@ -30,6 +30,11 @@ def canonical(net: Network, cores: Sequence[Tensor], center: int) -> tuple[Tenso
     Schollwoeck 2011). Bonds between the same two cores count as one. Sizes stay: where a bond is
     larger than the rest of its core, ``Q`` has zero columns, and ``Q^T Q`` zeros on its diagonal.
     Pieces of a network that no bond joins pass their norm to the centre.
+
+    Args:
+        net: the network, whose bonds form a tree.
+        cores: one tensor per core, its axes in the order of the core's indices.
+        center: position of the core that takes the norm.
 
     >>> from bondwise import lowrank
     >>> A, B = canonical(lowrank(3, 4, 2), [torch.rand(3, 2), torch.rand(2, 4)], center=0)
@@ -72,6 +77,12 @@ def insert_gauge(
 
     First and second are in order of position. On an index of three or more cores only a diagonal
     ``X`` keeps the weight; it multiplies the first core, and its inverse the second.
+
+    Args:
+        net: the network.
+        cores: one tensor per core, its axes in the order of the core's indices.
+        bond: its name.
+        X: invertible, (rank, rank).
 
     >>> from bondwise import lowrank
     >>> A, B = torch.rand(3, 2), torch.rand(2, 4)

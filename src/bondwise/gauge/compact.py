@@ -52,8 +52,9 @@ def gauge_form(net: Network) -> GaugeForm:
     """Which cores to pin on which bonds so that the fewest numbers are stored.
 
     A spanning tree over the cores, the bonds that save most first; its root, the centre, is the
-    core that leaves most saved (the first of equals). Every other core is pinned on the bond to
-    its parent, if the rest of the core is at least as large. In a loop one bond stays as it is.
+    core that leaves most saved (the first of equals). Every other core is pinned on the bond to its
+    parent, if the rest of the core is at least as large as that bond. In a loop one bond so stays
+    as it is.
 
     >>> from bondwise import cp, lowrank
     >>> gauge_form(lowrank(6, 4, 2)).pinned, gauge_form(cp((2, 3), 4, 5)).pinned
@@ -101,7 +102,7 @@ class Compact:
     """A weight without its gauge: the free entries of each core, and where its identity blocks sit.
 
     Attributes:
-        free: one matrix per core. Not pinned: the core in its `bondwise.network.ranks.layouts`.
+        free: one matrix per core. Not pinned: the core as a matrix.
             Pinned on a bond of size r: r x (blocks * (rest - r)), all but the identity blocks, in
             order of position; on an index of three or more cores r x (rest - 1), all but the ones.
         pivots: None for a core that is not pinned; else those of its blocks * rest positions that
@@ -145,15 +146,14 @@ def compact(
     From the leaves of the tree to its root: a pinned core with matrix ``U`` (rest x bond) becomes
     ``U U[p]^-1``, the identity at the pivots p, and its parent is multiplied by ``U[p]``. Pivots
     are rows of near maximum volume of an orthonormal basis of ``U`` (QR), so that ill-scaled,
-    rank-deficient and zero cores pass. No stored entry of a pinned core is above 1.05
-    (`bondwise.gauge.pivots.BOUND`); with a scale, whose rows are multiplied by it (within a
-    factor of two of their median) before pivots are chosen, none above 4.2. On an index of three
-    or more cores, ``U`` is divided by its largest entry for every value. Sizes stay; where a bond
-    is larger than the rest of both its cores, neither is pinned on it
-    (`bondwise.network.ranks.capped` gives a network without).
+    rank-deficient and zero cores pass. No stored entry of a pinned core is above 1.05; with a
+    scale, whose rows are multiplied by it (within a factor of two of their median) before pivots
+    are chosen, none above 4.2. On an index of three or more cores, ``U`` is divided by its largest
+    entry for every value. Sizes stay; where a bond is larger than the rest of both its cores,
+    neither is pinned on it (the network of a `fit` has no such bond).
 
-    In half precision a core's rounding is made up for by its parent, in the metric of the inputs
-    (`bondwise.gauge.rounding`): the error is then near that of plain cores rounded to nearest.
+    In half precision a core's rounding is made up for by its parent, in the metric of the inputs:
+    the error is then near that of plain cores rounded to nearest.
 
     Args:
         net: the network.

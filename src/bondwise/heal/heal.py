@@ -48,7 +48,7 @@ def heal(
     Args:
         student: a model with networks in it; a dense one learns likewise.
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
-        data: as `bondwise.flow.data.batches` takes it: text with a tokenizer, token ids, samples.
+        data: text with a tokenizer, token ids, batches, or samples.
         tokenizer: for text.
         steps: of both stages; or give ``minutes``. Without either there are `STEPS`.
         minutes: for both stages.
@@ -61,7 +61,7 @@ def heal(
         wrap: called with the student before the global stage, for DDP or FSDP.
         progress: is told a stage, what is done and what there is.
         tell: is told each entry of the history.
-        choices: the other fields of `bondwise.train.recipe.Healing`.
+        choices: the other fields of `Healing`.
 
     Raises:
         BudgetError: a choice outside its range.

@@ -4,14 +4,12 @@
 left. The inputs are gathered once, the pivots first.
 """
 
-from typing import Any, cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bondwise.compute.machine import Rates
-from bondwise.compute.path import BACKWARD_ROWS, graded
+from bondwise.compute.path import BACKWARD_ROWS, graded, remade
 
 
 def inner(x: Tensor, order: Tensor, free: Tensor) -> Tensor:
@@ -46,11 +44,16 @@ def linear(
     >>> linear(x, order, torch.tensor([[10., 100.]]), torch.tensor([[1.], [2.]]))
     tensor([[213., 426.]])
     """
-    if not graded(x, free, outer) or torch.is_autocast_enabled(x.device.type):
-        return F.linear(inner(x, order, free), outer, bias)
-    y = cast(Tensor, _Gathered.apply(x.reshape(-1, x.shape[-1]), order, free, outer))
-    y = y.reshape(*x.shape[:-1], outer.shape[0])
-    return y if bias is None else y + bias.to(y.dtype)
+    numbers = outer.shape[0] * x.shape[-1] - free.numel() - outer.numel()
+    if not graded(x, free, outer) or x.numel() <= numbers:
+        return _both(x, order, free, outer, bias)
+    rows = x.reshape(-1, x.shape[-1]).split(BACKWARD_ROWS)
+    parts = [remade(_both, part, order, free, outer, bias) for part in rows]
+    return torch.cat(parts).reshape(*x.shape[:-1], outer.shape[0])
+
+
+def _both(x: Tensor, order: Tensor, free: Tensor, outer: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(inner(x, order, free), outer, bias)
 
 
 def seconds(out: int, inp: int, rank: int, rows: int, rates: Rates, itemsize: int) -> float:
@@ -63,41 +66,3 @@ def seconds(out: int, inp: int, rank: int, rows: int, rates: Rates, itemsize: in
     joined = 3 * rates.call + 3 * rows * rank * itemsize / rates.cached
     gather = 2 * rates.permuted(rows * inp, itemsize)  # one by one: half as fast as a permutation
     return gather + joined + sum(rates.product(each, itemsize) for each in products)
-
-
-class _Gathered(torch.autograd.Function):
-    """`linear` without a bias, on rows; its inner values are made again for the gradient."""
-
-    @staticmethod
-    def forward(x: Tensor, order: Tensor, free: Tensor, outer: Tensor) -> Tensor:  # type: ignore[override]
-        return F.linear(inner(x, order, free), outer)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ARG004
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, order, free, outer = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        rank, rest = free.shape
-        back = torch.argsort(order)
-        d_free, d_outer = torch.zeros_like(free), torch.zeros_like(outer)
-        dx = x.new_empty(x.shape) if needs[0] else None
-        for start in range(0, x.shape[0], BACKWARD_ROWS):
-            rows, dy = (t[start : start + BACKWARD_ROWS] for t in (x, grads[0]))
-            first, others = rows.index_select(-1, order).split((rank, rest), -1)
-            if needs[3]:
-                d_outer = d_outer + dy.mT @ (first + F.linear(others, free))
-            dz = dy @ outer
-            if needs[2]:
-                d_free = d_free + dz.mT @ others
-            if dx is not None:
-                both = torch.cat([dz, dz @ free], -1)
-                dx[start : start + BACKWARD_ROWS] = both.index_select(-1, back)
-        return (
-            dx,
-            None,
-            d_free if needs[2] else None,
-            d_outer if needs[3] else None,
-        )

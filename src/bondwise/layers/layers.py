@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.lookup import lookup
 from bondwise.compute.path import run
-from bondwise.compute.plan import Plan, check_batch, resized
+from bondwise.compute.plan import Plan, check_batch
 from bondwise.compute.product import prepare
 from bondwise.compute.run import contracted
 from bondwise.errors import ShapeError
@@ -19,7 +19,7 @@ from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, GaugeForm, positions
 from bondwise.layers import gathered
-from bondwise.layers.plans import ALL_ROOM, NO_ROOM, Ready, Way, chosen, ways
+from bondwise.layers.plans import ALL_ROOM, NO_ROOM, KeptWeights, RowPlan, chosen, row_plans
 from bondwise.layers.remainder import KINDS, Remainder
 from bondwise.layers.stacked import stacked
 from bondwise.layers.storage import Spec, TensorLayer, empty
@@ -34,8 +34,22 @@ class TensorLinear(TensorLayer):
 
     It runs by the plan that takes the fewest seconds for the number of rows that come, by the rates
     of this machine. Outside training, weights that such a plan needs, up to the whole dense weight,
-    are made once and kept until a parameter changes (`bondwise.layers.plans.Ready`), in at most
-    ``cache_bytes`` bytes: by default those of the dense weight; 0 keeps none.
+    are made once and kept until a parameter changes, in at most ``cache_bytes`` bytes: by default
+    those of the dense weight; 0 keeps none.
+
+    Args:
+        net: the network of the weight (out x in).
+        cores: one tensor per core; None draws them for training.
+        bias: (out,), True to draw one, None or False for none.
+        origin: the class that it stands for, "Linear" or GPT-2's "Conv1D".
+        remainder: columns or entries beside the network.
+        form: how the gauge is stored away; None stores whole cores.
+        pivots: with a form, where the identity blocks of each core sit.
+        device: where the cores are.
+        dtype: what they are in.
+
+    Raises:
+        ShapeError: cores or a bias of other shapes than the network's.
 
     >>> from bondwise import lowrank
     >>> layer = TensorLinear(lowrank(6, 4, 2), bias=True)
@@ -70,7 +84,7 @@ class TensorLinear(TensorLayer):
         # [I | F] P on the input side of a low-rank weight runs as it is stored
         self._runs_compact = form is not None and tuple(form.pinned) == _pinned_input(net)
         self._order: Tensor | None = None
-        self._ready = Ready()
+        self._kept_weights = KeptWeights()
         self._frozen: Plan | None = None
         self._cache_bytes = prod(net.shape) * self.core_0.element_size()
         self.settle()
@@ -105,7 +119,7 @@ class TensorLinear(TensorLayer):
             self._frozen = None
         if batch is not None:
             check_batch(batch)
-            found = ways(self.network, self.core_0.element_size(), ALL_ROOM, self.form is None)
+            found = row_plans(self.network, self.core_0.element_size(), ALL_ROOM, self.form is None)
             made = found[chosen(found, batch)].plan
             for k, weight in enumerate(self._exactly(made)):
                 own = weight.detach().contiguous().clone()
@@ -117,32 +131,32 @@ class TensorLinear(TensorLayer):
         """Training mode or not; a layer that trains keeps no weights ready."""
         if mode:
             self.freeze(None)
-            self._ready.clear()
+            self._kept_weights.clear()
         return super().train(mode)
 
     def refresh(self) -> None:
         """Forget the weights kept ready: after writing into ``core_0.data`` in place."""
-        self._ready.clear()
+        self._kept_weights.clear()
 
     def resident_bytes(self) -> int:
         """Bytes in memory: parameters, buffers, and the weights that are kept ready."""
         own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
         order = [] if self._order is None else [self._order]
-        kept = self._ready.bytes(self.matrices())
+        kept = self._kept_weights.bytes(self.matrices())
         return kept + sum(t.numel() * t.element_size() for t in (*own, *order))
 
     def macs(self, rows: int) -> int:
         """Multiplications for so many rows, by the plan that runs them; the remainder's too."""
         rest = 0 if self.remainder is None else rows * self.remainder.numel()
-        way = self._with_room[chosen(self._with_room, rows)]
+        row_plan = self._with_room[chosen(self._with_room, rows)]
         if self._frozen is not None:
-            way = Way(self._frozen, rows, ready=True)
-        if way.as_stored:
+            row_plan = RowPlan(self._frozen, rows, kept=True)
+        if row_plan.as_stored:
             rank, others = self.core_1.shape
             return rest + rows * rank * (others + self.out_features)
-        steps = resized((way.plan.batch, way.plan.recipe), rows).steps
-        made_each_time = 0 if way.ready else sum(step.macs for step in way.plan.weights)
-        return rest + made_each_time + sum(step.macs for step in steps if step.grows is not None)
+        path = row_plan.plan.program.resized(rows).path
+        made_each_time = 0 if row_plan.kept else sum(step.macs for step in row_plan.plan.weights)
+        return rest + made_each_time + sum(step.macs for step in path)
 
     def rest(self) -> Remainder | None:
         """The remainder, if there is one."""
@@ -156,7 +170,7 @@ class TensorLinear(TensorLayer):
         return W if rest is None else rest.add_to(W)
 
     def as_stack(self, order: Sequence[int] | None = None) -> nn.Sequential:
-        """The same as sparse linear layers, one for each core (`bondwise.layers.stacked`)."""
+        """The same as sparse linear layers, one for each core."""
         return stacked(self, order, self.bias, self.rest())
 
     def stored(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -180,9 +194,11 @@ class TensorLinear(TensorLayer):
         self._cache_bytes = room
         self.settle()
 
-    def _ways(self, room: int) -> tuple[Way, ...]:
+    def _row_plans(self, room: int) -> tuple[RowPlan, ...]:
         size, plain = self.core_0.element_size(), self.form is None
-        return ways(self.network, size, room, plain, self._runs_compact and 1 not in self.sharing)
+        return row_plans(
+            self.network, size, room, plain, self._runs_compact and 1 not in self.sharing
+        )
 
     def _forward_planned(self, x: Tensor) -> Tensor:
         own = self._parameters
@@ -194,15 +210,15 @@ class TensorLinear(TensorLayer):
             return self._forward_compact(x)
         found = self._each_time if each_time else self._with_room
         at = chosen(found, x.numel() // self.in_features) if len(found) > 1 else 0
-        way = found[at]
-        if way.as_stored:
+        row_plan = found[at]
+        if row_plan.as_stored:
             return self._forward_compact(x)
-        if not way.ready:
-            return contracted(way.plan, self.cores(), x, own["bias"])
-        weights = self._ready.weights(at, own)
+        if not row_plan.kept:
+            return contracted(row_plan.plan, self.cores(), x, own["bias"])
+        weights = self._kept_weights.weights(at, own)
         if weights is None:
-            weights = self._ready.keep(at, own, self._exactly(way.plan))
-        return run(way.plan, weights, x, own["bias"])
+            weights = self._kept_weights.keep(at, own, self._exactly(row_plan.plan))
+        return run(row_plan.plan, weights, x, own["bias"])
 
     def _adapted(self) -> bool:
         """Whether something stands before a core, as peft's LoRA does: no version tells of it."""
@@ -240,9 +256,9 @@ class TensorLinear(TensorLayer):
 
     def settle(self) -> None:
         """Plan now, and order the inputs where the pivots are known: `torch.compile` cannot."""
-        self._order, self._with_room = None, self._ways(self.cache_bytes)
+        self._order, self._with_room = None, self._row_plans(self.cache_bytes)
         if not self._runs_compact:
-            self._each_time = self._ways(NO_ROOM)
+            self._each_time = self._row_plans(NO_ROOM)
         elif not self.pivots_1.is_meta and bool(self.pivots_1.any()):
             self._pivots_first(self.pivots_1.device)
 
@@ -358,6 +374,19 @@ class TensorEmbedding(TensorLayer):
 
     Rows are looked up from the cores; the table is never built. ``padding_idx`` gets no gradient,
     and its row stays zero where it was zero in the source.
+
+    Args:
+        net: the network of the table (entries x width).
+        cores: one tensor per core; None draws them for training.
+        padding_idx: the entry that gets no gradient.
+        zero_padding: whether its row is zero.
+        form: how the gauge is stored away; None stores whole cores.
+        pivots: with a form, where the identity blocks of each core sit.
+        device: where the cores are.
+        dtype: what they are in.
+
+    Raises:
+        ShapeError: cores of other shapes than the network's.
 
     >>> from bondwise import lowrank
     >>> TensorEmbedding(lowrank(10, 4, 2))(torch.tensor([[1, 2, 3]])).shape

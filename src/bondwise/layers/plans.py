@@ -19,22 +19,22 @@ BATCHES = (1, 4, 16, 64, 256, 1024, 4096)  # a plan for each; it runs up to twic
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RowPlan:
     """A plan, the most rows it runs, and whether its weights are kept ready between calls."""
 
     plan: Plan
     rows: int
-    ready: bool
+    kept: bool
     as_stored: bool = False  # low rank without its gauge, in place of the plan
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Way":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RowPlan":
         return self
 
 
 @cache
-def ways(
+def row_plans(
     net: Network, itemsize: int, room: int, plain: bool, gathers: bool = False
-) -> tuple[Way, ...]:
+) -> tuple[RowPlan, ...]:
     """The fastest plan for each number of rows, by the rates of this machine.
 
     Args:
@@ -47,15 +47,17 @@ def ways(
             a plan gains 5 %, since that takes no more memory.
     """
     rates = machine().rates(itemsize)
-    found = list[Way]()
+    found = list[RowPlan]()
     for batch in BATCHES:
         ready = timed(net, batch, rates, itemsize, ready=True)
         fits = ready_numbers(ready, plain) * itemsize <= room  # views take no room, but need 0
         made = ready if fits else timed(net, batch, rates, itemsize, ready=False, training=room < 0)
-        way = Way(made, 2 * batch, fits, gathers and _gathers(made, batch, rates, itemsize))
-        if found and _alike(found[-1], way):
+        row_plan = RowPlan(
+            made, 2 * batch, fits, gathers and _gathers(made, batch, rates, itemsize)
+        )
+        if found and _alike(found[-1], row_plan):
             found.pop()
-        found.append(way)
+        found.append(row_plan)
     return (*found[:-1], replace(found[-1], rows=maxsize))
 
 
@@ -65,16 +67,16 @@ def _gathers(made: Plan, batch: int, rates: Rates, itemsize: int) -> bool:
     return made.seconds is None or took <= 1.05 * made.seconds
 
 
-def _alike(one: Way, two: Way) -> bool:
+def _alike(one: RowPlan, two: RowPlan) -> bool:
     if one.as_stored or two.as_stored:
         return one.as_stored == two.as_stored
-    return one.ready == two.ready and _same(one.plan, two.plan)
+    return one.kept == two.kept and _same(one.plan, two.plan)
 
 
-def chosen(found: Sequence[Way], rows: int) -> int:
-    """The position of the way that runs so many rows."""
-    for at, way in enumerate(found[:-1]):
-        if rows <= way.rows:
+def chosen(found: Sequence[RowPlan], rows: int) -> int:
+    """The position of the plan that runs so many rows."""
+    for at, row_plan in enumerate(found[:-1]):
+        if rows <= row_plan.rows:
             return at
     return len(found) - 1
 
@@ -92,7 +94,7 @@ def ready_numbers(plan: Plan, plain: bool) -> int:
 def _same(one: Plan, two: Plan) -> bool:
     return (
         one.chunk == two.chunk
-        and one.recipe.result == two.recipe.result
+        and one.program.result == two.program.result
         and all(
             (a.left, a.right, a.kind, a.left_view, a.right_view, a.shape)
             == (b.left, b.right, b.kind, b.left_view, b.right_view, b.shape)
@@ -102,7 +104,7 @@ def _same(one: Plan, two: Plan) -> bool:
     )
 
 
-class Ready:
+class KeptWeights:
     """Weights made from a layer's parameters, kept until one of these changes.
 
     A change is seen by the parameter's version and place in memory. Writing into
@@ -133,11 +135,11 @@ class Ready:
         """Keep nothing."""
         self._state, self._kept = None, []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Ready":
-        return Ready()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KeptWeights":
+        return KeptWeights()
 
-    def __reduce__(self) -> tuple[type["Ready"], tuple[()]]:
-        return Ready, ()
+    def __reduce__(self) -> tuple[type["KeptWeights"], tuple[()]]:
+        return KeptWeights, ()
 
 
 def _state(at: int, stored: Stored) -> list[int] | None:

@@ -12,15 +12,15 @@ from bondwise.errors import ShapeError
 from bondwise.gauge.forms import CoreForm, core_forms
 from bondwise.layers.remainder import Columns, Entries, Remainder
 from bondwise.layers.storage import TensorLayer
-from bondwise.network.stack import Floor, floors
+from bondwise.network.stack import Level, levels
 
 
 class SparseLinear(nn.Module):
-    """One floor of a stack, ``(*batch, in) -> (*batch, out)``: a core beside identities.
+    """One level of a stack, ``(*batch, in) -> (*batch, out)``: a core beside identities.
 
     The parameter ``core`` is the layer's own ``core_k``, so gradients and steps reach the layer.
     ``weight`` is the sparse matrix that ``forward`` multiplies by, through its core, without
-    building it. ``floor`` names what the data carries: ``floor.before`` and ``floor.after``.
+    building it. ``level`` names what the data carries: ``level.before`` and ``level.after``.
 
     >>> from bondwise import TensorLinear, mpo
     >>> first = TensorLinear(mpo((2, 3), (4, 5), 6)).as_stack(order=(1, 0))[0]
@@ -32,7 +32,7 @@ class SparseLinear(nn.Module):
     (torch.Size([72, 20]), torch.sparse_coo)
 
     Args:
-        floor: which core it is, and what the data carries before and after it.
+        level: which core it is, and what the data carries before and after it.
         form: how the core is stored.
         core: the stored core.
         pivots: positions of its identity blocks, where it has some.
@@ -46,7 +46,7 @@ class SparseLinear(nn.Module):
 
     def __init__(
         self,
-        floor: Floor,
+        level: Level,
         form: CoreForm,
         core: nn.Parameter,
         pivots: Tensor | None = None,
@@ -54,9 +54,9 @@ class SparseLinear(nn.Module):
         carried: int = 0,
     ) -> None:
         super().__init__()
-        self.floor, self.carried = floor, carried
-        self.out_features, self.in_features = (size + carried for size in floor.shape)
-        self._form, self._passage = form, passage(floor)
+        self.level, self.carried = level, carried
+        self.out_features, self.in_features = (size + carried for size in level.shape)
+        self._form, self._passage = form, passage(level)
         self.register_parameter("core", core)
         self.register_buffer("pivots", pivots)
         self.register_parameter("bias", bias)
@@ -64,7 +64,7 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x weight^T + bias``."""
         _check_width(self, x)
-        own = self.floor.shape[1]
+        own = self.level.shape[1]
         y = through(self._passage, self._core(), x[..., :own])
         y = y if self.bias is None else y + self.bias.to(y.dtype)
         return torch.cat([y, x[..., own:].to(y.dtype)], dim=-1) if self.carried else y
@@ -72,22 +72,22 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The sparse matrix, out x in (COO, coalesced), without what is only carried."""
-        return factor(self.floor, self._core())
+        return factor(self.level, self._core())
 
     def named(self, y: Tensor) -> Tensor:
-        """The layer's outputs with an axis for each index: ``(*batch, *sizes of floor.after)``."""
+        """The layer's outputs with an axis for each index: ``(*batch, *sizes of level.after)``."""
         _check_width(self, y, "out")
-        sizes = [index.size for index in self.floor.after]
-        return y[..., : self.floor.shape[0]].reshape(*y.shape[:-1], *sizes)
+        sizes = [index.size for index in self.level.after]
+        return y[..., : self.level.shape[0]].reshape(*y.shape[:-1], *sizes)
 
     def extra_repr(self) -> str:
         """The core, the indices before and after it, and the sizes."""
-        states = (self.floor.before, self.floor.after)
+        states = (self.level.before, self.level.after)
         names = (" ".join(index.name for index in state) or "()" for state in states)
         carried = f", {self.carried} carried" if self.carried else ""
         return (
-            f"core {self.floor.core}, {' -> '.join(names)}, "
-            f"{self.in_features} -> {self.out_features}, {self.floor.nnz} entries{carried}"
+            f"core {self.level.core}, {' -> '.join(names)}, "
+            f"{self.in_features} -> {self.out_features}, {self.level.nnz} entries{carried}"
         )
 
     def _core(self) -> Tensor:
@@ -167,19 +167,19 @@ def stacked(
     net = layer.network
     pinned = (None,) * len(net.cores) if layer.form is None else layer.form.pinned
     forms, cores, pivots = core_forms(net, pinned), layer.matrices(), layer.pivots()
-    made = floors(net, checked_order(net, order))
+    made = levels(net, checked_order(net, order))
     columns, narrow = (None, None) if rest is None else _narrowed(rest, net.shape[1])
     width = 0 if columns is None else len(columns)
     chain = [
         SparseLinear(
-            floor,
-            forms[floor.core],
-            cores[floor.core],  # pyright: ignore[reportArgumentType]
-            pivots[floor.core],
-            bias if floor is made[-1] else None,
+            level,
+            forms[level.core],
+            cores[level.core],  # pyright: ignore[reportArgumentType]
+            pivots[level.core],
+            bias if level is made[-1] else None,
             width,
         )
-        for floor in made
+        for level in made
     ]
     if columns is None or narrow is None:
         return nn.Sequential(*chain)

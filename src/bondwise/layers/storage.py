@@ -180,11 +180,11 @@ def share(layers: Sequence[TensorLayer], core: int = 1) -> None:
     group = list(layers)
     if len(group) < 2:
         raise ShapeError(f"{len(group)} layers came to share a core; give two or more.")
-    ways = [_way(layer, core) for layer in group]
-    if len(set(ways)) > 1:
-        other = next(way for way in ways if way != ways[0])
+    forms = [_stored_as(layer, core) for layer in group]
+    if len(set(forms)) > 1:
+        other = next(form for form in forms if form != forms[0])
         raise ShapeError(
-            f"Core {core} is stored as {ways[0]} in the first layer and as {other} in another; "
+            f"Core {core} is stored as {forms[0]} in the first layer and as {other} in another; "
             "share cores of one shape, index order and gauge form."
         )
     once = Once()
@@ -276,7 +276,7 @@ def empty(spec: Spec, device: Any, dtype: torch.dtype | None) -> dict[str, Any]:
     }
 
 
-def _way(layer: TensorLayer, core: int) -> tuple[Any, ...]:
+def _stored_as(layer: TensorLayer, core: int) -> tuple[Any, ...]:
     """How a core is stored, all but its numbers."""
     net = layer.network
     if not 0 <= core < len(net.cores):

@@ -21,7 +21,18 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Index:
-    """A named axis of a core, and its size."""
+    """A named axis of a core, and its size.
+
+    Args:
+        name: a letter, then letters, digits or underscores.
+        size: at least 1.
+
+    >>> Index("a", 4)
+    Index(name='a', size=4)
+
+    Raises:
+        NetworkError: another name or size.
+    """
 
     name: str
     size: int
@@ -46,6 +57,11 @@ class Network:
 
     An index may sit on one core, on two (a bond), on more (CP), or be open on both sides (block
     diagonal). Rows and columns are row-major: the first mode is the slowest.
+
+    Args:
+        cores: the indices of each core.
+        rows: the open indices that make up the rows of the weight.
+        cols: those that make up its columns.
 
     >>> net = parse("o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)", o1=8, i1=8, a=16, o2=8, i2=8)
     >>> net.shape, net.parameters, net.bonds
@@ -156,6 +172,10 @@ def parse(text: str, **sizes: int) -> Network:
 
     The counts of row and column modes may differ, an index may sit on more than two cores, or be
     open on both sides (then the weight is block diagonal in it).
+
+    Args:
+        text: such as ``o a, a i -> (o) (i)``.
+        sizes: of every index, by name.
 
     >>> parse("o r, r i -> (o) (i)", o=6, r=2, i=4).shape
     (6, 4)

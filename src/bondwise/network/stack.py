@@ -1,4 +1,4 @@
-"""A network pulled apart vertically: one floor for each core, and what the data carries between."""
+"""A network pulled apart vertically: one level for each core, and what the data carries between."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ State = tuple[Index, ...]
 
 
 @dataclass(frozen=True)
-class Floor:
+class Level:
     """One core as a sparse linear layer: what the data carries before it, and after it.
 
     The layer is the core, as a matrix, beside identities. ``cols`` and ``rows`` say which matrix:
     a core's index that is in both is a block index, one that is in neither is summed in the core.
 
     >>> from bondwise import mpo
-    >>> first = floors(mpo((2, 3), (4, 5), 6), (1, 0))[0]
+    >>> first = levels(mpo((2, 3), (4, 5), 6), (1, 0))[0]
     >>> first.core, first.shape, first.nnz
     (1, (72, 20), 360)
     >>> [index.name for index in first.cols], [index.name for index in first.rows]
@@ -51,16 +51,16 @@ class Floor:
         return prod(index.size for index in {*self.before, *self.after})
 
 
-def floors(net: Network, order: Sequence[int]) -> tuple[Floor, ...]:
-    """The floors of an order, which names every core once; the first meets the input.
+def levels(net: Network, order: Sequence[int]) -> tuple[Level, ...]:
+    """The levels of an order, which names every core once; the first meets the input.
 
-    Between two floors the data carries the column modes that a later core still has, the bonds that
+    Between two levels the data carries the column modes that a later core still has, the bonds that
     have been met and are not yet summed, and the row modes that have been met.
     """
     states = [state(net, frozenset(order[:k])) for k in range(len(order))]
     states.append(net.rows)
     return tuple(
-        Floor(core, net.cores[core], before, after)
+        Level(core, net.cores[core], before, after)
         for core, before, after in zip(order, states, states[1:], strict=False)
     )
 

@@ -101,6 +101,10 @@ def bond(model: nn.Module, layer: str = "", name: str | None = None) -> Bond:
 
     Raises:
         SelectionError: no such layer or bond, with the nearest names; no tensorized layer at all.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> bond(nn.Sequential(TensorLinear(lowrank(6, 4, 2))), "0").size
+    2
     """
     known = layers(model)
     if layer not in known:
@@ -130,6 +134,11 @@ def part(bond: Bond, indices: Iterable[int]) -> tuple[Network, tuple[Tensor, ...
 
     Raises:
         ShapeError: a value that the bond does not have, or none.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> net, cores = part(bond(TensorLinear(lowrank(6, 4, 3))), [0, 2])
+    >>> net.bonds
+    {'a': 2}
     """
     chosen = chosen_indices(bond, indices)
     net = bond.network.resize(**{bond.name: len(chosen)})

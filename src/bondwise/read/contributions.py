@@ -58,8 +58,19 @@ def contributions(bond: Bond, x: Tensor, indices: Iterable[int] | None = None) -
 def added(bond: Bond, x: Tensor, indices: Iterable[int]) -> Tensor:
     """What some values of the bond add to the output together, (*batch, out).
 
+    Args:
+        bond: in some gauge.
+        x: inputs of the layer, (*batch, in).
+        indices: which values.
+
     Raises:
         ShapeError: x is not as wide as the weight, or there is no such value.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> from bondwise.read import bond
+    >>> layer, x = TensorLinear(lowrank(6, 4, 2)), torch.randn(3, 4)
+    >>> torch.allclose(added(bond(layer), x, [0, 1]), layer(x), atol=1e-5)
+    True
     """
     net, cores = part(bond, indices)
     flat = _rows(bond, x)
@@ -221,6 +232,13 @@ def dropped(G: Tensor, indices: Iterable[int]) -> float:
     """What the output loses, relative and squared, where some values of a bond are dropped.
 
     Exact, from the Gram matrix of the terms (`gram`): 0 for nothing, 1 for all of them.
+
+    Args:
+        G: the Gram matrix, (rank, rank).
+        indices: which values.
+
+    >>> dropped(torch.diag(torch.tensor([3.0, 1.0])), [1])
+    0.25
     """
     at = torch.tensor(list(indices), dtype=torch.long)
     return float(G[at][:, at].sum() / G.sum())

@@ -47,12 +47,40 @@ class Edit:
 
 
 def zero(bond: Bond, indices: Iterable[int]) -> Edit:
-    """Leave out what the values add."""
+    """Leave out what the values add.
+
+    Args:
+        bond: in some gauge.
+        indices: which values.
+
+    Raises:
+        ShapeError: a value that the bond does not have, one that is twice there, or none.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> zero(bond(TensorLinear(lowrank(6, 4, 2))), [1]).name
+    'times 0'
+    """
     return scale(bond, indices, 0.0)
 
 
 def scale(bond: Bond, indices: Iterable[int], by: float) -> Edit:
-    """Multiply what the values add; 0 leaves it out, 1 changes nothing, -1 turns it round."""
+    """Multiply what the values add; 0 leaves it out, 1 changes nothing, -1 turns it round.
+
+    Args:
+        bond: in some gauge.
+        indices: which values.
+        by: the factor.
+
+    Raises:
+        ShapeError: as for `zero`.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> layer, x = TensorLinear(lowrank(6, 4, 2)), torch.randn(3, 4)
+    >>> with edited(layer, scale(bond(layer), [0, 1], 3.0)):
+    ...     y = layer(x)
+    >>> torch.allclose(y, 3 * layer(x), atol=1e-5)
+    True
+    """
     chosen = tuple(chosen_indices(bond, indices))
     return Edit(bond, chosen, lambda b, x: (by - 1) * added(b, x, chosen), f"times {by:g}")
 
@@ -67,6 +95,10 @@ def mean(bond: Bond, indices: Iterable[int], inputs: Tensor) -> Edit:
 
     Raises:
         DataError: no inputs.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> mean(bond(TensorLinear(lowrank(6, 4, 2))), [0], torch.randn(5, 4)).indices
+    (0,)
     """
     chosen = tuple(chosen_indices(bond, indices))
     if not inputs.numel():
@@ -80,6 +112,18 @@ def resample(bond: Bond, indices: Iterable[int], seed: int = 0) -> Edit:
     """Put what the values add at another token of the batch in its place, drawn without return.
 
     The same tokens for all layers and values that are given one seed.
+
+    Args:
+        bond: in some gauge.
+        indices: which values.
+        seed: of the draw.
+
+    Raises:
+        ShapeError: as for `zero`.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> resample(bond(TensorLinear(lowrank(6, 4, 2))), [0], seed=1).name
+    'resampled'
     """
     chosen = tuple(chosen_indices(bond, indices))
 
@@ -99,6 +143,15 @@ def steer(bond: Bond, indices: Iterable[int], by: float) -> Edit:
         bond: in some gauge.
         indices: which values.
         by: the length that is added along each direction (`readout`), in the output's own units.
+
+    Raises:
+        ShapeError: as for `zero`.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> layer, x = TensorLinear(lowrank(6, 4, 2)), torch.zeros(4)
+    >>> with edited(layer, steer(bond(layer), [0], by=2.0)):
+    ...     round(layer(x).norm().item(), 3)
+    2.0
     """
     chosen = tuple(chosen_indices(bond, indices))
     along = by * readout(bond).directions[list(chosen)].sum(0)
@@ -120,6 +173,13 @@ def patch(bond: Bond, indices: Iterable[int], inputs: Tensor) -> Edit:
 
     Raises:
         ShapeError: when it runs, on inputs of another length.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> layer, one, other = TensorLinear(lowrank(6, 4, 2)), torch.randn(3, 4), torch.randn(3, 4)
+    >>> with edited(layer, patch(bond(layer), [0, 1], other)):
+    ...     y = layer(one)
+    >>> torch.allclose(y, layer(other), atol=1e-5)
+    True
     """
     chosen = tuple(chosen_indices(bond, indices))
     other = added(bond, inputs, chosen)
@@ -139,8 +199,17 @@ def patch(bond: Bond, indices: Iterable[int], inputs: Tensor) -> Edit:
 def attach(model: nn.Module, edits: Sequence[Edit]) -> list[RemovableHandle]:
     """Make edits act from now on; each handle's ``remove()`` ends one.
 
+    Args:
+        model: whose layers the edits are of.
+        edits: as `zero`, `scale`, `mean`, `resample`, `steer` and `patch` make them.
+
     Raises:
         SelectionError: a layer that the model does not have, or whose network is another.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> layer = TensorLinear(lowrank(6, 4, 2))
+    >>> [handle] = attach(layer, [zero(bond(layer), [0])])
+    >>> handle.remove()
     """
     layers = [_layer_of(model, edit) for edit in edits]
     return [layer.register_forward_hook(_hook(e)) for layer, e in zip(layers, edits, strict=True)]
@@ -151,6 +220,10 @@ def edited(model: nn.Module, *edits: Edit) -> Generator[nn.Module]:
     """The model with edits, for a while; afterwards it is as it was, whatever happened.
 
     Edits of one layer each see its own inputs, and add up.
+
+    Args:
+        model: whose layers the edits are of.
+        edits: as for `attach`.
 
     >>> from bondwise import TensorLinear, lowrank
     >>> from bondwise.read import bond
@@ -172,7 +245,18 @@ def edited(model: nn.Module, *edits: Edit) -> Generator[nn.Module]:
 
 
 def recorded(model: nn.Module, bonds: Iterable[Bond], batch: Batch) -> dict[str, Tensor]:
-    """What enters the layers of some bonds when the model runs on a batch, by layer."""
+    """What enters the layers of some bonds when the model runs on a batch, by layer.
+
+    Args:
+        model: a tensorized model.
+        bonds: of its layers.
+        batch: one batch, as the model takes it.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> model = nn.Sequential(TensorLinear(lowrank(6, 4, 2)))
+    >>> recorded(model, [bond(model, "0")], torch.ones(3, 4))["0"].shape
+    torch.Size([3, 4])
+    """
     found: dict[str, Tensor] = {}
 
     def see(name: str, x: Tensor) -> None:

@@ -137,8 +137,17 @@ def input_moments(
 ) -> dict[str, Tensor]:
     """``E[x x^T]`` of the inputs of some layers, (in, in), unshrunk; those that were reached.
 
+    Args:
+        model: any model.
+        names: paths of its layers.
+        batches: as the model takes them.
+
     Raises:
         DataError: no batch, or an input that is not finite.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3))
+    >>> input_moments(model, ["0"], [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])["0"].diagonal()
+    tensor([0.5000, 2.0000], dtype=torch.float64)
     """
     watched = Inputs({name: model.get_submodule(name) for name in names})
     watched.watch(model, batches)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bondwise.compute.inverse import inverse
+from bondwise.compute.stack import inverse
 from bondwise.errors import DataError, SelectionError
 from bondwise.gauge.bonds import Branch, unfolding
 from bondwise.layers.layers import TensorLinear

@@ -84,7 +84,7 @@ def importance(
 
     >>> from bondwise import TensorLinear, lowrank
     >>> from bondwise.read import bond
-    >>> from bondwise.read.features import input_moments
+    >>> from bondwise.read import input_moments
     >>> model = nn.Sequential(TensorLinear(lowrank(6, 8, 4)))
     >>> x = [torch.randn(64, 8)]
     >>> square = lambda m, b: m(b).square().sum(1).mean()
@@ -152,7 +152,11 @@ def gradients(
 
 
 def agreement(found: Sequence[Importance]) -> Agreement:
-    """Spearman's rank correlation (1904) of each rung with the measured changes, over all bonds."""
+    """Spearman's rank correlation (1904) of each rung with the measured changes, over all bonds.
+
+    Args:
+        found: as `importance` gives it.
+    """
     seen = torch.cat([own.measured for own in found])
     known = seen.isfinite()
     count = int(known.sum())

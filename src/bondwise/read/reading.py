@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bondwise.choose.table import block
 from bondwise.compute.stack import cheapest_order
 from bondwise.network.network import Network
-from bondwise.network.stack import floors
+from bondwise.network.stack import levels
 from bondwise.read.corpus import Corpus
 from bondwise.read.features import AFTER, BEFORE, WIDTH, Features
 from bondwise.read.gauge import Gauge
@@ -79,13 +79,13 @@ def _layer(model: nn.Module, spectrum: Spectrum, tensorized: bool) -> Plain:
         "sweep": list(order),
         "stack": [
             {
-                "core": floor.core,
-                "shape": list(floor.shape),
-                "nnz": floor.nnz,
-                "before": [index.name for index in floor.before],
-                "after": [index.name for index in floor.after],
+                "core": level.core,
+                "shape": list(level.shape),
+                "nnz": level.nnz,
+                "before": [index.name for index in level.before],
+                "after": [index.name for index in level.after],
             }
-            for floor in floors(net, order)
+            for level in levels(net, order)
         ],
         "bonds": [],
     }

@@ -76,7 +76,7 @@ def spectra(
 
     The Schmidt values of a bond that cuts are the singular values of the weight, unfolded into the
     bond's two sides (Schmidt 1907; for weights Gao et al. 2020). A dense weight has bonds once it
-    is folded to an MPO for the look (`bondwise.read.folds.folded`). Where a bond cuts each block
+    is folded to an MPO for the look. Where a bond cuts each block
     of a weight on its own, the spectrum is the root mean square over the blocks of their sorted
     values. Where it does not cut (rings, CP) it is that of the norms of the terms ``W_b``, which
     depend on the gauge.

@@ -20,6 +20,11 @@ def btt(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
 
     Rows are (o1, o2), columns (i1, i2); one mode is taken as one block on its side.
 
+    Args:
+        rows: sizes of the row modes, the first slowest; an int is one mode.
+        cols: of the column modes.
+        rank: of every block.
+
     >>> str(btt((2, 3), (4, 5), 2))
     'o2 i1 o1 a, i1 o2 a i2 -> (o1 o2) (i1 i2)'
 

@@ -12,8 +12,16 @@ def cp(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
 
     A factor for every mode, all on one index: ``o1 r, i1 r, o2 r, i2 r``.
 
+    Args:
+        rows: sizes of the row modes, the first slowest; an int is one mode.
+        cols: of the column modes.
+        rank: size of the index that all factors share.
+
     >>> str(cp((2, 3), 4, 5))
     'o1 r, i1 r, o2 r -> (o1 o2) (i1)'
+
+    Raises:
+        ShapeError: a mode or a rank below 1, or another number of ranks than bonds.
     """
     o, i = modes(rows, "o"), modes(cols, "i")
     (r,) = bonds(rank, "r")

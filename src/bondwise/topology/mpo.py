@@ -14,8 +14,16 @@ def mpo(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     With every bond of size 1 it is a Kronecker product of the sites.
     Where one side has fewer modes than the other, the last sites carry one mode.
 
+    Args:
+        rows: sizes of the row modes, the first slowest; an int is one mode.
+        cols: of the column modes.
+        rank: of every bond, or one each: a, b, ..
+
     >>> str(mpo((2, 3), (4, 5), 7))
     'o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)'
+
+    Raises:
+        ShapeError: a mode or a rank below 1, or another number of ranks than bonds.
     """
     o, i = modes(rows, "o"), modes(cols, "i")
     chain = sites(o, i)

@@ -12,8 +12,16 @@ def ring(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
 
     One site alone has no ring to close.
 
+    Args:
+        rows: sizes of the row modes, the first slowest; an int is one mode.
+        cols: of the column modes.
+        rank: of every bond, or one each: z, a, ..
+
     >>> str(ring((2, 3), (4, 5), 7)), ring((2, 3), (4, 5), (7, 6)).bonds
     ('z o1 i1 a, a o2 i2 z -> (o1 o2) (i1 i2)', {'z': 7, 'a': 6})
+
+    Raises:
+        ShapeError: a mode or a rank below 1, or another number of ranks than bonds.
     """
     o, i = modes(rows, "o"), modes(cols, "i")
     chain = sites(o, i)

@@ -19,8 +19,16 @@ def tree(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
                      (abc) -- c -- (cde)
         o2 i2 -- b --+             +-- e -- o4 i4
 
+    Args:
+        rows: sizes of the row modes, the first slowest; an int is one mode.
+        cols: of the column modes.
+        rank: of every bond, or one each: a, b, ..
+
     >>> str(tree((2, 2, 2, 2), (2, 2, 2, 2), 3))
     'o1 i1 a, o2 i2 b, a b c, c d e, o3 i3 d, o4 i4 e -> (o1 o2 o3 o4) (i1 i2 i3 i4)'
+
+    Raises:
+        ShapeError: a mode or a rank below 1, or another number of ranks than bonds.
     """
     o, i = modes(rows, "o"), modes(cols, "i")
     leaves = sites(o, i)

@@ -12,8 +12,16 @@ def tucker(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
 
     A tuple of ranks follows the core's axes: rows, then columns.
 
+    Args:
+        rows: sizes of the row modes, the first slowest; an int is one mode.
+        cols: of the column modes.
+        rank: of every bond, or one each.
+
     >>> str(tucker(6, 4, (3, 2)))
     'p1 q1, o1 p1, i1 q1 -> (o1) (i1)'
+
+    Raises:
+        ShapeError: a mode or a rank below 1, or another number of ranks than bonds.
     """
     o, i = modes(rows, "o"), modes(cols, "i")
     joints = bonds(

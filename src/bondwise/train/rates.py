@@ -12,7 +12,7 @@ from bondwise.compute.stack import cheapest_order
 from bondwise.errors import SelectionError
 from bondwise.layers.storage import TensorLayer
 from bondwise.network.network import Network
-from bondwise.network.stack import floors
+from bondwise.network.stack import levels
 
 LEAST, MOST = 0.25, 4.0  # what a rate is multiplied by: healing starts from a fit, not from noise
 
@@ -105,10 +105,10 @@ def multipliers(net: Network, table: bool = False) -> tuple[float, ...]:
     if table:
         net = Network(net.cores, net.cols, net.rows)
     factors = [1.0] * len(net.cores)
-    for floor in floors(net, cheapest_order(net)):
-        summed = [i.size for i in floor.indices if i not in floor.rows and i not in looked_up]
+    for level in levels(net, cheapest_order(net)):
+        summed = [i.size for i in level.indices if i not in level.rows and i not in looked_up]
         share = width / prod(summed) / len(net.cores)
-        factors[floor.core] = min(max(share, LEAST), MOST)
+        factors[level.core] = min(max(share, LEAST), MOST)
     return tuple(factors)
 
 

@@ -63,9 +63,9 @@ class Healing:
         local_windows: windows (samples) that the local stage sees.
         local_batch: of them, per step of the local stage.
         train: "all", "cores", "norms", or patterns of parameter names.
-        rate: largest step of AdamW in the global stage, for dense weights; cores have their own
-            (`bondwise.train.rates.groups`). Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's
-            steps go with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
+        rate: largest step of AdamW in the global stage, for dense weights; cores have their own.
+            Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's steps go with the square root of
+            the batch (Malladi, Lyu, Panigrahi and Arora 2022).
         warmup: share of the steps over which the rate rises; with a time, the ten measured steps.
         floor: the rate at the end, as a share of the largest.
         clip: largest length of the gradient; 0 for none.
@@ -131,7 +131,7 @@ class Healing:
 
     @property
     def choice(self) -> str | list[str]:
-        """What trains, as `bondwise.train.rates.groups` takes it."""
+        """What trains, as one word or as patterns."""
         one = len(self.train) == 1 and self.train[0] in ("all", "cores", "norms")
         return self.train[0] if one else list(self.train)
 

@@ -22,7 +22,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """Points of all nodes, and the cores of each row from left to right."""
 
     points: dict[Node, Point] = field(default_factory=dict[Node, Point])
@@ -56,7 +56,7 @@ def edges(net: Network) -> list[Edge]:
     return found
 
 
-def layout(net: Network) -> Layout:
+def placement(net: Network) -> Placement:
     """A point for every core and dot; pieces that no bond joins stand side by side."""
     near = _neighbours(net)
     left = list(near)
@@ -72,7 +72,7 @@ def layout(net: Network) -> Layout:
         shift = max(x + _room(net, node) / 2 for node, (x, _) in moved.items()) + GAP
         points |= moved
         rows.extend(made.rows)
-    return Layout(points, tuple(rows))
+    return Placement(points, tuple(rows))
 
 
 Near = dict[Node, list[Node]]
@@ -95,7 +95,7 @@ def _reached(near: Near, start: Node) -> list[Node]:
     return found
 
 
-def _piece(net: Network, near: Near) -> Layout:
+def _piece(net: Network, near: Near) -> Placement:
     lines = sum(len(around) for around in near.values()) // 2
     centre = max(near, key=lambda node: len(near[node]))
     degree = len(near[centre])
@@ -123,7 +123,7 @@ def _spread(net: Network, nodes: Sequence[Node], y: float, gap: float) -> dict[N
     return {n: (s + r / 2, y) for n, s, r in zip(nodes, starts, rooms, strict=True)}
 
 
-def _star(net: Network, near: Near, centre: Node) -> Layout | None:
+def _star(net: Network, near: Near, centre: Node) -> Placement | None:
     """Row factors above the centre, column factors below, at most two cores beside it."""
     rows, cols = ({index.name for index in side} for side in (net.rows, net.cols))
 
@@ -140,10 +140,10 @@ def _star(net: Network, near: Near, centre: Node) -> Layout | None:
     reach = max((abs(x) for x, _ in points.values()), default=0.0) / 2 + 2 * GAP + RADIUS
     for node, sign in zip(beside, (-1, 1), strict=False):
         points[node] = (sign * (reach + _room(net, node) / 2), 0.0)
-    return Layout({**points, centre: (0.0, 0.0)})
+    return Placement({**points, centre: (0.0, 0.0)})
 
 
-def _tree(net: Network, near: Near) -> Layout:
+def _tree(net: Network, near: Near) -> Placement:
     """The middle in the middle, its subtrees to the left and right, leaves stacked at the ends."""
     path = _longest_path(near)
     half = len(path) // 2
@@ -157,7 +157,7 @@ def _tree(net: Network, near: Near) -> Layout:
     else:
         one, two = path[half - 1], path[half]
         points = _stack(near, [one], two, -0.5) | _stack(near, [two], one, 0.5)
-    return Layout({node: (x * step, y) for node, (x, y) in points.items()})
+    return Placement({node: (x * step, y) for node, (x, y) in points.items()})
 
 
 def _stack(near: Near, roots: Sequence[Node], parent: Node, column: float) -> dict[Node, Point]:
@@ -187,7 +187,7 @@ def _longest_path(near: Near) -> list[Node]:
     return min(paths[-1], paths[-1][::-1], key=lambda path: str(path[0]).zfill(9))
 
 
-def _row(net: Network, near: Near) -> Layout:
+def _row(net: Network, near: Near) -> Placement:
     """Cores from left to right, along the chain or around the ring if there is one; dots below."""
     cores = [node for node in near if isinstance(node, int)]
     ends = [node for node in cores if len(set(near[node])) == 1]
@@ -202,4 +202,4 @@ def _row(net: Network, near: Near) -> Layout:
         middle = sum(xs) / len(xs)
         aside = 40 if any(abs(points[core][0] - middle) < 20 for core in order) else 0
         points[dot] = (middle + aside, 0.8 * FLOOR + 30 * k)
-    return Layout(points, (tuple(order),))
+    return Placement(points, (tuple(order),))
