@@ -266,9 +266,9 @@ def test_a_half_step_is_numpys_least_squares(net: Network):
     system = np.stack([column.ravel() for column in columns], axis=1)
     best = np.linalg.lstsq(system, (weight.numpy() @ root).ravel(), rcond=None)[0]
     parts = [Named(core, names) for core, names in zip(cores, net.names, strict=True)]
-    structure = weighted._Structure.of(net, goal)
+    metric = weighted._MetricOperand.of(net, goal)
     _, pushed = goal.pull(net, cores)
-    got = weighted._half_step(structure, goal, parts, 1, pushed)
+    got = weighted._half_step(metric, goal, parts, 1, pushed)
     np.testing.assert_allclose(system @ got.tensor.numpy().ravel(), system @ best, atol=1e-7)
 
 

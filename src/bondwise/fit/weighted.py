@@ -79,7 +79,7 @@ class Weighted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Structure:
+class _MetricOperand:
     """The metric as an operand of a contraction with the cores and their twins."""
 
     net: Network
@@ -88,7 +88,7 @@ class _Structure:
     nearly: dict[str, Named]  # the Kronecker factors, by mode
 
     @classmethod
-    def of(cls, net: Network, goal: Weighted) -> "_Structure":
+    def of(cls, net: Network, goal: Weighted) -> "_MetricOperand":
         shared = frozenset(index.name for index in net.rows)
         names, sizes = [i.name for i in net.cols], [i.size for i in net.cols]
         twins = (name if name in shared else prime(name) for name in names)
@@ -105,13 +105,13 @@ def improve(
     The errors are ``||(W - W~) L||`` in float64 and only fall. Sweeping stops where two sweeps in
     a row lower the error by less than ``progress`` of it.
     """
-    structure = _Structure.of(net, goal)
+    metric = _MetricOperand.of(net, goal)
     best, errors, slow = list(cores), [goal.error(net, cores)], 0
     for count in range(sweeps):
         if errors[-1] <= _ROUNDING * goal.norm or slow == 2:
             break
         best = _balanced(net, best)
-        after = _sweep(structure, goal, best)
+        after = _sweep(metric, goal, best)
         if count > 0:
             after = _leap(net, goal, best, after, (count + 1) ** (1 / 3))
         error = goal.error(net, after)
@@ -128,13 +128,13 @@ def _balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     return [part.tensor for part in balance(parts, net.open)]
 
 
-def _sweep(structure: _Structure, goal: Weighted, cores: list[Tensor]) -> list[Tensor]:
+def _sweep(metric: _MetricOperand, goal: Weighted, cores: list[Tensor]) -> list[Tensor]:
     """Every core in turn made better, or the best, given the others."""
-    net = structure.net
+    net = metric.net
     parts = [Named(core, names) for core, names in zip(cores, net.names, strict=True)]
     for k in range(len(parts)):
         _, pushed = goal.pull(net, [part.tensor.to(goal.working) for part in parts])
-        parts[k] = _half_step(structure, goal, parts, k, pushed)
+        parts[k] = _half_step(metric, goal, parts, k, pushed)
     return [part.tensor for part in parts]
 
 
@@ -148,14 +148,14 @@ def _leap(
 
 
 def _half_step(
-    structure: _Structure, goal: Weighted, parts: list[Named], k: int, pushed: Named
+    metric: _MetricOperand, goal: Weighted, parts: list[Named], k: int, pushed: Named
 ) -> Named:
-    part, others = parts[k], _others(parts, k, structure.net)
+    part, others = parts[k], _others(parts, k, metric.net)
     right = Named(
         contract([Named(pushed.tensor.double(), pushed.names), *others], part.names), part.names
     )
-    exact = _exact_step(structure, others, right)
-    step = _gradient_step(structure, goal, parts, k, right) if exact is None else exact
+    exact = _exact_step(metric, others, right)
+    step = _gradient_step(metric, goal, parts, k, right) if exact is None else exact
     return Named(part.tensor + step, part.names)
 
 
@@ -166,35 +166,35 @@ def _others(parts: list[Named], k: int, net: Network) -> list[Named]:
     return [*parts[:k], *parts[k + 1 :], *(Named(one, (name,)) for name in alone)]
 
 
-def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Tensor | None:
+def _exact_step(metric: _MetricOperand, others: list[Named], right: Named) -> Tensor | None:
     """The best change by Cholesky, or None where its matrix is too large or too dear."""
-    elsewhere = {name for other in (*others, structure.exact) for name in other.names}
-    batch = tuple(n for n in right.names if n in structure.shared and n in elsewhere)
-    free = tuple(n for n in right.names if n in structure.shared and n not in elsewhere)
-    rows = tuple(n for n in right.names if n not in structure.shared)
-    size, count = (prod(structure.net.sizes[n] for n in names) for names in (rows, batch))
+    elsewhere = {name for other in (*others, metric.exact) for name in other.names}
+    batch = tuple(n for n in right.names if n in metric.shared and n in elsewhere)
+    free = tuple(n for n in right.names if n in metric.shared and n not in elsewhere)
+    rows = tuple(n for n in right.names if n not in metric.shared)
+    size, count = (prod(metric.net.sizes[n] for n in names) for names in (rows, batch))
     if size > SMALL or count * size * size > ENTRIES:
         return None
-    out, inp = structure.net.shape
+    out, inp = metric.net.shape
     if count * size**3 / 3 > max(_CALLS, _STEPS * out * inp * inp):
         return None  # a small weight is pushed through the metric for less
-    twins = [twin(other, structure.shared) for other in others]
-    operands = [*others, *twins, structure.exact]
+    twins = [twin(other, metric.shared) for other in others]
+    operands = [*others, *twins, metric.exact]
     names = (*batch, *rows, *(prime(name) for name in rows))
     if largest_intermediate(operands, names) > ENTRIES:
         return None
     gram = Named(contract(operands, names), names)
     matrix = gram.matrix(batch, rows, [prime(name) for name in rows])
     step = solve(matrix, right.matrix(batch, free, rows))
-    shape = [structure.net.sizes[n] for n in (*batch, *free, *rows)]
+    shape = [metric.net.sizes[n] for n in (*batch, *free, *rows)]
     return Named(step.reshape(shape), (*batch, *free, *rows)).to(*right.names)
 
 
 def _gradient_step(
-    structure: _Structure, goal: Weighted, parts: list[Named], k: int, right: Named
+    metric: _MetricOperand, goal: Weighted, parts: list[Named], k: int, right: Named
 ) -> Tensor:
     """A better change by conjugate gradients."""
-    net, names = structure.net, parts[k].names
+    net, names = metric.net, parts[k].names
     dtype = goal.working
     cores = [part.tensor.to(dtype) for part in parts]
     others = [Named(part.tensor.to(dtype), part.names) for part in _others(parts, k, net)]
@@ -207,7 +207,7 @@ def _gradient_step(
     step = conjugate_gradients(
         apply,
         (right.tensor / scale).to(dtype),
-        preconditioner(net, structure.nearly, parts, k, dtype),
+        preconditioner(net, metric.nearly, parts, k, dtype),
         _STEPS,
         _ENOUGH,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from bondwise.compute.run import dense
 from bondwise.errors import ShapeError
 from bondwise.fit.metric import Metric
-from bondwise.gauge.bonds import Branch, absorb, balanced, checked, unfolding
+from bondwise.gauge.bonds import Branch, absorb, checked, even_norms, unfolding
 from bondwise.gauge.center import spanning_trees
 from bondwise.gauge.forms import CoreForm, NormalizedForm, PinnedForm, PlainForm, core_forms
 from bondwise.gauge.pivots import unpack
@@ -177,7 +177,7 @@ def compact(
     kept = [dtype or core.dtype for core in cores]
     free, pivots = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
-        work = _Sweep(net, balanced(net, checked(net, cores)), moment_of(scale, net.shape[1]))
+        work = _Sweep(net, even_norms(net, checked(net, cores)), moment_of(scale, net.shape[1]))
         for branch in branches:
             k, own = branch.core, forms[branch.core]
             assert not isinstance(own, PlainForm)
