@@ -1,6 +1,5 @@
 """Gauge-free storage: exact, bounded, no larger than promised, and differentiable."""
 
-import json
 import time
 
 import numpy as np
@@ -200,14 +199,6 @@ def test_the_form_is_decided_by_the_network_alone():
     assert gauge_form(bw.lowrank(4, 6, 9)) == GaugeForm((None, None))
     assert gauge_form(bw.mpo((4, 4, 4), (4, 4, 4), 2)) == GaugeForm((None, "a", "b"))
     assert gauge_form(bw.ring((4, 4), (4, 4), 2)) == GaugeForm((None, "z a"))
-
-
-@pytest.mark.parametrize("net", NETS, ids=str)
-def test_the_form_goes_through_json(net):
-    form = gauge_form(net)
-    again = GaugeForm.from_list(json.loads(json.dumps(form.to_list())))
-    assert again == form
-    assert stored_numbers(net, again) == stored_numbers(net)
 
 
 def test_low_rank_runs_as_it_is_stored():
