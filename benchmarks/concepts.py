@@ -30,8 +30,9 @@ from bondwise import read
 from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
 from bondwise.flow.text import windows
-from bondwise.read.scores import principal, random_directions, scored
-from bondwise.read.watch import inputs
+from bondwise.flow.watch import collect
+from bondwise.read.directions import principal, random_directions
+from bondwise.read.scores import scored
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "reading.md"
@@ -165,8 +166,8 @@ def scores(
     depth, leaf = cell
     name = f"model.layers.{depth}.{leaf}"
     bond = read.bond(model, name)
-    chosen_on = inputs(model, [name], list(other.split(8)), other.numel())[name]
-    x = inputs(model, [name], list(shown.ids.split(8)), shown.ids.numel())[name]
+    chosen_on = collect(model, [name], list(other.split(8)), other.numel())[name]
+    x = collect(model, [name], list(shown.ids.split(8)), shown.ids.numel())[name]
     rank = bond.size
     with torch.no_grad():
         y = model.get_submodule(name)(x)

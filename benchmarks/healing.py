@@ -1,6 +1,6 @@
-"""How much of the lost quality healing brings back, in so many minutes: each stage alone, and both.
+"""How much of the lost quality healing brings back, in so many minutes.
 
-    python benchmarks/healing.py [--keeps 0.8,0.6,0.5] [--methods both,local,..] [--minutes 15]
+    python benchmarks/healing.py [--keeps 0.8,0.6,0.5] [--methods global,text,..] [--minutes 15]
 
 SmolLM2-135M, compressed by ``bondwise compress`` on Wikipedia and kept in the cache, then healed on
 the same articles. ``dense`` and ``dense-text`` are the fair references: the dense model given the
@@ -29,7 +29,7 @@ import bondwise as bw
 from bondwise.checkpoint.cache import cache_directory
 from bondwise.checkpoint.loading import load_model
 from bondwise.demo import assets
-from bondwise.heal.job import Healed
+from bondwise.heal.run import Healed
 from bondwise.progress import Bars, Steps
 from bondwise.report.units import duration, size
 
@@ -37,14 +37,12 @@ HERE = Path(__file__).parent
 KEPT = cache_directory() / "benchmarks" / "healing"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("not healed", {}),
-    "local": ("slices alone", {"local": 1.0}),
-    "global": ("whole model alone", {"local": 0.0}),
-    "both": ("slices, then whole model", {"local": 0.5}),
-    "text": ("whole model alone, the text in its loss", {"local": 0.0, "task": 1.0}),
-    "text-only": ("whole model alone, no teacher", {"local": 0.0, "task": 1.0, "distil": 0.0}),
-    "lora": ("adapters on the cores", {"local": 0.0, "train": "re:.*lora_.*"}),
-    "dense": ("the dense model, trained as the whole alone", {"local": 0.0}),
-    "dense-text": ("the dense model, with the text in its loss", {"local": 0.0, "task": 1.0}),
+    "global": ("healed", {}),
+    "text": ("healed, the text in its loss", {"task": 1.0}),
+    "text-only": ("healed without the teacher", {"task": 1.0, "distil": 0.0}),
+    "lora": ("adapters on the cores", {"train": "re:.*lora_.*"}),
+    "dense": ("the dense model, trained alike", {}),
+    "dense-text": ("the dense model, with the text in its loss", {"task": 1.0}),
 }
 PLOT = "pictures/benchmarks/healing.svg"
 CURVES = f"""
@@ -128,7 +126,7 @@ def run(method: str, keep: float, given: argparse.Namespace) -> Entry:
         model = found.model
         took = [line["took"] for line in found.history]
         entry = {
-            "steps": dict(found.steps),
+            "steps": found.steps,
             "recipe": found.recipe.to_json(),
             "measured": [found.before, found.after],
             "notes": list(found.notes),
@@ -183,7 +181,7 @@ def section(found: Sequence[Entry]) -> str:
         'healed and judged was held out from each other. "In steps": as many steps as the minutes '
         "allow on two quiet cores, run beside other work. A cell that is missing was not run."
     )
-    head = "| keep | healed | minutes | steps of a slice, of the whole | in domain | out of domain "
+    head = "| keep | healed | minutes | steps | in domain | out of domain "
     head += "| KL | top-1 | a step | peak memory |"
     rule = "|" + "---|" * 10
     return "\n".join([about, "", head, rule, *map(_row, found), *_said(found)])
@@ -227,7 +225,7 @@ def _row(entry: Entry) -> str:
         f"{entry['keep']:g}",
         METHODS[entry["method"]][0],
         f"{entry['minutes']:g}{' in steps' * (entry.get('by') == 'steps')}" if steps else "",
-        f"{steps['local']}, {steps['global']}" if steps else "",
+        str(steps["global"] if isinstance(steps, dict) else steps) if steps else "",
         _ratio(here),
         _ratio(there),
         f"{here['kl']:.3f}",

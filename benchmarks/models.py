@@ -28,7 +28,8 @@ import bondwise as bw
 from bondwise.bench.run import Load
 from bondwise.bench.verb import bench
 from bondwise.checkpoint.cache import cache_directory, filling
-from bondwise.compress.compress import dtype, threads
+from bondwise.compress.compress import threads
+from bondwise.compress.recipe import dtype
 from bondwise.demo import assets
 from bondwise.gauge.compact import free_shapes, gauge_form
 from bondwise.gauge.pivots import pack

@@ -18,7 +18,7 @@ import torch
 
 from bondwise import lowrank
 from bondwise.checkpoint.loading import load_model
-from bondwise.compress.tensorize import plan_model
+from bondwise.choose.dry_run import plan_model
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare
 from bondwise.fit.fit import fit

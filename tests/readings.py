@@ -164,12 +164,12 @@ def odd():
     return made
 
 
-def full():
-    """210 layers x 64 features x 20 examples, over 65,536 tokens of 20,000 kinds."""
+def full(blocks):
+    """7 layers a block x 64 features x 20 examples, over 65,536 tokens of 20,000 kinds."""
     made = reading(blocks=1, features=64, examples=20, rank=240, windows=128, length=512)
     made["layers"] = [
         layer | {"name": layer["name"].replace(".0.", f".{block}."), "block": block}
-        for block in range(30)
+        for block in range(blocks)
         for layer in made["layers"][:7]
     ]
     rng = random.Random(1)

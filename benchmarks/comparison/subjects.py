@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from bondwise.checkpoint.cache import cache_directory
 from bondwise.checkpoint.loading import load_model
-from bondwise.compress.compress import cast, compress
+from bondwise.compress.compress import compress
 from bondwise.compress.recipe import Recipe
+from bondwise.compress.swap import cast
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare
 from bondwise.evaluate.similarity import rate_documents, rate_pairs

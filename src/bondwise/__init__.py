@@ -2,7 +2,9 @@
 
 from bondwise import read
 from bondwise.checkpoint.checkpoint import load, save
-from bondwise.compress.tensorize import merge, plan_model, tensorize
+from bondwise.choose.dry_run import plan_model
+from bondwise.compress.merge import merge
+from bondwise.compress.tensorize import tensorize
 from bondwise.compute.orders import orders
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense

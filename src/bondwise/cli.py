@@ -101,9 +101,9 @@ def plan(
     quiet: flags.Quiet = False,
 ) -> None:
     """Dry run: every parameter, what it would become, and why the rest is left alone."""
+    from bondwise.choose.dry_run import plan_model
     from bondwise.compress.compress import check_recipe
     from bondwise.compress.recipe import chosen
-    from bondwise.compress.tensorize import plan_model
 
     todo = chosen(
         None,
@@ -231,10 +231,9 @@ def heal(
     until it is done.
     """
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.heal.verb import Healer
     from bondwise.progress import Bars
-    from bondwise.report.page import page
     from bondwise.train.recipe import healing
     from bondwise.train.track import tracking
 
@@ -249,7 +248,7 @@ def heal(
     recipe = healing(**choices)
     tracks = nullcontext() if track is None else tracking("tensorboard", track, recipe)
     with Bars(quiet) as bars, tracks as also:
-        report = healer.run(page, choices, overwrite=force, progress=bars, tell=_teller(bars, also))
+        report = healer.run(choices, overwrite=force, progress=bars, tell=_teller(bars, also))
     _show(report, json_, "healing")
     _say(f"Wrote {out}: the checkpoint and report.json, with the curve.", json_)
     for command in report["commands"]:
@@ -281,20 +280,17 @@ def read(
     leaving them out costs, from cheap guesses to the loss itself.
     """
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
-    from bondwise.read.verb import Reader, check_page
-    from bondwise.report.reading import write_reading
+    from bondwise.read.verb import Reader
 
     check_device(device)
-    check_page(out, force)
     reader = Reader(
         folder, data, gauge, tuple(layer or ()), windows, length, features, draws, measure,
         seed=seed, device=device, dtype=named(dtype),
     )  # fmt: skip
     with Bars(quiet) as bars:
-        report = reader.run(bars)
-    write_reading(report, out)
+        report = reader.write(out, overwrite=force, progress=bars)
     _show(report, json_, "reading")
     _say(f"Wrote {out}: one page, which opens offline.", json_)
 
@@ -312,7 +308,7 @@ def merge(
 ) -> None:
     """Multiply every network out: dense weights that load without bondwise."""
     from bondwise.checkpoint.checkpoint import check_folder, save
-    from bondwise.compress.tensorize import merge as multiply
+    from bondwise.compress.merge import merge as multiply
 
     check_folder(out, force)
     loaded = _load(folder, dtype, device, quiet)
@@ -339,7 +335,7 @@ def evaluate(
 ) -> None:
     """Perplexity on a text; with --vs also KL divergence and top-1 agreement with another model."""
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.evaluate.verb import evaluate as run
     from bondwise.progress import Bars
 
@@ -372,8 +368,8 @@ def bench(
     from bondwise.bench.verb import bench as run
     from bondwise.bench.verb import check_numbers
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
     from bondwise.compress.compress import threads as with_threads
+    from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
 
     check_device(device)
@@ -399,8 +395,8 @@ def tune(
     kept for this number of threads, in the cache folder or the file that $BONDWISE_TUNING names.
     """
     from bondwise.bench.verb import check_numbers
-    from bondwise.compress.compress import dtype as named
     from bondwise.compress.compress import threads as with_threads
+    from bondwise.compress.recipe import dtype as named
     from bondwise.compute.machine import keep
     from bondwise.compute.tune import calibrate
     from bondwise.progress import Bars
@@ -444,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _load(model: str, dtype: str, device: str, quiet: bool) -> "Loaded":
     from bondwise.checkpoint.loading import load_model
     from bondwise.compress.compress import check_device
-    from bondwise.compress.compress import dtype as named
+    from bondwise.compress.recipe import dtype as named
     from bondwise.progress import Bars
 
     check_device(device)
@@ -474,14 +470,14 @@ def _show(report: dict[str, Any], as_json: bool, *views: str, full: bool = False
     if as_json:
         _print_json(report)
         return
-    from bondwise.report import bonds, healing, speeds, table
+    from bondwise.report import lists, speeds, table
 
     shown = {
-        "healing": lambda: healing.summary(report),
+        "healing": lambda: table.healing(report),
         "summary": lambda: table.summary(report),
         "samples": lambda: table.samples(report),
-        "plan": lambda: table.plan_table(report, full=full),
-        "reading": lambda: bonds.bonds(report),
+        "plan": lambda: lists.changes(report, full=full),
+        "reading": lambda: lists.bonds(report),
         "evaluation": lambda: table.evaluation(report),
         "rates": lambda: speeds.rates(report),
         "benchmark": lambda: speeds.benchmark(report),

@@ -3,6 +3,9 @@
 A message says what came, what was expected and what to write instead.
 """
 
+from importlib import import_module
+from typing import Any
+
 
 class BondwiseError(ValueError):
     """Base of all errors that a user causes."""
@@ -42,3 +45,20 @@ class CheckpointError(BondwiseError):
 
 class MissingExtraError(BondwiseError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+def optional(module: str, extra: str) -> Any:
+    """A module that an extra brings, imported where it is needed and not before.
+
+    >>> optional("math", "read").sqrt(4.0)
+    2.0
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module} is not installed; run: pip install 'bondwise[{extra}]'."
+        ) from error

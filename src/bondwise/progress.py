@@ -114,7 +114,7 @@ def _clock(seconds: float | int | None) -> str:
 
 @dataclass
 class Steps:
-    """A list of named steps with seconds and peak bytes, filled as they run.
+    """A list of named steps with seconds and peak bytes, filled as they run: the clock of reports.
 
     >>> steps = Steps()
     >>> with steps("fit"):
@@ -126,11 +126,17 @@ class Steps:
     done: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @contextmanager
-    def __call__(self, name: str) -> Generator[None]:
-        """Time what happens inside; nothing is noted of a step that fails."""
+    def __call__(self, name: str, progress: Progress = silent) -> Generator[None]:
+        """Time what happens inside; nothing is noted of a step that fails.
+
+        A ``progress`` is told of it as of a stage of one step; leave it out where the stages inside
+        tell of themselves.
+        """
         _forget_peak()
         start = time.perf_counter()
+        progress(name, 0, 1)
         yield
+        progress(name, 1, 1)
         seconds = time.perf_counter() - start
         self.done.append({"name": name, "seconds": seconds, "peak_bytes": peak_bytes()})
 

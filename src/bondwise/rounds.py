@@ -13,15 +13,15 @@ from typing import Any
 
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import load_model
-from bondwise.compress.compress import Report, check_recipe, compress, dtype, threads
-from bondwise.compress.recipe import Recipe
-from bondwise.compress.tensorize import merge
+from bondwise.compress.compress import Report, check_recipe, compress, threads
+from bondwise.compress.merge import merge
+from bondwise.compress.recipe import Recipe, dtype
 from bondwise.errors import BudgetError, CheckpointError
 from bondwise.flow.text import read_text
 from bondwise.heal.verb import Healer
 from bondwise.progress import Progress, silent
-from bondwise.report.page import finite, page
-from bondwise.train.loop import Tell, nothing
+from bondwise.report.page import finite
+from bondwise.train.loop import Callback, no_callback
 from bondwise.train.recipe import healing
 
 ASKED = "asked.json"
@@ -55,7 +55,7 @@ class Rounds:
         return [*(self.recipe.keep ** (k / self.count) for k in cuts), self.recipe.keep]
 
     def run(
-        self, *, overwrite: bool = False, progress: Progress = silent, tell: Tell = nothing
+        self, *, overwrite: bool = False, progress: Progress = silent, tell: Callback = no_callback
     ) -> Report:
         """All rounds; the folder is left whole or not at all.
 
@@ -125,7 +125,7 @@ class Rounds:
         target: Path,
         overwrite: bool,
         progress: Progress,
-        tell: Tell,
+        tell: Callback,
     ) -> Report:
         first = self._beside(at, "cut")
         if not self._has(first):
@@ -145,9 +145,7 @@ class Rounds:
             called=str(self.out),
         )
         with threads(recipe.threads):
-            return healer.run(
-                page, self._choices, overwrite=overwrite, progress=progress, tell=tell
-            )
+            return healer.run(self._choices, overwrite=overwrite, progress=progress, tell=tell)
 
     def _before(self, at: int) -> list[dict[str, Any]]:
         """What the rounds before took."""

@@ -10,7 +10,7 @@ import bondwise as bw
 import tiny
 from bondwise.bench.count import macs, multiplications, networks, resident_bytes
 from bondwise.checkpoint.loading import load_model
-from bondwise.compress.tensorize import footprint
+from bondwise.compress.swap import footprint
 
 
 def of_linear_layers(counter):

@@ -29,7 +29,7 @@ def healed(method: str, keep: float, ratio: float, **more: Any) -> dict[str, Any
 
 
 TRAINED = {
-    "steps": {"local": 0, "global": 7},
+    "steps": 7,
     "measured": [40.0, 30.0],
     "curve": [[60.0, 35.0], [120.0, 30.0]],
     "step_seconds": 2.0,
@@ -51,14 +51,14 @@ def test_a_table_of_healing_says_what_its_cells_say():
     dense, none, text = rows(healing.section(CELLS))
     assert dense[:2] == ["1", healing.METHODS["dense"][0]]
     assert none[2:5] == ["", "", "2.100x (2.090 to 2.110)"]
-    assert text[2:5] == ["15", "0, 7", "1.500x (1.490 to 1.510)"]
+    assert text[2:5] == ["15", "7", "1.500x (1.490 to 1.510)"]
     assert text[6:9] == ["0.250", "50.0%", "2.0 s"]
 
 
 def test_what_a_run_said_of_itself_stands_below_the_table():
-    said = healed("local", 0.6, 2.1, **TRAINED, notes=["the local stage was undone"])
+    said = healed("global", 0.6, 2.1, **TRAINED, notes=["ended early: no better perplexity"])
     text = healing.section([*CELLS, said])
-    assert "- keep 0.6, slices alone, 15 min: the local stage was undone." in text.splitlines()
+    assert "- keep 0.6, healed, 15 min: ended early: no better perplexity." in text.splitlines()
     assert "said of themselves" not in healing.section(CELLS)
 
 

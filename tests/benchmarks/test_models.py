@@ -37,6 +37,7 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(models, "PAGE", page)
     monkeypatch.setattr(models, "_config", lambda _: tiny.llama().config)
+    monkeypatch.setattr("bondwise.bench.verb.peak_bytes", lambda *_: 3 * 2**30)
     return page
 
 

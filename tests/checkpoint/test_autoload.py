@@ -85,7 +85,14 @@ def run(script: str, **env: str) -> str:
     return done.stdout.strip().rpartition("\n")[2]
 
 
-@pytest.mark.parametrize("first", ["import torch", "import transformers.modeling_utils"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import torch",
+        pytest.param("import transformers.modeling_utils", marks=pytest.mark.thorough),
+        pytest.param("import transformers.quantizers.auto", marks=pytest.mark.thorough),
+    ],
+)
 def test_the_auto_classes_load_where_nobody_imported_us(llama, folder, tmp_path, first):
     save_file({"logits": logits(llama)}, tmp_path / "want.safetensors")
     script = LOADS.format(first=first, folder=str(folder), want=str(tmp_path / "want.safetensors"))

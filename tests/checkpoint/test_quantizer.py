@@ -1,7 +1,6 @@
 """The Auto classes load what was saved, in every way they offer; the dense twin is never needed."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    LlamaForCausalLM,
 )
 
 from bondwise.checkpoint.checkpoint import load, save
@@ -19,7 +17,7 @@ from bondwise.checkpoint.hub import NOTICE, attach, detach
 from bondwise.errors import CheckpointError
 from bondwise.layers.layers import TensorLinear
 
-from .conftest import IDS, logits, make_bert, make_gpt2, make_llama, offloaded
+from .conftest import IDS, logits, make_bert, make_gpt2, make_llama
 
 
 def networks(model) -> int:
@@ -37,17 +35,6 @@ def edit(folder, change) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_the_auto_class_gives_back_the_same_model(llama, folder):
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(logits(loaded), logits(llama))
-    want, got = llama.state_dict(), loaded.state_dict()
-    assert want.keys() == got.keys()
-    assert all(torch.equal(want[name], got[name]) for name in want)
-    assert {"pivots_1", "core_0", "core_1", "weight"} <= {
-        name.rpartition(".")[2] for name in got if "q_proj" in name
-    }
-
-
 def test_the_config_says_schema_layout_and_gauge_form(folder):
     config = manifest_of(folder)
     said = config["quantization_config"]
@@ -60,6 +47,8 @@ def test_the_config_says_schema_layout_and_gauge_form(folder):
 
 def test_nothing_of_a_quantized_model_stays_behind(folder):
     loaded = AutoModelForCausalLM.from_pretrained(folder)
+    out = loaded.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert out.shape == (1, IDS.shape[1] + 3)
     assert not hasattr(loaded, "hf_quantizer")
     assert not loaded.is_quantized
     assert not hasattr(loaded, "quantization_method")
@@ -67,45 +56,6 @@ def test_nothing_of_a_quantized_model_stays_behind(folder):
     assert loaded.float()(IDS).logits.isfinite().all()
     loaded(IDS).logits.sum().backward()
     assert loaded.model.layers[0].self_attn.q_proj.core_0.grad is not None
-
-
-def test_generation_works_after_a_load(folder):
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    out = loaded.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert out.shape == (1, IDS.shape[1] + 3)
-
-
-def test_bf16_is_kept_and_can_be_asked_for(tmp_path):
-    model = make_llama(torch.bfloat16)
-    folder = save(model, tmp_path / "bf16")
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
-    assert torch.equal(logits(loaded), logits(model))
-    assert AutoModel.from_pretrained(folder, dtype=torch.float32).dtype == torch.float32
-    wide = save(make_llama(), tmp_path / "wide")
-    narrow = AutoModel.from_pretrained(wide, dtype=torch.bfloat16)
-    assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
-
-
-def test_other_classes_find_the_backbone_and_grow_a_new_head(llama, folder):
-    base = AutoModel.from_pretrained(folder)
-    with torch.no_grad():
-        assert torch.equal(base(IDS).last_hidden_state, llama.model(IDS).last_hidden_state)
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
-    assert networks(classifier) == networks(llama)
-    assert torch.equal(
-        classifier.model.layers[1].mlp.up_proj.dense(), llama.model.layers[1].mlp.up_proj.dense()
-    )
-    assert classifier.score.weight.shape[0] == 3
-
-
-def test_a_backbone_saved_alone_finds_its_place_under_a_head(llama, tmp_path):
-    folder = save(AutoModel.from_pretrained(save(llama, tmp_path / "a")), tmp_path / "b")
-    assert "layers.0.mlp.up_proj" in manifest_of(folder)["quantization_config"]["modules"]
-    again = LlamaForCausalLM.from_pretrained(folder)
-    assert torch.equal(
-        again.model.layers[0].mlp.up_proj.dense(), llama.model.layers[0].mlp.up_proj.dense()
-    )
 
 
 def test_bert_and_gpt2(tmp_path):
@@ -126,30 +76,6 @@ def test_tied_weights_stay_tied(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert torch.equal(logits(loaded), logits(model))
-
-
-def test_shards(llama, tmp_path):
-    folder = save(llama, tmp_path / "shards", max_shard_size="10KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(llama))
-    assert torch.equal(logits(load(folder)), logits(llama))
-
-
-@pytest.mark.parametrize("far", ["disk", "cpu"])
-def test_offloaded_parts(llama, folder, tmp_path, far):
-    loaded = offloaded(folder, far, tmp_path / "off")
-    if far == "disk":
-        assert loaded.model.layers[0].self_attn.q_proj.core_0.is_meta
-    assert torch.equal(logits(loaded), logits(llama))
-
-
-def test_a_resave_writes_the_same_again(llama, folder, tmp_path):
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    loaded.save_pretrained(tmp_path / "again")
-    assert manifest_of(tmp_path / "again") == manifest_of(folder)
-    assert not hasattr(loaded.config, "transformers_weights")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    assert torch.equal(logits(again), logits(llama))
 
 
 def test_save_pretrained_takes_the_state_dict_it_is_given(folder, tmp_path):
@@ -208,13 +134,13 @@ Q = "model.layers.0.self_attn.q_proj"
         ),
     ],
 )
-@pytest.mark.parametrize("ignore", [False, True])
-def test_bad_tensors(folder, change, says, ignore):
+def test_bad_tensors(folder, change, says):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=says):
-        AutoModelForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=ignore)
+    for ignore in (False, True):
+        with pytest.raises(CheckpointError, match=says):
+            AutoModelForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=ignore)
 
 
 def test_a_truncated_file(folder):
@@ -291,8 +217,3 @@ def test_a_missing_shard_is_loud(llama, tmp_path):
         AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(CheckpointError):
         load(folder)
-
-
-def test_moving_a_checkpoint_keeps_it_whole(llama, folder, tmp_path):
-    moved = shutil.move(folder, tmp_path / "elsewhere")
-    assert torch.equal(logits(load(moved)), logits(llama))

@@ -113,13 +113,13 @@ def test_what_shares_nothing_stays_at_the_first_schema(tmp_path):
     assert not {"shared", "remainder"} & manifest["modules"]["0"].keys()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes(model, tmp_path, dtype):
-    model.to(dtype)
-    loaded = load(save(model, tmp_path / "x"), model=Attention())
-    assert is_tied(loaded)
-    assert {p.dtype for p in loaded.parameters()} == {dtype}
-    assert torch.equal(loaded(X.to(dtype)), model(X.to(dtype)))
+def test_other_dtypes(model, tmp_path):
+    for dtype in (torch.bfloat16, torch.float64):
+        model.to(dtype)
+        loaded = load(save(model, tmp_path / str(dtype)), model=Attention())
+        assert is_tied(loaded)
+        assert {p.dtype for p in loaded.parameters()} == {dtype}
+        assert torch.equal(loaded(X.to(dtype)), model(X.to(dtype)))
 
 
 def test_a_second_round_trip_writes_the_same(folder, tmp_path):
@@ -128,13 +128,6 @@ def test_a_second_round_trip_writes_the_same(folder, tmp_path):
     one, two = (load_file(at / "model.safetensors") for at in (again, folder))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in two)
-
-
-def test_merged_it_is_an_ordinary_module(model, tmp_path):
-    merged = bw.merge(model)
-    loaded = load(save(merged, tmp_path / "merged"), model=Attention())
-    assert type(loaded.q) is nn.Linear
-    torch.testing.assert_close(loaded(X), model(X))
 
 
 def test_the_owner_may_be_dense_by_now(model, tmp_path):
@@ -173,7 +166,6 @@ def test_any_of_the_names_may_hold_it(model, folder):
         (lambda m: m["modules"]["k"]["remainder"].update(count=0), "'k' cannot be read"),
         (lambda m: m["modules"]["k"]["remainder"].update(count=4), r"'k\.remainder' of shape"),
         (lambda m: m["modules"]["k"].update(remainder=3), "'k' cannot be read"),
-        (lambda m: m.update(schema=3), "reads up to 2; upgrade"),
     ],
 )
 def test_bad_manifests(folder, change, says):

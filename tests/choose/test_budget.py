@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bondwise.choose.budget import UNITS, allocate, mixed
-from bondwise.choose.candidates import Candidate, Site, candidates
+from bondwise.choose.allocations import mixed
+from bondwise.choose.budget import UNITS, allocate
+from bondwise.choose.candidates import Candidate, Group, candidates
 from bondwise.errors import BudgetError
 
 
@@ -115,7 +116,7 @@ def test_three_weights_may_pair_in_any_way():
 def random_sites(shapes, seed=0):
     torch.manual_seed(seed)
     return [
-        candidates(Site({f"w{k}": torch.randn(out, inp) * torch.logspace(0, -2, inp)}))
+        candidates(Group({f"w{k}": torch.randn(out, inp) * torch.logspace(0, -2, inp)}))
         for k, (out, inp) in enumerate(shapes)
     ]
 
@@ -157,7 +158,7 @@ def test_keep_is_met_within_two_percent(keep, shapes):
 
 def test_keep_is_met_where_more_numbers_lower_no_error():
     exact = torch.outer(torch.ones(64), torch.ones(64))
-    chosen = allocate([candidates(Site({"a": exact}))], 0.9)
+    chosen = allocate([candidates(Group({"a": exact}))], 0.9)
     assert 0.98 * 0.9 * 4096 <= total(chosen) <= 0.9 * 4096
 
 

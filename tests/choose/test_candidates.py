@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bondwise.choose.candidates import COLUMNS, Site, candidates
+from bondwise.choose.candidates import COLUMNS, Group, candidates
 from bondwise.choose.columns import low_rank_with_columns
 from bondwise.choose.curves import curve, shared_cores
 from bondwise.compute.run import dense
@@ -24,7 +24,7 @@ def test_all_ranks_of_one_decomposition_are_the_errors_of_explicit_fits(shape):
     x, y = moments(shape[1])
     weight = torch.randn(shape, dtype=torch.float64)
     metric, held = Metric(x.T @ x, len(x), 0.2), Metric(y.T @ y, len(y), 0.7)
-    found = {c.numbers: c for c in candidates(Site({"w": weight}, metric, held))}
+    found = {c.numbers: c for c in candidates(Group({"w": weight}, metric, held))}
     for rank in (1, 5, 12):
         done = fit(weight, lowrank(*shape, rank), metric)
         off = weight - dense(done.network, done.cores)
@@ -73,7 +73,7 @@ def test_a_quiet_weight_is_not_given_up_for_a_loud_one_that_shares():
 
 
 def test_what_a_candidate_stores_is_less_than_dense_and_counted_without_the_gauge():
-    site = Site({"q": torch.randn(64, 48), "k": torch.randn(16, 48)})
+    site = Group({"q": torch.randn(64, 48), "k": torch.randn(16, 48)})
     found = candidates(site, bits=16)
     for c in (c for c in found if c.format != "dense"):
         rank = c.networks[0].bonds["a"]
@@ -87,7 +87,7 @@ def test_what_a_candidate_stores_is_less_than_dense_and_counted_without_the_gaug
 def test_dead_inputs_and_dead_weights_have_no_error_and_no_nan():
     moment = torch.zeros(16, 16)
     moment[0, 0] = 4.0
-    site = Site({"a": torch.zeros(8, 16), "b": torch.randn(8, 16)}, Metric(moment, 2, 0.5))
+    site = Group({"a": torch.zeros(8, 16), "b": torch.randn(8, 16)}, Metric(moment, 2, 0.5))
     for c in candidates(site):
         assert all(0 <= e <= 1 + 1e-9 for e in c.errors)
         assert c.weights != ("a",) or c.errors == (0.0,)
@@ -96,7 +96,7 @@ def test_dead_inputs_and_dead_weights_have_no_error_and_no_nan():
 def test_without_tokens_the_errors_are_those_of_the_weight():
     weight = torch.randn(12, 20, dtype=torch.float64)
     spectrum = np.linalg.svd(weight.numpy())[1] ** 2
-    found = [c for c in candidates(Site({"w": weight})) if c.format == "lowrank"]
+    found = [c for c in candidates(Group({"w": weight})) if c.format == "lowrank"]
     for c in found:
         rank = c.networks[0].bonds["a"]
         assert c.errors[0] == pytest.approx(spectrum[rank:].sum() / spectrum.sum(), abs=1e-12)
@@ -119,7 +119,7 @@ def test_columns_and_low_rank_are_the_best_pair_that_alternating_finds():
     other = np.linalg.norm((weight.numpy() - close - kept) @ root)
     assert best <= other * (1 + 1e-9)
     assert best == pytest.approx(other, rel=1e-3)
-    site = Site({"w": weight}, Metric(moment, 900, 0.0), Metric(held, 900, 0.5))
+    site = Group({"w": weight}, Metric(moment, 900, 0.0), Metric(held, 900, 0.5))
     chosen = [c for c in candidates(site, formats=("dense", COLUMNS)) if c.networks]
     (match,) = (c for c in chosen if c.networks[0].bonds["a"] == 10)
     off = weight - found.dense()

@@ -3,7 +3,7 @@ import torch
 
 from bondwise.choose import cost
 from bondwise.choose.budget import allocate
-from bondwise.choose.candidates import Site, candidates
+from bondwise.choose.candidates import Group, candidates
 from bondwise.choose.fitted import fitted, shapes
 from bondwise.fit.metric import Metric
 
@@ -12,7 +12,7 @@ def site():
     torch.manual_seed(0)
     x, y = torch.randn(2, 300, 32) @ torch.randn(32, 32)
     weight = torch.kron(torch.randn(4, 8), torch.randn(8, 4)) + 0.05 * torch.randn(32, 32)
-    return Site({"w": weight}, Metric(x.T @ x, 300, 0.1), Metric(y.T @ y, 300, 0.0))
+    return Group({"w": weight}, Metric(x.T @ x, 300, 0.1), Metric(y.T @ y, 300, 0.0))
 
 
 @pytest.mark.parametrize("form", ["mpo", "btt", "tree", "tucker"])

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bondwise.choose.ladder import Ladder, builder, cost, uniform
+from bondwise.choose.by_rank import ByRank, builder, cost, uniform
 from bondwise.choose.select import Weight
 from bondwise.errors import BudgetError, NetworkError
 from bondwise.topology import registry
@@ -20,7 +20,7 @@ SMOLLM2 = [
 
 
 def kept(weights, form, keep):
-    ladders = [Ladder(w, builder(form), 32) for w in weights]
+    ladders = [ByRank(w, builder(form), 32) for w in weights]
     networks = uniform(ladders, keep)
     after = sum(cost(networks[w.name], 32) if w.name in networks else w.numbers for w in weights)
     return after / sum(w.numbers for w in weights), networks

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 import bondwise as bw
-from bondwise.choose.candidates import Site, candidates
+from bondwise.choose.candidates import Group, candidates
 from bondwise.choose.fitted import Shape, fitted, shape
-from bondwise.choose.scout import Scout, heads_of, inside
+from bondwise.choose.scout import Scout, heads_of
 from bondwise.fit.metric import Metric
+from bondwise.flow.chain import inside
 
 
 def halves(out=32, inp=64, rank=8, seed=0):
@@ -32,7 +33,7 @@ class Block(nn.Module):
 def site(seed=0):
     x = torch.randn(400, 64, generator=torch.Generator().manual_seed(seed))
     y = torch.randn(400, 64, generator=torch.Generator().manual_seed(seed + 1))
-    return Site({"b.0.down": halves()}, Metric(x.T @ x, 400, 0.05), Metric(y.T @ y, 400, 0.0))
+    return Group({"b.0.down": halves()}, Metric(x.T @ x, 400, 0.05), Metric(y.T @ y, 400, 0.0))
 
 
 def test_errors_at_other_ranks_are_near_what_a_fit_gives():
@@ -90,7 +91,7 @@ def test_a_tucker_network_of_heads_is_offered_at_every_rank_once_it_won(monkeypa
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(400, 64, generator=draw)
     weights = {"b.0.q": torch.randn(64, 64, generator=draw)}
-    here = Site(weights, Metric(x.T @ x, 400, 0.05))
+    here = Group(weights, Metric(x.T @ x, 400, 0.05))
     won = Shape("tucker", (4, 16), (64,))
     found = list(Scout({".q": won}, ("b.0",), 0.5, 32).more(here, candidates(here)))
     assert len({c.numbers for c in found}) > 3

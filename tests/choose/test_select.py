@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from bondwise.choose.dry_run import plan_model
 from bondwise.choose.select import matches, select
-from bondwise.compress.tensorize import plan_model
 from bondwise.errors import SelectionError
 from tiny import bert, gpt2, llama
 

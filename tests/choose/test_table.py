@@ -3,10 +3,9 @@ import json
 import pytest
 import torch
 
-from bondwise.choose.candidates import Candidate, Site, candidates
-from bondwise.choose.rivals import runner_up
+from bondwise.choose.candidates import Candidate, Group, candidates
 from bondwise.choose.select import Weight
-from bondwise.choose.table import Row, Table, decided
+from bondwise.choose.table import Line, Table, decided, runner_up
 from bondwise.topology.lowrank import lowrank
 
 
@@ -42,7 +41,7 @@ def test_a_shared_core_is_charged_by_size():
 
 
 def test_rows_of_weights_that_share_add_up_and_are_plain_data():
-    site = candidates(Site({"q": torch.randn(24, 32), "k": torch.randn(8, 32)}))
+    site = candidates(Group({"q": torch.randn(24, 32), "k": torch.randn(8, 32)}))
     for chosen in (c for c in site if c.format == "shared lowrank"):
         rows = [
             decided(Weight(name, "Linear", shape), chosen, site)
@@ -56,18 +55,18 @@ def test_rows_of_weights_that_share_add_up_and_are_plain_data():
 
 
 def test_a_dense_candidate_is_a_row_left_alone():
-    site = candidates(Site({"q": torch.randn(8, 8)}))
+    site = candidates(Group({"q": torch.randn(8, 8)}))
     row = decided(Weight("q", "Linear", (8, 8)), site[0], site)
     assert (row.changes, row.after, row.reason) == (False, 64, "dense at this budget")
 
 
 def test_a_printed_row_says_who_won_and_by_how_much_within_a_hundred_columns():
     weight = Weight("model.layers.29.self_attn.k_proj", "Linear", (576, 1536))
-    row = Row(
+    row = Line(
         weight, "", 497_664, "shared lowrank", lowrank(576, 1536, 384), held_out=0.1234,
         runner_up=("lowrank + columns", 1.0834), remainder=15,
     )  # fmt: skip
-    short = Row(Weight("q", "Linear", (8, 8)), "", 48, "mpo", lowrank(8, 8, 2), held_out=0.5)
+    short = Line(Weight("q", "Linear", (8, 8)), "", 48, "mpo", lowrank(8, 8, 2), held_out=0.5)
     shown = str(Table((row, short), 0.6))
     assert "shared lowrank 384 + 15 columns" in shown
     assert "error 0.123; lowrank + columns would have 1.08 x its square" in shown

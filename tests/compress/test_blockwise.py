@@ -5,7 +5,7 @@ import torch
 
 import bondwise as bw
 from bondwise.choose import cost
-from bondwise.choose.candidates import COLUMNS, Candidate, Site
+from bondwise.choose.candidates import COLUMNS, Candidate, Group
 from bondwise.compress.blockwise import EFFORT, NEAR, _shrunk, fit_layers
 from bondwise.fit.metric import Metric
 from bondwise.layers.layers import TensorLinear
@@ -32,7 +32,7 @@ def site(tokens, noise):
     moments = [torch.from_numpy(x.T @ x) for x in (seen, unseen)]
     share = 24 / (24 + tokens)
     weight = torch.from_numpy(draw.normal(size=(16, 24))).float()
-    return Site({"w": weight}, Metric(moments[0], tokens, share), Metric(moments[1], 4000, 0.01))
+    return Group({"w": weight}, Metric(moments[0], tokens, share), Metric(moments[1], 4000, 0.01))
 
 
 def test_the_shrinkage_that_is_best_on_other_tokens_wins():
@@ -68,7 +68,7 @@ def test_nothing_held_out_or_nothing_cut_leaves_the_site_as_it_is():
     place = site(12, 0.1)
     dense = Candidate.of(("w",), "dense", (), cost.dense(16, 24, 32), (0.0,))
     assert _shrunk(place, {"w": dense}) is place
-    alone = Site(place.weights, place.metric)
+    alone = Group(place.weights, place.metric)
     net = bw.lowrank(16, 24, 6)
     cut = Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))
     assert _shrunk(alone, {"w": cut}) is alone

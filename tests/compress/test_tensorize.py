@@ -243,7 +243,7 @@ def test_the_report_is_plain_data(halved):
 
 
 def test_a_failure_in_the_middle_leaves_the_model(monkeypatch):
-    from bondwise.compress import blockwise as module
+    from bondwise.compress import fit_group as module
 
     calls = []
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bondwise as bw
-from bondwise.choose.survey import Judge, resumed
+from bondwise.choose.survey import Reference, resumed
 from bondwise.compress.refine import refine
 from bondwise.flow.blocks import capture, chains
 from bondwise.progress import silent
@@ -127,7 +127,7 @@ def test_a_resumed_model_gives_exactly_what_the_whole_one_gives(make):
     model, ids = make(), tokens(4)
     path = "model.layers" if make is llama else "transformer.h"
     blocks = [f"{path}.0", f"{path}.1"]
-    judge, stream = Judge.of(model, ids), capture(model, blocks, [ids], silent)
+    judge, stream = Reference.of(model, ids), capture(model, blocks, [ids], silent)
     assert judge is not None
     assert stream is not None
     stream = stream.after(model.get_submodule(blocks[0]))

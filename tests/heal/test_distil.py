@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 import tiny
 from bondwise.errors import BudgetError, DataError
 from bondwise.evaluate.language import perplexity
+from bondwise.flow.identity import difference
 from bondwise.heal import distil
 from bondwise.heal import timing as pace
-from bondwise.heal.distil import Answers, Speech, Teacher, head_of, speaks
+from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
 from bondwise.heal.modes import judging, training
 from bondwise.layers.layers import TensorLinear
 from bondwise.progress import silent
 from bondwise.topology.lowrank import lowrank
-from bondwise.train.recipe import Healing, difference, healing
-from bondwise.train.sampler import cut, mine, spread, turns
+from bondwise.train.recipe import Healing, healing
+from bondwise.train.sampler import chunked, micro_batches, padded_shard, sample_order
 
 WORDS = 128
 RECIPE = Healing(steps=1, batch=8, micro=8, top_k=WORDS, precision="float32")
@@ -38,7 +39,7 @@ def pair(double=False):
 
 
 def answers(teacher, windows, folder, recipe):
-    found = Answers(Teacher(teacher), windows, folder, recipe, silent)
+    found = LazyTeacherCache(Teacher(teacher), windows, folder, recipe, silent)
     found.upto(len(windows))
     return found
 
@@ -47,7 +48,7 @@ def speech(student, teacher, folder, recipe=RECIPE, head=True, windows=None):
     windows = tiny.tokens(16, 12) if windows is None else windows
     said = None if teacher is None else answers(teacher, windows, folder, recipe)
     found = head_of(student, windows) if head else None
-    return Speech(student, student, windows, tiny.tokens(5, 12, seed=3), said, recipe, found)
+    return LanguageTask(student, student, windows, tiny.tokens(5, 12, seed=3), said, recipe, found)
 
 
 def gradients(task, step=0):
@@ -193,7 +194,7 @@ def test_the_teacher_is_asked_in_parts_and_once(tmp_path):
         return tiny.llama()
 
     teacher = Teacher(load)
-    found = Answers(teacher, windows, tmp_path, RECIPE, silent)
+    found = LazyTeacherCache(teacher, windows, tmp_path, RECIPE, silent)
     found.upto(4)
     found.upto(3)
     found.upto(100)
@@ -215,11 +216,11 @@ def test_models_that_see_what_follows_do_not_speak():
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         vocab_size=WORDS,
     )  # fmt: skip
-    assert speaks(tiny.llama(), ids)
-    assert speaks(tiny.gpt2(), ids)
-    assert not speaks(BertForMaskedLM(config), ids)
-    assert not speaks(tiny.bert(), ids)
-    assert not speaks(torch.nn.Linear(2, 2), ids)
+    assert is_causal(tiny.llama(), ids)
+    assert is_causal(tiny.gpt2(), ids)
+    assert not is_causal(BertForMaskedLM(config), ids)
+    assert not is_causal(tiny.bert(), ids)
+    assert not is_causal(torch.nn.Linear(2, 2), ids)
 
 
 def dropping(name):
@@ -289,17 +290,19 @@ def test_no_weights_are_kept_ready_after_judging():
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
 def test_every_window_is_seen_once_each_time_through(count, batch, seed):
     steps = -(-2 * count // batch)
-    seen = [row for step in range(steps) for row in turns(step, batch, count, seed)]
+    seen = [row for step in range(steps) for row in sample_order(step, batch, count, seed)]
     assert seen[:count] == list(range(count))
     assert sorted(seen[count : 2 * count]) == list(range(count))
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_the_parts_of_a_batch_hold_each_place_once(batch, micro):
-    parts = mine(batch, micro)
+    parts = micro_batches(batch, micro)
     assert [place for part in parts for place in part] == list(range(batch))
     assert all(len(part) <= micro for part in parts)
-    assert [row for some in cut(spread(batch), micro) for row, _ in some] == list(range(batch))
+    assert [row for some in chunked(padded_shard(batch), micro) for row, _ in some] == list(
+        range(batch)
+    )
 
 
 def test_processes_share_a_batch(monkeypatch):
@@ -307,12 +310,12 @@ def test_processes_share_a_batch(monkeypatch):
 
     monkeypatch.setattr(module, "world", lambda: 2)
     monkeypatch.setattr(module, "rank", lambda: 1)
-    assert mine(8, 3) == [range(4, 7), range(7, 8)]
-    assert spread(3) == [(1, 1.0), (0, 0.0)]
+    assert micro_batches(8, 3) == [range(4, 7), range(7, 8)]
+    assert padded_shard(3) == [(1, 1.0), (0, 0.0)]
     with pytest.raises(
         BudgetError, match="batch=7 came for 2 processes; write a multiple such as 8"
     ):
-        mine(7, 3)
+        micro_batches(7, 3)
 
 
 def test_processes_judge_in_as_many_calls_and_find_what_one_finds(tmp_path, monkeypatch):
@@ -342,9 +345,9 @@ def test_processes_judge_in_as_many_calls_and_find_what_one_finds(tmp_path, monk
 @pytest.mark.parametrize(("left", "steps"), [(100.0, 10 + 40), (0.0, 10), (10.0, 10 + 4)])
 def test_steps_that_a_time_allows(tmp_path, left, steps):
     """A step takes a second and its windows, of which there are enough for each, 1.5."""
-    said = Answers(Teacher(tiny.llama()), tiny.tokens(8000, 12), tmp_path, RECIPE, silent)
+    said = LazyTeacherCache(Teacher(tiny.llama()), tiny.tokens(8000, 12), tmp_path, RECIPE, silent)
     said.per_window = 1.5 / RECIPE.batch
-    said._parts.append((0, type("Said", (), {"count": 10 * RECIPE.batch})))
+    said._parts.append((0, type("TeacherCache", (), {"count": 10 * RECIPE.batch})))
     now = pace.time.perf_counter
     found = pace.steps_within(1.0, 0.0, until=now() + left, recipe=RECIPE, answers=said)
     assert found in (steps, max(10, steps - 1))
@@ -362,7 +365,7 @@ def test_steps_that_a_time_allows(tmp_path, left, steps):
         ({"steps": 3, "minutes": 1.0}, "give one of the two"),
         ({"steps": 0}, "steps=0 came; write 1 or more"),
         ({"minutes": 0.0}, "minutes=0.0 came"),
-        ({"steps": 3, "local": 1.5}, "local=1.5 came; write 0 to 1"),
+        ({"steps": 3, "warmup": 1.5}, "warmup=1.5 came; write 0 to 1"),
         ({"steps": 3, "rate": float("nan")}, "rate=nan came"),
         ({"steps": 3, "batch": 2.5}, "batch=2.5 came; write a value of type int"),
         ({"steps": 3, "length": 1}, "length=1 came; write 2 or more"),

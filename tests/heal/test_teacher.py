@@ -13,15 +13,15 @@ import tiny
 from bondwise.errors import CheckpointError, DataError
 from bondwise.heal import teacher as module
 from bondwise.heal.head import (
-    check_alike,
+    check_vocabularies,
     head_weight,
     instead,
     last_hidden,
     logits_head,
-    words,
+    vocabulary_size,
 )
 from bondwise.heal.losses import logits_loss, top, vocabulary_loss
-from bondwise.heal.teacher import Said, cached, fingerprint
+from bondwise.heal.teacher import TeacherCache, cache_teacher
 from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.train.recipe import Mix
@@ -82,7 +82,9 @@ def tensor_head():
 @pytest.mark.parametrize("hidden", [False, True])
 def test_it_says_what_the_teacher_says(make, hidden, tmp_path):
     model, ids = make(), windows()
-    said = cached(model, ids, tmp_path / "a" / "said", k=8, temperature=2.0, hidden=hidden, batch=3)
+    said = cache_teacher(
+        model, ids, tmp_path / "a" / "said", k=8, temperature=2.0, hidden=hidden, batch=3
+    )
     found, state = said.of([7, 0, 9])
     wanted = asked(model, ids[[7, 0, 9]], 8, 2.0)
     assert torch.equal(found.ids, wanted.ids)
@@ -99,12 +101,12 @@ def test_it_says_what_the_teacher_says(make, hidden, tmp_path):
 def test_what_is_there_is_not_asked_again(tmp_path):
     model, ids = tiny.llama(), windows()
     seen = []
-    first = cached(model, ids, tmp_path, k=8, progress=lambda *step: seen.append(step))
+    first = cache_teacher(model, ids, tmp_path, k=8, progress=lambda *step: seen.append(step))
     assert seen == [("teacher", 4, 10), ("teacher", 8, 10), ("teacher", 10, 10)]
     counting = Counting(model)
-    again = cached(model, ids, tmp_path, k=8)
+    again = cache_teacher(model, ids, tmp_path, k=8)
     assert counting.calls == 0
-    assert again == first == Said(tmp_path.absolute(), 10, LENGTH, 8, 1.0, False)
+    assert again == first == TeacherCache(tmp_path.absolute(), 10, LENGTH, 8, 1.0, False)
     assert torch.equal(again.of([5])[0].ids, first.of([5])[0].ids)
 
 
@@ -116,10 +118,10 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached(model, ids, tmp_path, k=8, batch=4, progress=stop)
+        cache_teacher(model, ids, tmp_path, k=8, batch=4, progress=stop)
     assert len(list(tmp_path.glob("windows-*"))) == 2
     counting = Counting(model)
-    said = cached(model, ids, tmp_path, k=8, batch=4)
+    said = cache_teacher(model, ids, tmp_path, k=8, batch=4)
     assert counting.calls == 2  # one to see whether the head is plain, one for two windows
     assert torch.equal(said.of(range(10))[0].ids, asked(model, ids).ids)
 
@@ -129,17 +131,17 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
 )
 def test_what_others_said_is_replaced(changed, tmp_path):
     model, ids = tiny.llama(), windows()
-    cached(model, ids, tmp_path, k=8)
+    cache_teacher(model, ids, tmp_path, k=8)
     if changed.pop("teacher", None):
         model.model.layers[1].mlp.up_proj.weight.data.mul_(1.5)
     ids = tiny.tokens(5, LENGTH, changed.pop("seed", 0))
     settings = {"k": 8} | changed
-    said = cached(model, ids, tmp_path, **settings)
+    said = cache_teacher(model, ids, tmp_path, **settings)
     wanted = asked(model, ids, settings["k"], settings.get("temperature", 1.0))
     assert torch.equal(said.of(range(5))[0].ids, wanted.ids)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
-        "said.json",
+        "cache.json",
         "windows-0000000-0000004.safetensors",
         "windows-0000004-0000005.safetensors",
     ]
@@ -157,22 +159,22 @@ def test_two_processes_share_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "save_file", noted)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    said = cached(model, ids, tmp_path, k=8)
+    said = cache_teacher(model, ids, tmp_path, k=8)
     assert order == ["0000004", "0000012", "0000000", "0000008"]
     assert torch.equal(said.of(range(16))[0].ids, asked(model, ids).ids)
     monkeypatch.setenv("RANK", "0")
-    cached(model, ids, tmp_path, k=8)
+    cache_teacher(model, ids, tmp_path, k=8)
     assert len(order) == 4
 
 
 def test_a_torn_file_is_made_again(tmp_path):
     model, ids = tiny.llama(), windows()
-    said = cached(model, ids, tmp_path, k=8)
+    said = cache_teacher(model, ids, tmp_path, k=8)
     path = tmp_path / "windows-0000004-0000008.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"0000008.* cannot be read .*; remove it"):
         said.of([5])
-    said = cached(model, ids, tmp_path, k=8)
+    said = cache_teacher(model, ids, tmp_path, k=8)
     assert torch.equal(said.of(range(10))[0].ids, asked(model, ids).ids)
 
 
@@ -187,17 +189,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(error, tmp_path, mo
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(CheckpointError, match=r"written \(No space left on device\).*; free"):
-        cached(tiny.llama(), windows(), tmp_path, k=8)
-    assert [path.name for path in tmp_path.iterdir()] == ["said.json"]
+        cache_teacher(tiny.llama(), windows(), tmp_path, k=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
     half = tmp_path / ".windows-0000000-0000004.safetensors-0a1b2c3d"
     half.write_bytes(b"half")
-    (tmp_path / ".said.json-0a1b2c3d").write_text("{")
-    cached(tiny.llama(), windows(2), tmp_path, k=8)
+    (tmp_path / ".cache.json-0a1b2c3d").write_text("{")
+    cache_teacher(tiny.llama(), windows(2), tmp_path, k=8)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "said.json",
+        "cache.json",
         "windows-0000000-0000002.safetensors",
     ]
 
@@ -205,16 +207,16 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("all my work")
     with pytest.raises(CheckpointError, match=r"holds thesis\.tex, which no teacher said"):
-        cached(tiny.llama(), windows(), tmp_path)
+        cache_teacher(tiny.llama(), windows(), tmp_path)
     with pytest.raises(CheckpointError, match="is no folder"):
-        cached(tiny.llama(), windows(), tmp_path / "thesis.tex")
+        cache_teacher(tiny.llama(), windows(), tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_teacher_stays_as_it_was_and_drops_nothing_out(tmp_path):
     model = tiny.gpt2().train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    said = cached(model, windows(), tmp_path, k=8)
+    said = cache_teacher(model, windows(), tmp_path, k=8)
     assert model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -222,17 +224,10 @@ def test_a_teacher_stays_as_it_was_and_drops_nothing_out(tmp_path):
 
 
 def test_what_was_kept_says_what_it_is(tmp_path):
-    cached(tiny.llama(), windows(), tmp_path, k=8)
-    about = json.loads((tmp_path / "said.json").read_text())
+    cache_teacher(tiny.llama(), windows(), tmp_path, k=8)
+    about = json.loads((tmp_path / "cache.json").read_text())
     assert about["windows"] == [10, LENGTH]
     assert (about["k"], about["temperature"], about["hidden"]) == (8, 1.0, False)
-
-
-def test_fingerprints_tell_teachers_apart():
-    one, same = tiny.llama(), tiny.llama()
-    assert fingerprint(one) == fingerprint(same)
-    assert fingerprint(one.bfloat16()) != fingerprint(same)
-    assert fingerprint(tiny.gpt2()) != fingerprint(same)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +248,7 @@ def test_fingerprints_tell_teachers_apart():
 def test_bad_input_is_named(given, message, tmp_path):
     settings = {"windows": windows(2), "folder": tmp_path / "said"} | given
     with pytest.raises(DataError, match=message):
-        cached(tiny.llama(), **settings)
+        cache_teacher(tiny.llama(), **settings)
     assert not (tmp_path / "said").exists()
 
 
@@ -261,11 +256,11 @@ def test_a_teacher_that_says_nan_is_named(tmp_path):
     model = tiny.llama()
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(DataError, match="LlamaForCausalLM gives logits with NaN or infinity"):
-        cached(model, windows(2), tmp_path, k=8)
+        cache_teacher(model, windows(2), tmp_path, k=8)
 
 
 def test_a_window_that_is_not_there_is_named(tmp_path):
-    said = cached(tiny.llama(), windows(2), tmp_path, k=8)
+    said = cache_teacher(tiny.llama(), windows(2), tmp_path, k=8)
     with pytest.raises(DataError, match="Window 2 came; write one of 0 to 1"):
         said.of([2])
     with pytest.raises(DataError, match="Window -1 came"):
@@ -342,14 +337,14 @@ def test_a_loss_in_the_place_of_the_logits_trains_all_alike(make):
 
 def test_vocabularies_are_compared():
     one, two = tiny.llama(), tiny.gpt2()
-    assert words(one) == words(two) == words(tensor_head()) == 128
-    check_alike(one, two)
-    check_alike(one, nn.Linear(2, 2))  # it does not say
-    check_alike(one, two, [tiny.tokenizer(), tiny.tokenizer()])
+    assert vocabulary_size(one) == vocabulary_size(two) == vocabulary_size(tensor_head()) == 128
+    check_vocabularies(one, two)
+    check_vocabularies(one, nn.Linear(2, 2))  # it does not say
+    check_vocabularies(one, two, [tiny.tokenizer(), tiny.tokenizer()])
     two.resize_token_embeddings(130)
     with pytest.raises(DataError, match="vocabulary of 128, the teacher of 130; give a teacher"):
-        check_alike(one, two)
+        check_vocabularies(one, two)
     other = tiny.tokenizer()
     other.add_tokens(["zebra"])
     with pytest.raises(DataError, match=r"1 tokens differ, such as 'zebra'.* none in .* 12 in"):
-        check_alike(one, tiny.llama(), [tiny.tokenizer(), other])
+        check_vocabularies(one, tiny.llama(), [tiny.tokenizer(), other])

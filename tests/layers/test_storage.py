@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.compress.tensorize import footprint
+from bondwise.compress.swap import footprint
 from bondwise.errors import ShapeError
 from bondwise.gauge.compact import Compact, GaugeForm, compact
 from bondwise.layers.layers import TensorEmbedding, TensorLinear

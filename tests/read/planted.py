@@ -1,5 +1,7 @@
 """Layers whose features are known, and every kind of network."""
 
+import pytest
+import scipy.stats
 import torch
 
 import bondwise as bw
@@ -17,7 +19,6 @@ NETS = [
     bw.parse("o1 a, a b i1, b o2 -> (o1 o2) (i1)", o1=3, a=2, b=3, i1=5, o2=2),
 ]
 EVERY = [(net, name) for net in NETS for name in net.bonds]
-IDS = [f"{name} of {net}" for net, name in EVERY]
 
 
 def layer(net, seed=0, dtype=torch.float64, bias=True):
@@ -51,3 +52,15 @@ def match(found, true):
     rank = true.shape[1]
     both = torch.corrcoef(torch.cat([found, true], 1).T)
     return float(both[: found.shape[1], found.shape[1] :].abs().max(0).values.mean()), rank
+
+
+LEVEL = 0.05
+REPEATS = pytest.mark.parametrize(
+    "repeats", [200, pytest.param(400, marks=pytest.mark.thorough)], ids=str
+)
+
+
+def at_its_level(wrong, repeats):
+    """Whether so many rejections of a true null are between the 0.5 % and 99.5 % quantiles."""
+    low, high = scipy.stats.binom.ppf([0.005, 0.995], repeats, LEVEL)
+    return low <= wrong <= high

@@ -7,34 +7,35 @@ from torch import nn
 import bondwise as bw
 import tiny
 from bondwise import read
-from bondwise.checkpoint.loading import load_model
 from bondwise.errors import DataError, SelectionError, ShapeError
-from read.planted import EVERY, IDS, layer
+from read.planted import EVERY, layer
+
+PROMPT = "bond core rank"
 
 
 def alone(net):
     return nn.Sequential(layer(net))
 
 
-@pytest.mark.parametrize(("net", "name"), EVERY, ids=IDS)
-def test_what_each_does_to_the_output(net, name):
-    own = alone(net)
-    x = torch.randn(3, 6, net.shape[1], dtype=torch.float64)
-    before = own(x)
-    bond, chosen = read.bond(own, "0", name), [0, net.bonds[name] - 1]
-    y = read.contributions(bond, x)[..., chosen, :].sum(-2)
-    other = torch.randn(3, 6, net.shape[1], dtype=torch.float64)
-    there = read.contributions(bond, other)[..., chosen, :].sum(-2)
-    cases = {
-        "zero": (read.zero(bond, chosen), before - y),
-        "scale": (read.scale(bond, chosen, 3.0), before + 2 * y),
-        "mean": (read.mean(bond, chosen, x), before - y + y.mean((0, 1))),
-        "patch": (read.patch(bond, chosen, other), before - y + there),
-    }
-    for kind, (edit, expected) in cases.items():
-        with read.edited(own, edit):
-            torch.testing.assert_close(own(x), expected, rtol=0, atol=1e-5, msg=kind)
-        torch.testing.assert_close(own(x), before, msg="a trace is left")
+def test_what_each_does_to_the_output():
+    for net, name in EVERY:
+        own = alone(net)
+        x = torch.randn(3, 6, net.shape[1], dtype=torch.float64)
+        before = own(x)
+        bond, chosen = read.bond(own, "0", name), [0, net.bonds[name] - 1]
+        y = read.contributions(bond, x)[..., chosen, :].sum(-2)
+        other = torch.randn(3, 6, net.shape[1], dtype=torch.float64)
+        there = read.contributions(bond, other)[..., chosen, :].sum(-2)
+        cases = {
+            "zero": (read.zero(bond, chosen), before - y),
+            "scale": (read.scale(bond, chosen, 3.0), before + 2 * y),
+            "mean": (read.mean(bond, chosen, x), before - y + y.mean((0, 1))),
+            "patch": (read.patch(bond, chosen, other), before - y + there),
+        }
+        for kind, (edit, expected) in cases.items():
+            with read.edited(own, edit):
+                torch.testing.assert_close(own(x), expected, rtol=0, atol=1e-5, msg=kind)
+            torch.testing.assert_close(own(x), before, msg="a trace is left")
 
 
 def test_resampling_moves_what_is_added_and_keeps_it_whole():
@@ -89,9 +90,7 @@ def test_gradients_flow_through_an_edit():
         assert torch.autograd.gradcheck(own, (x,))
 
 
-def test_a_language_model_patched_from_another_prompt():
-    result = bw.tensorize(tiny.llama(), keep=0.5, seed=0)
-    model = result.model
+def test_a_language_model_patched_from_another_prompt(model):
     bond = read.bond(model, "model.layers.1.mlp.down_proj")
     one, two = tiny.tokens(1, 12, seed=1), tiny.tokens(1, 12, seed=2)
     held = read.recorded(model, [bond], two)
@@ -105,18 +104,16 @@ def test_a_language_model_patched_from_another_prompt():
         assert not torch.allclose(patched, layer(x))
 
 
-def test_what_a_model_writes_with_an_edit(shelf):
-    loaded = load_model(shelf / "llama", torch.float32, task="causal")
-    model = bw.tensorize(loaded.model, keep=0.5, seed=0).model
+def test_what_a_model_writes_with_an_edit(model):
+    words = tiny.tokenizer()
     bond = read.bond(model, "model.layers.1.mlp.down_proj")
-    words = "bond core rank"
-    plain = read.generated(model, loaded.tokenizer, words, tokens=6)
-    assert plain == read.generated(model, loaded.tokenizer, words, tokens=6)
+    plain = read.generated(model, words, PROMPT, tokens=6)
+    assert plain == read.generated(model, words, PROMPT, tokens=6)
     edits = [read.steer(bond, [k], 200.0) for k in range(8)]
-    told = {read.generated(model, loaded.tokenizer, words, edit, tokens=6) for edit in edits}
+    told = {read.generated(model, words, PROMPT, edit, tokens=6) for edit in edits}
     assert told - {plain}
     with pytest.raises(DataError, match="empty prompt"):
-        read.generated(model, loaded.tokenizer, "")
+        read.generated(model, words, "")
 
 
 def test_bad_input():

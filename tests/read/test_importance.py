@@ -10,27 +10,27 @@ import bondwise as bw
 import tiny
 from bondwise import read
 from bondwise.errors import DataError
-from bondwise.read.importance import gradients, importance, next_token_loss, spearman
-from read.planted import EVERY, IDS, layer
+from bondwise.read.importance import gradients, importance, next_token_loss
+from read.planted import EVERY, layer
 
 
 def square(model, batch):
     return model(batch).square().sum(-1).mean()
 
 
-@pytest.mark.parametrize(("net", "name"), EVERY, ids=IDS)
-def test_slopes_are_those_of_finite_differences(net, name):
-    model = nn.Sequential(layer(net), nn.Tanh())
-    x = torch.randn(20, net.shape[1], dtype=torch.float64)
-    bond = read.bond(model, "0", name)
-    (found,) = gradients(model, [bond], [x], square)
-    for b in range(bond.size):
-        ends = []
-        for by in (1 + 1e-5, 1 - 1e-5):
-            with torch.no_grad(), read.edited(model, read.scale(bond, [b], by)):
-                ends.append(float(square(model, x)))
-        assert float(found[b]) == pytest.approx(-(ends[0] - ends[1]) / 2e-5, abs=1e-7)
-    assert all(p.requires_grad for p in model.parameters())
+def test_slopes_are_those_of_finite_differences():
+    for net, name in EVERY:
+        model = nn.Sequential(layer(net), nn.Tanh())
+        x = torch.randn(20, net.shape[1], dtype=torch.float64)
+        bond = read.bond(model, "0", name)
+        (found,) = gradients(model, [bond], [x], square)
+        for b in range(bond.size):
+            ends = []
+            for by in (1 + 1e-5, 1 - 1e-5):
+                with torch.no_grad(), read.edited(model, read.scale(bond, [b], by)):
+                    ends.append(float(square(model, x)))
+            assert float(found[b]) == pytest.approx(-(ends[0] - ends[1]) / 2e-5, abs=1e-7)
+        assert all(p.requires_grad for p in model.parameters())
 
 
 def test_the_measured_rung_is_the_loss_without_the_value():
@@ -51,8 +51,7 @@ def test_the_measured_rung_is_the_loss_without_the_value():
     np.testing.assert_allclose(own.output, shares, rtol=1e-5)
 
 
-def test_a_language_model_and_how_well_the_rungs_predict():
-    model = bw.tensorize(tiny.llama(), keep=0.5, seed=0).model
+def test_a_language_model_and_how_well_the_rungs_predict(model):
     bonds = read.bonds(model)[-3:]
     ids = [tiny.tokens(8, 24, seed=1)]
     moments = read.input_moments(model, [b.layer for b in bonds], ids)
@@ -65,12 +64,6 @@ def test_a_language_model_and_how_well_the_rungs_predict():
     known = seen.isfinite()
     expected = scipy.stats.spearmanr(slopes[known].abs(), seen[known].abs()).statistic
     assert how.rank_correlation["gradient"] == pytest.approx(expected)
-
-
-def test_rank_correlations_with_ties_are_scipys():
-    torch.manual_seed(0)
-    one, two = torch.randint(5, (50,)).float(), torch.randint(5, (50,)).float()
-    assert spearman(one, two) == pytest.approx(scipy.stats.spearmanr(one, two).statistic)
 
 
 def test_bad_input():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,15 +10,13 @@ from torch import nn
 
 from bondwise import TensorLinear, btt, cp, kron, lowrank, mpo, ring
 from bondwise.errors import DataError, SelectionError
-from bondwise.read.folds import cut
+from bondwise.read.directions import haar
 from bondwise.read.nulls import NULLS, SMALL, TIE, Subject, bands
-from bondwise.read.schmidt import entropy, fast_values, haar, profile, term_norms
+from bondwise.read.schmidt import cut, entropy, fast_values, profile, term_norms
 from bondwise.read.spectra import spectra
+from read.planted import LEVEL, REPEATS, at_its_level
 
 NET = mpo((2, 3), (3, 2), 6)
-LEVEL, REPEATS = 0.05, 400
-MOST = 32  # of 400 at a level of 0.05: the 99.5 % quantile of the binomial; FEWEST is its 0.5 %
-FEWEST = 10
 
 
 def subject(weight: torch.Tensor, net=NET) -> Subject:
@@ -129,21 +128,23 @@ def test_a_turned_ring_is_the_same_weight():
     torch.testing.assert_close(bw.dense(own.network, turned).float(), layer.dense().detach())
 
 
-@pytest.mark.parametrize("null", ["shuffled", "signs", "noise"])
-def test_the_level_holds_for_gaussian_weights(null):
-    wrong = int((p_values(null, [random(k) for k in range(REPEATS)]) <= LEVEL).sum())
-    assert FEWEST <= wrong <= MOST
+@REPEATS
+def test_the_level_holds_for_gaussian_weights(repeats):
+    for null in ("shuffled", "signs", "noise"):
+        wrong = int((p_values(null, [random(k) for k in range(repeats)]) <= LEVEL).sum())
+        assert at_its_level(wrong, repeats), null
 
 
-def test_signs_hold_their_level_for_weights_with_scaled_rows_and_columns():
+@REPEATS
+def test_signs_hold_their_level_for_weights_with_scaled_rows_and_columns(repeats):
     weights = []
-    for k in range(REPEATS):
+    for k in range(repeats):
         scales = torch.rand(2, 6, generator=torch.Generator().manual_seed(k)).double() + 0.1
         weights.append(scales[0, :, None] * random(k) * scales[1])
-    wrong = int((p_values("signs", weights) <= LEVEL).sum())
-    assert FEWEST <= wrong <= MOST
+    assert at_its_level(int((p_values("signs", weights) <= LEVEL).sum()), repeats)
     # the plug-in Gaussian errs to the safe side
-    assert int((p_values("gaussian", weights) <= LEVEL).sum()) <= MOST
+    safe = int((p_values("gaussian", weights) <= LEVEL).sum())
+    assert safe <= scipy.stats.binom.ppf(0.995, repeats, LEVEL)
 
 
 def test_what_has_structure_is_found():

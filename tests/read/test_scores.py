@@ -8,25 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_auc_score
 
 from bondwise.errors import DataError, ShapeError
-from bondwise.read.ranking import halves, interval
+from bondwise.read.directions import overlap, principal, random_directions, random_gauges
+from bondwise.read.held_out import auroc, best_index, halves, interval
 from bondwise.read.scores import (
     against_gauges,
-    auroc,
-    best_index,
-    gauges,
     holm,
-    overlap,
-    principal,
-    random_directions,
     scored,
     selectivity,
     token_entropy,
 )
-
-LEVEL, REPEATS = 0.05, 400
-FEWEST, MOST = 10, 32  # the 0.5 % and 99.5 % quantiles of a binomial of 400 at 0.05
+from read.planted import LEVEL, REPEATS, at_its_level
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -62,16 +58,13 @@ def test_auroc_is_the_share_of_pairs_with_ties(data, tokens, columns, concepts):
 
 
 def test_auroc_is_that_of_scipy_and_sklearn():
-    from scipy.stats import mannwhitneyu
-
     values, labels = noise(0, 500, 4).round(decimals=1), coins(1, 500, 0.2)
     found = auroc(values, labels)
     hits = int(labels.sum())
     for column, area in zip(values.T.numpy(), found.tolist(), strict=True):
         u = mannwhitneyu(column[labels.numpy()], column[~labels.numpy()]).statistic
         assert area == pytest.approx(u / (hits * (500 - hits)))
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
-    expected = [metrics.roc_auc_score(labels.numpy(), column) for column in values.T.numpy()]
+    expected = [roc_auc_score(labels.numpy(), column) for column in values.T.numpy()]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
@@ -133,27 +126,29 @@ def test_a_planted_feature_beats_random_gauges_and_controls():
     assert same.difference.tolist() == same.low.tolist() == same.high.tolist() == [0, 0]
 
 
-def wrong(values_of, labels_of, draws: int = 19) -> int:
-    """How often a null is rejected at the level."""
-    found = [scored(values_of(k), labels_of(k), draws=draws, seed=k) for k in range(REPEATS)]
-    return int((torch.cat([score.p for score in found]) <= LEVEL).sum())
+def level_holds(repeats, values_of, labels_of, draws: int = 19) -> bool:
+    """Whether a null is rejected about as often as the level says."""
+    found = [scored(values_of(k), labels_of(k), draws=draws, seed=k) for k in range(repeats)]
+    return at_its_level(int((torch.cat([score.p for score in found]) <= LEVEL).sum()), repeats)
 
 
-def test_the_level_holds_for_labels_that_have_nothing_to_do_with_the_values():
-    assert FEWEST <= wrong(lambda k: noise(k, 60, 4), lambda k: coins(k + 999, 60)) <= MOST
+@REPEATS
+def test_the_level_holds_for_labels_that_have_nothing_to_do_with_the_values(repeats):
+    assert level_holds(repeats, lambda k: noise(k, 60, 4), lambda k: coins(k + 999, 60))
 
 
-def test_the_level_holds_where_the_span_has_the_concept_but_the_basis_is_any():
+@REPEATS
+def test_the_level_holds_where_the_span_has_the_concept_but_the_basis_is_any(repeats):
     def labels(k: int) -> torch.Tensor:
         direction = noise(k + 5000, 4)
         return noise(k, 80, 4) @ direction + 0.3 * noise(k + 9000, 80) > 0
 
-    assert FEWEST <= wrong(lambda k: noise(k, 80, 4), labels) <= MOST
+    assert level_holds(repeats, lambda k: noise(k, 80, 4), labels)
 
 
-@pytest.mark.parametrize("name", ["selectivity", "entropy", "cosine"])
-def test_the_level_holds_for_any_statistic(name):
-    def p(k: int) -> float:
+@REPEATS
+def test_the_level_holds_for_any_statistic(repeats):
+    def p(k: int, name: str) -> float:
         values, labels = noise(k, 60, 4), coins(k + 999, 60)
         tokens, other = torch.arange(60) % 7, noise(k + 5000, 60, 3)
         statistic = {
@@ -163,8 +158,8 @@ def test_the_level_holds_for_any_statistic(name):
         }[name]
         return float(against_gauges(statistic, values, draws=19, seed=k).p)
 
-    count = sum(p(k) <= LEVEL for k in range(REPEATS))
-    assert FEWEST <= count <= MOST
+    for name in ("selectivity", "entropy", "cosine"):
+        assert at_its_level(sum(p(k, name) <= LEVEL for k in range(repeats)), repeats), name
 
 
 def test_the_bootstrap_is_that_of_resampled_groups():
@@ -193,22 +188,20 @@ def test_a_difference_is_covered_about_as_often_as_said():
 
 def test_gauges_are_the_same_span_whitened_and_differ():
     values = noise(0, 200, 4) @ noise(1, 4, 4)
-    drawn = list(gauges(values, 3))
+    drawn = list(random_gauges(values, 3))
     for turned in drawn:
         torch.testing.assert_close(turned.T @ turned / 200, torch.eye(4), atol=1e-4, rtol=0)
         assert overlap(values, turned).angles.max() < 1e-3
     assert not torch.allclose(drawn[0], drawn[1])
-    assert torch.equal(drawn[1], list(gauges(values, 2))[1])
+    assert torch.equal(drawn[1], list(random_gauges(values, 2))[1])
     flat = torch.cat([values, values[:, :1]], dim=1)  # five columns of four dimensions
-    [turned] = gauges(flat, 1)
+    [turned] = random_gauges(flat, 1)
     assert turned.shape == (200, 5)
     assert int(torch.linalg.matrix_rank(turned)) == 4
 
 
 @pytest.mark.parametrize(("r", "s"), [(3, 3), (2, 5), (5, 2)])
 def test_principal_angles_are_those_of_scipy(r, s):
-    from scipy.linalg import subspace_angles
-
     one, two = noise(0, 9, r).double(), noise(1, 9, s).double()
     two[:, 0] = one[:, 0] + 0.01 * two[:, 0]  # one small angle
     found = overlap(one, two)
@@ -304,7 +297,7 @@ def test_bad_input_is_refused_in_a_sentence():
     with pytest.raises(ShapeError, match="tokens of shape"):
         token_entropy(noise(0, 5, 2), torch.arange(4))
     with pytest.raises(DataError, match="all zero"):
-        next(gauges(torch.zeros(5, 2), 1))
+        next(random_gauges(torch.zeros(5, 2), 1))
     with pytest.raises(DataError, match="all zero"):
         overlap(torch.zeros(5, 2), noise(0, 5, 2))
     with pytest.raises(ShapeError, match="with the same size"):

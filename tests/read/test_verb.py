@@ -1,7 +1,7 @@
 """`bondwise read`: a page from a folder and a text, or one sentence that says why not."""
 
 import json
-from pathlib import Path
+import sys
 
 import pytest
 import torch
@@ -9,33 +9,20 @@ import torch
 import bondwise as bw
 import tiny
 from bondwise.checkpoint.loading import load_model
-from bondwise.compress.compress import compress
-from bondwise.compress.recipe import Recipe
-from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
-from bondwise.read.corpus import corpus
-from bondwise.read.logits import unembedding, why_not
+from bondwise.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    MissingExtraError,
+    SelectionError,
+)
+from bondwise.flow.text import corpus
+from bondwise.read.reading import unembedding, why_not
 from bondwise.read.verb import Reader, check_page
 from verbs import bondwise
 
 
-@pytest.fixture(scope="module")
-def folder(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny language model, compressed."""
-    out = tmp_path_factory.mktemp("read") / "small"
-    data = str(shelf / "text.txt")
-    recipe = Recipe(model=str(shelf / "llama"), data=data, keep=0.6, windows=8, length=32)
-    compress(recipe, out)
-    return out
-
-
-def reader(folder: Path, shelf: Path, **other) -> Reader:
-    given = {"windows": 8, "length": 32, "draws": 3, "measure": 10, "per_bond": 6} | other
-    return Reader(str(folder), str(shelf / "text.txt"), **given)
-
-
-def test_a_reading_has_every_bond_with_its_controls(folder, shelf):
-    report = reader(folder, shelf).run()
-    model = load_model(folder, task="causal").model
+def test_a_reading_has_every_bond_with_its_controls(report, model):
     expected = [(b.layer, b.name, b.size) for b in bw.read.bonds(model)]
     found = [(la["name"], b["name"], b["size"]) for la in report["layers"] for b in la["bonds"]]
     assert found == expected
@@ -63,16 +50,17 @@ def test_a_reading_has_every_bond_with_its_controls(folder, shelf):
     assert sum(v is not None for v in measured) == report["measured"] == 10
 
 
-def test_the_same_seed_gives_the_same_reading(folder, shelf):
-    one, two = (reader(folder, shelf, names=("o_proj",)).run() for _ in range(2))
+def test_the_same_seed_gives_the_same_reading(reader):
+    one, two = (reader(names=("o_proj",)).run() for _ in range(2))
     assert json.dumps(one) == json.dumps(two)
     assert {layer["kind"] for layer in one["layers"]} == {"o_proj"}
 
 
-def test_features_in_a_gauge_that_data_chooses(folder, shelf):
-    few = reader(folder, shelf, names=("o_proj",), kind="varimax").run()
+def test_features_in_a_gauge_that_data_chooses(reader):
+    few = reader(names=("o_proj",), kind="varimax", windows=4).run()
+    assert few["notes"]
     assert all("canonical gauge, for want of tokens" in note for note in few["notes"])
-    report = reader(folder, shelf, names=("o_proj",), kind="varimax", windows=32).run()
+    report = reader(names=("o_proj",), kind="varimax", windows=32).run()
     kinds = {bond["gauge"] for layer in report["layers"] for bond in layer["bonds"]}
     assert kinds == {"varimax"}
     stable = [f["stability"] for la in report["layers"] for f in la["bonds"][0]["features"]]
@@ -81,12 +69,23 @@ def test_features_in_a_gauge_that_data_chooses(folder, shelf):
 
 def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf, tmp_path):
     page = tmp_path / "page.html"
-    flags = ["--windows", 8, "--length", 32, "--draws", 3, "--measure", 0, "-q"]
+    flags = [
+        "--windows",
+        8,
+        "--length",
+        32,
+        "--draws",
+        3,
+        "--measure",
+        0,
+        "-q",
+        "--layer",
+        "o_proj",
+    ]
     given = ["read", folder, "--data", shelf / "text.txt", "--out", page, *flags]
     said = bondwise(capsys, *given)
     assert said.code == 0
     assert "bonds of" in said.out
-    assert max(map(len, said.out.split("Wrote")[0].splitlines())) <= 80
     assert page.read_text("utf-8").startswith("<!doctype html>")
     again = bondwise(capsys, *given)
     assert again.code == 1
@@ -96,15 +95,15 @@ def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf,
     assert said.json["layers"]
 
 
-def test_what_cannot_be_read_is_said_in_a_sentence(folder, shelf, tmp_path):
+def test_what_cannot_be_read_is_said_in_a_sentence(reader, folder, shelf, tmp_path):
     with pytest.raises(SelectionError, match="no bond to read"):
         Reader(str(shelf / "llama"), str(shelf / "text.txt")).run()
     with pytest.raises(SelectionError, match=r"nearest are .*o_proj"):
-        reader(folder, shelf, names=("o_prj",)).run()
+        reader(names=("o_prj",)).run()
     with pytest.raises(SelectionError, match="write one of raw"):
-        reader(folder, shelf, kind="svd").run()
+        reader(kind="svd").run()
     with pytest.raises(BudgetError, match="draws=1 came"):
-        reader(folder, shelf, draws=1).run()
+        reader(draws=1).run()
     short = tmp_path / "short.txt"
     short.write_text("bond core rank", encoding="utf-8")
     with pytest.raises(DataError, match="tokens"):
@@ -117,6 +116,12 @@ def test_what_cannot_be_read_is_said_in_a_sentence(folder, shelf, tmp_path):
         check_page(tmp_path / "nowhere" / "page.html", False)
     with pytest.raises(CheckpointError, match="is a folder"):
         check_page(tmp_path, False)
+
+
+def test_what_the_extra_brings_is_asked_for_before_anything_is_read(reader, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bondwise\[read\]'"):
+        reader().run()
 
 
 def test_the_straight_way_to_the_logits_is_that_of_the_model(shelf):

@@ -1,9 +1,11 @@
 """Reports as real runs leave them: a language model of 30 blocks, an encoder, and odd ones."""
 
 import math
-from copy import deepcopy
 
 import pytest
+
+from bondwise.report.page import page
+from browser import CHROMIUM, chromium
 
 SMOLLM = {
     "self_attn.q_proj": (576, 576, 0.16),
@@ -198,9 +200,11 @@ REPORTS = {
 }
 
 
-@pytest.fixture(params=REPORTS)
-def report(request):
-    return deepcopy(REPORTS[request.param]())
+@pytest.fixture(scope="session")
+def written():
+    """Every report with its page: to be read only."""
+    made = {name: make() for name, make in REPORTS.items()}
+    return {name: (report, page(report)) for name, report in made.items()}
 
 
 @pytest.fixture
@@ -209,10 +213,21 @@ def demo():
 
 
 @pytest.fixture
+def few():
+    """Two blocks of it."""
+    report = language_model()
+    return report | {"weights": report["weights"][:15]}
+
+
+@pytest.fixture
 def encoder():
     return sentence_encoder()
 
 
-@pytest.fixture
-def odd():
-    return odd_networks()
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One tab for all tests; each opens what it needs."""
+    if CHROMIUM is None:
+        pytest.skip("needs chromium to open the page")
+    with chromium(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab

@@ -23,30 +23,33 @@ def scripts(html):
     return {name: json.loads(text) for name, text in found}
 
 
-@pytest.fixture(params=["plain", "odd", "empty"])
-def given(request):
-    made = {"plain": readings.reading, "odd": readings.odd, "empty": lambda: {"model": "none"}}
-    return made[request.param]()
+@pytest.fixture(scope="module")
+def pages():
+    """Each reading with its page: to be read only."""
+    made = {"plain": readings.reading(), "odd": readings.odd(), "empty": {"model": "none"}}
+    return {name: (reading, reading_page(reading)) for name, reading in made.items()}
 
 
-def test_well_formed_with_unique_ids(given):
-    ids = Parts(reading_page(given)).values("id")
-    assert len(ids) == len(set(ids))
+def test_well_formed_with_unique_ids(pages):
+    for name, (_, html) in pages.items():
+        ids = Parts(html).values("id")
+        assert len(ids) == len(set(ids)), name
 
 
-def test_nothing_is_fetched_from_anywhere(given):
-    html = reading_page(given)
-    for tag, key, value in Parts(html).attributes:
-        if key in ("src", "href", "xlink:href", "action", "poster", "srcset", "data"):
-            assert value.startswith("#") or value == "data:,", (tag, key, value)
-    assert "default-src &#x27;none&#x27;" in html
-    styles = "".join(re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
-    assert not re.search(r"https?://|url\(|@import", styles)
+def test_nothing_is_fetched_from_anywhere(pages):
+    for _, html in pages.values():
+        for tag, key, value in Parts(html).attributes:
+            if key in ("src", "href", "xlink:href", "action", "poster", "srcset", "data"):
+                assert value.startswith("#") or value == "data:,", (tag, key, value)
+        assert "default-src &#x27;none&#x27;" in html
+        styles = "".join(re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
+        assert styles
+        assert not re.search(r"https?://|url\(|@import", styles)
 
 
-def test_every_bond_is_in_the_strip_and_in_the_table():
-    given = readings.odd()
-    parts = Parts(reading_page(given))
+def test_every_bond_is_in_the_strip_and_in_the_table(pages):
+    given, html = pages["odd"]
+    parts = Parts(html)
     links = parts.values("href", "a")
     spoken = "\n".join(parts.values("aria-label", "a"))
     for layer in given["layers"]:
@@ -58,9 +61,8 @@ def test_every_bond_is_in_the_strip_and_in_the_table():
     assert "unknown" not in spoken
 
 
-def test_hostile_text_is_text():
-    given = readings.odd()
-    html = reading_page(given)
+def test_hostile_text_is_text(pages):
+    given, html = pages["odd"]
     assert Parts(html).tags.count("script") == 4 + len(given["layers"])
     assert "</script><b>bold</b>" in "".join(Parts(html).texts)
     assert scripts(html)["corpus"]["pieces"] == given["corpus"]["pieces"]
@@ -72,20 +74,21 @@ def test_addresses_read_back():
     assert [unquote(part) for part in link("bond", name, "a")[1:].split("/")] == ["bond", name, "a"]
 
 
-@pytest.mark.parametrize("pieces", [3, 65_536, 65_537])
-def test_the_corpus_reads_back(pieces):
-    ids = [0, pieces - 1, 1, 2]
-    given = {"pieces": [str(k) for k in range(pieces)], "ids": ids, "windows": 2, "length": 2}
-    made = packed.corpus({"corpus": given})
-    array = np.frombuffer(b64decode(made["ids"]), dtype={2: "<u2", 4: "<u4"}[made["bytes"]])
-    assert array.tolist() == ids
-    assert made["length"] == 2
+def test_the_corpus_reads_back():
+    for pieces, size in ((3, 2), (65_536, 2), (65_537, 4)):
+        ids = [0, pieces - 1, 1, 2]
+        given = {"pieces": [str(k) for k in range(pieces)], "ids": ids, "windows": 2, "length": 2}
+        made = packed.corpus({"corpus": given})
+        assert made["bytes"] == size
+        array = np.frombuffer(b64decode(made["ids"]), dtype={2: "<u2", 4: "<u4"}[size])
+        assert array.tolist() == ids
+        assert made["length"] == 2
 
 
-def test_features_read_back_to_three_digits():
-    given = readings.reading(blocks=1)
+def test_features_read_back_to_three_digits(pages):
+    given, html = pages["plain"]
     own = given["layers"][2]["bonds"][0]["features"]
-    columns = scripts(reading_page(given))["layer-2"]["bonds"][0]["features"]
+    columns = scripts(html)["layer-2"]["bonds"][0]["features"]
     assert columns["index"] == [feature["index"] for feature in own]
     assert columns["scale"] == pytest.approx([feature["scale"] for feature in own], rel=6e-3)
     for k, feature in enumerate(own):
@@ -98,9 +101,9 @@ def test_features_read_back_to_three_digits():
     assert "why_no_logits" not in columns
 
 
-def test_equal_pictures_are_stored_once():
-    given = readings.reading(blocks=4)
-    found = scripts(reading_page(given))
+def test_equal_pictures_are_stored_once(pages):
+    given, html = pages["plain"]
+    found = scripts(html)
     sizes = {(layer["kind"], tuple(layer["sizes"].values())) for layer in given["layers"]}
     different = {values for _, values in sizes}
     assert len(found["pictures"]) == 2 * len(different)
@@ -145,6 +148,12 @@ def test_the_data_that_was_given_is_left_as_it_was():
     assert json.dumps(given) == before
 
 
-def test_a_page_of_full_size_is_light(tmp_path):
-    page = write_reading(readings.full(), tmp_path / "page.html")
+def test_a_page_of_full_size_is_light():
+    one, two = (len(reading_page(readings.full(blocks)).encode()) for blocks in (1, 2))
+    assert one + 29 * (two - one) < MOST
+
+
+@pytest.mark.thorough
+def test_a_page_of_full_size_is_light_when_it_is_written(tmp_path):
+    page = write_reading(readings.full(30), tmp_path / "page.html")
     assert Path(page).stat().st_size < MOST

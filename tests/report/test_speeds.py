@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 
 from bondwise.report.speeds import benchmark
-from bondwise.report.table import render
+from report.test_table import text_of
 
 
 def spread(middle, wide=0.1):
@@ -39,8 +39,7 @@ def speeds():
 
 
 def test_every_number_is_there_within_80_columns(speeds):
-    text = render(benchmark(speeds))
-    assert max(map(len, text.splitlines())) <= 80
+    text = text_of(benchmark(speeds))
     assert "\u2026" not in text  # nothing cut
     for number in ("41.3", "82.5", "20,061", "40,122", "84.1 ms", "42.0 ms", "75.7..92.5 ms"):
         assert number in text
@@ -64,8 +63,7 @@ def test_slow_and_huge_models_fit_too(speeds):
     for part in ("before", "after"):
         slow[part]["time_to_first_token"] = {"median": 1.2, "low": 0.9, "high": 123.4}
         slow[part]["prefill"] = spread(1234567.8)
-    text = render(benchmark(slow))
-    assert max(map(len, text.splitlines())) <= 80
+    text = text_of(benchmark(slow))
     assert "900.0 ms..123.40 s" in text
 
 
@@ -73,7 +71,7 @@ def test_an_encoder_and_a_model_alone(speeds):
     after = {key: speeds["after"][key] for key in ("networks", "dtype", "resident_bytes")}
     after |= {"forward": spread(100), "batched": spread(700), "peak_bytes": None}
     after["macs"] = {"forward": 10.6e6, "batched": 10.6e6}
-    text = render(benchmark(speeds | {"vs": None, "before": {}, "after": after, "ratio": {}}))
+    text = text_of(benchmark(speeds | {"vs": None, "before": {}, "after": after, "ratio": {}}))
     for part in ("1 text of 256", "8 texts of 256", "multiplications, forward"):
         assert part in text
     assert "ratio" not in text

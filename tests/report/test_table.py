@@ -2,21 +2,26 @@
 
 import re
 
-import pytest
-
-from bondwise.report.table import evaluation, plan_table, render, samples, summary
+from bondwise.report.lists import changes
+from bondwise.report.table import evaluation, render, samples, summary
 
 
 def text_of(renderable):
-    return render(renderable)
+    """The text, which no terminal of 80 columns cuts or wraps."""
+    text = render(renderable)
+    assert text == render(renderable, width=200)
+    assert max(map(len, text.splitlines()), default=0) <= 80
+    assert "\x1b" not in text  # readable without colour
+    return text
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_no_line_is_wider_than_80_columns_and_none_wraps(report, full):
-    shown = [summary(report), plan_table(report, full=full), samples(report)]
-    for text in map(text_of, shown):
-        assert max(map(len, text.splitlines()), default=0) <= 80
-        assert "\x1b" not in text  # readable without colour
+def test_no_line_is_wider_than_80_columns_and_none_wraps(written):
+    for name, (report, _) in written.items():
+        text_of(summary(report))
+        text_of(samples(report))
+        text_of(changes(report))
+        if name in ("language_model", "odd_networks", "untouched"):
+            text_of(changes(report, full=True))
 
 
 def test_the_demo_table_is_80_columns_wide(demo):
@@ -59,7 +64,7 @@ def test_what_was_not_measured_is_not_shown(demo):
 
 
 def test_the_same_weight_of_all_blocks_is_one_line(demo):
-    text = text_of(plan_table(demo))
+    text = text_of(changes(demo))
     ranks = [w["ranks"]["a"] for w in demo["weights"] if w["name"].endswith("v_proj")]
     (line,) = [line for line in text.splitlines() if "v_proj" in line]
     assert "x30" in line
@@ -71,20 +76,20 @@ def test_the_same_weight_of_all_blocks_is_one_line(demo):
 def test_weights_that_differ_in_format_or_shape_keep_lines_of_their_own(demo):
     first = next(w for w in demo["weights"] if w["name"].endswith("0.self_attn.v_proj"))
     first |= {"format": "mpo", "ranks": {"a": 16}}
-    lines = [line for line in text_of(plan_table(demo)).splitlines() if "v_proj" in line]
+    lines = [line for line in text_of(changes(demo)).splitlines() if "v_proj" in line]
     assert ["mpo 16" in line for line in lines] == [True, False]
     assert "x29" in lines[1]
 
 
 def test_full_gives_every_weight_its_line(demo):
-    text = text_of(plan_table(demo, full=True))
+    text = text_of(changes(demo, full=True))
     names = [line.split()[0] for line in text.splitlines() if "lowrank" in line]
     assert len(names) == 210
     assert all("*" not in name for name in names)
 
 
 def test_left_alone_says_why(demo):
-    text = text_of(plan_table(demo))
+    text = text_of(changes(demo))
     assert re.search(
         r"^lm_head +Linear +49152x576 +tied to model.embed_tokens$", text, re.MULTILINE
     )
@@ -94,7 +99,7 @@ def test_a_dry_run_needs_no_bytes_and_shows_no_error_column(demo):
     keys = ("source", "keep", "kept", "seed", "targeted")
     weights = [weight | {"error": None} for weight in demo["weights"]]
     dry = {key: demo[key] for key in keys} | {"weights": weights}
-    text = text_of(plan_table(dry))
+    text = text_of(changes(dry))
     assert "error" not in text
     assert "q_proj" in text
 
@@ -107,7 +112,7 @@ def test_markup_in_names_is_text(demo):
     assert "[bold]model[/bold]" in text_of(summary(demo))
     assert "[red]fetch" in text_of(summary(demo))
     assert "[/]" in text_of(summary(demo))
-    assert "[link=x]q[/link]" in text_of(plan_table(demo))
+    assert "[link=x]q[/link]" in text_of(changes(demo))
 
 
 def test_one_model_alone_has_no_ratio():

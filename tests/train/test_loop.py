@@ -13,9 +13,10 @@ from bondwise.errors import CheckpointError, DataError
 from bondwise.flow import files
 from bondwise.train import loop
 from bondwise.train.descent import Course
-from bondwise.train.loop import share, train
-from bondwise.train.nonfinite import culprit
+from bondwise.train.loop import train
+from bondwise.train.nonfinite import first_nonfinite
 from bondwise.train.recipe import MEASURED, Healing
+from bondwise.train.schedule import scheduled
 from bondwise.train.state import Store
 
 BATCH = 8
@@ -81,7 +82,7 @@ def test_a_run_is_adamw_with_warm_up_cosine_and_clipping(tmp_path):
     losses = []
     for step in range(20):
         for group, rate in zip(optimizer.param_groups, (0.02, 0.01), strict=True):
-            group["lr"] = rate * share(step, 20, 4)
+            group["lr"] = rate * scheduled(1.0, step, 20, 4, start=4)
         optimizer.zero_grad()
         loss = task.loss(step, 0)
         loss.backward()
@@ -194,8 +195,8 @@ def test_the_culprit_is_the_first_in_order_of_running():
     net = Blocks()
     nn.init.constant_(net.early.weight, float("nan"))
     x = torch.ones(1, 2)
-    assert culprit(net, partial(net, x)) == "early (its weight is not finite)"
-    assert culprit(Net(), lambda: None) == ""
+    assert first_nonfinite(net, partial(net, x)) == "early (its weight is not finite)"
+    assert first_nonfinite(Net(), lambda: None) == ""
 
 
 def test_the_best_is_kept_and_the_run_stops_where_none_is_better(tmp_path):
@@ -322,7 +323,7 @@ def test_the_callers_random_numbers_and_gradient_mode_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("warm", [1, 5, 30])
 def test_the_rate_rises_to_the_largest_and_falls_to_the_floor(warm):
-    rates = [share(step, 30, warm, 0.1) for step in range(31)]
+    rates = [scheduled(1.0, step, 30, warm, floor=0.1, start=warm) for step in range(31)]
     assert all(a < b for a, b in itertools.pairwise(rates[:warm]))
     assert all(a >= b for a, b in itertools.pairwise(rates[warm:]))
     assert max(rates) == pytest.approx(1.0)

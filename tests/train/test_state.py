@@ -10,7 +10,7 @@ from torch import nn
 from bondwise.errors import CheckpointError
 from bondwise.flow import files
 from bondwise.train import state
-from bondwise.train.state import Place, Store, digest
+from bondwise.train.state import RunFolder, Store
 
 
 def adam(net, steps=3):
@@ -156,31 +156,31 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
 
 
 def test_what_was_decided_stays(tmp_path):
-    place = Place(tmp_path / "a" / "b", {"rate": 0.1})
+    place = RunFolder(tmp_path / "a" / "b", {"rate": 0.1})
     assert place.decided("steps") is None
     place.decide(steps=40)
-    again = Place(tmp_path / "a" / "b", {"rate": 0.1})
+    again = RunFolder(tmp_path / "a" / "b", {"rate": 0.1})
     again.decide(spent=1.5)
     assert (again.decided("steps"), place.decided("spent")) == (40, 1.5)
 
 
 def test_a_state_of_another_version_is_named_and_not_gone_on_with(tmp_path):
-    Place(tmp_path, {"rate": 0.1})
+    RunFolder(tmp_path, {"rate": 0.1})
     about = json.loads((tmp_path / "heal.json").read_text())
     (tmp_path / "heal.json").write_text(json.dumps(about | {"schema": 1}))
-    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 3; .*resume=False"):
-        Place(tmp_path, {"rate": 0.1})
-    Place(tmp_path, {"rate": 0.1}, resume=False)
+    with pytest.raises(CheckpointError, match=r"schema 1, .* goes on from 4; .*resume=False"):
+        RunFolder(tmp_path, {"rate": 0.1})
+    RunFolder(tmp_path, {"rate": 0.1}, resume=False)
 
 
 def test_another_run_is_named_and_not_gone_on_with(tmp_path):
-    Place(tmp_path, {"rate": 0.1, "seed": 0}).decide(steps=40)
+    RunFolder(tmp_path, {"rate": 0.1, "seed": 0}).decide(steps=40)
     with pytest.raises(
         CheckpointError, match=r"another healing \(rate 0.1, not 0.2\).*resume=False"
     ):
-        Place(tmp_path, {"rate": 0.2, "seed": 0})
-    (tmp_path / "global").mkdir()
-    fresh = Place(tmp_path, {"rate": 0.2, "seed": 0}, resume=False)
+        RunFolder(tmp_path, {"rate": 0.2, "seed": 0})
+    (tmp_path / "steps").mkdir()
+    fresh = RunFolder(tmp_path, {"rate": 0.2, "seed": 0}, resume=False)
     assert fresh.decided("steps") is None
     assert names(tmp_path) == [state.ABOUT]
 
@@ -190,28 +190,20 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "letters" / "dear.txt").write_text("x")
     for resume in (True, False):
         with pytest.raises(CheckpointError, match="holds no state of a healing"):
-            Place(tmp_path / "letters", {}, resume)
+            RunFolder(tmp_path / "letters", {}, resume)
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="holds no state of a healing"):
-        Place(tmp_path / "file", {})
+        RunFolder(tmp_path / "file", {})
     assert names(tmp_path / "letters") == ["dear.txt"]
 
 
 def test_a_state_that_is_no_table_is_one_sentence(tmp_path):
     (tmp_path / "heal.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"cannot be read \(it holds a list\)"):
-        Place(tmp_path, {})
+        RunFolder(tmp_path, {})
 
 
 def test_a_state_that_is_no_json_is_one_sentence(tmp_path):
     (tmp_path / state.ABOUT).write_text(json.dumps([1])[:-1])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        Place(tmp_path, {})
-
-
-def test_a_digest_sees_names_shapes_and_values():
-    x = torch.arange(1000.0)
-    known = digest({"a": x})
-    assert digest({"a": x.clone()}) == known
-    assert len({known, digest({"b": x}), digest({"a": x.view(10, 100)}), digest({"a": x + 1})}) == 4
-    assert digest({"a": torch.zeros(0)}) != known
+        RunFolder(tmp_path, {})

@@ -1,7 +1,7 @@
 """What `bondwise bench` does: speed, memory and multiplications of a model, beside another."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from bondwise.bench.run import BATCH, Load, Parts, prompts, run, writes
 from bondwise.bench.speed import clock, interleaved, rates, ratios, spreads
 from bondwise.bench.subject import Subject, subject
 from bondwise.errors import BudgetError, DataError
+from bondwise.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Report = dict[str, Any]
 
 
@@ -78,12 +78,7 @@ def _measured(
     progress: Progress,
 ) -> tuple[Report, list[Report]]:
     """All but the peak memory; the models are gone when it returns."""
-    progress("load", 0, len(paths))
-    subjects: list[Subject] = []
-    for done, path in enumerate(paths, start=1):
-        subjects.append(subject(path, load, device, dtype))
-        progress("load", done, len(paths))
-    _check_kinds(subjects)
+    subjects = _loaded(paths, load, device, dtype, progress)
     ids = prompts(load, min(each.entries for each in subjects), device)
     progress("warm up", 0, len(paths))
     macs: list[Parts] = []
@@ -104,17 +99,35 @@ def _measured(
         "ratio": ratios(*found) if len(found) > 1 else {},
         "notes": _notes(subjects),
     }
-    entries = [
-        {
-            "networks": networks(each.model),
-            "dtype": _dtype(each.model),
-            **spreads(rounds),
-            "macs": counted,
-            "resident_bytes": resident_bytes(each.model),
-        }
-        for each, rounds, counted in zip(subjects, found, macs, strict=True)
-    ]
-    return report, entries
+    each_found = zip(subjects, found, macs, strict=True)
+    return report, [_entry(each, rounds, counted) for each, rounds, counted in each_found]
+
+
+def _loaded(
+    paths: Sequence[str],
+    load: Load,
+    device: str,
+    dtype: torch.dtype | None,
+    progress: Progress,
+) -> list[Subject]:
+    progress("load", 0, len(paths))
+    subjects: list[Subject] = []
+    for done, path in enumerate(paths, start=1):
+        subjects.append(subject(path, load, device, dtype))
+        progress("load", done, len(paths))
+    _check_kinds(subjects)
+    return subjects
+
+
+def _entry(each: Subject, rounds: Sequence[dict[str, float]], macs: Parts) -> Report:
+    """What was found of one model."""
+    return {
+        "networks": networks(each.model),
+        "dtype": _dtype(each.model),
+        **spreads(rounds),
+        "macs": macs,
+        "resident_bytes": resident_bytes(each.model),
+    }
 
 
 def _check_kinds(subjects: Sequence[Subject]) -> None:

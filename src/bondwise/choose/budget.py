@@ -2,9 +2,9 @@
 
     minimise  sum_w sensitivity_w error_w    subject to    sum of costs <= keep * dense
 
-The lower convex hulls of all sites are walked in the order of what a unit saves (Shoham and Gersho
-1988). That is the exact solution of the relaxed problem at every price; what is left of the budget
-then goes, one move at a time, to the candidates that save most for what they take.
+The lower convex hulls of all groups of weights are walked in the order of what a unit saves (Shoham
+and Gersho 1988). That is the exact solution of the relaxed problem at every price; what is left of
+the budget then goes, one move at a time, to the candidates that save most for what they take.
 """
 
 from bisect import bisect_right
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
+from bondwise.choose.by_rank import check_keep, common_fraction
 from bondwise.choose.candidates import Candidate
 from bondwise.choose.cost import slower
 from bondwise.choose.hull import Point, front, gain, joined, lower_hull, segments
-from bondwise.choose.ladder import check_keep
 from bondwise.errors import BudgetError
 
 UNITS = ("params", "bytes", "macs", "seconds")
@@ -27,11 +27,11 @@ ROUNDING = 1e-12  # of a loss
 
 Picks = tuple[Candidate, ...]
 Choice = Point[Picks]
-Sites = Sequence[Sequence[Candidate]]
+Groups = Sequence[Sequence[Candidate]]
 
 
 def allocate(
-    sites: Sites,
+    groups: Groups,
     keep: float,
     sensitivity: Mapping[str, float] | None = None,
     *,
@@ -46,8 +46,8 @@ def allocate(
     multiples of 8 but for the last 0.2 % of the budget. The same arguments give the same answer.
 
     Args:
-        sites: the candidates of each site (`bondwise.choose.candidates.candidates`); every weight
-            has a dense one.
+        groups: the candidates of each group of weights that get one input
+            (`bondwise.choose.candidates.candidates`); every weight has a dense one.
         keep: fraction of what all dense weights cost, in (0, 1].
         sensitivity: what a relative squared error of 1 of each weight costs; 1 each by default.
         unit: what is counted: "params", "bytes", "macs" for a token, or modelled "seconds", the
@@ -61,16 +61,18 @@ def allocate(
         BudgetError: keep is outside (0, 1], the unit none of the four, or the budget below what
             the candidates, the floor and the protected weights allow; it names what can be reached.
 
-    >>> from bondwise.choose.candidates import Site, candidates
+    >>> from bondwise.choose.candidates import Group, candidates
     >>> import torch
     >>> weights = {"a": torch.eye(64), "b": torch.ones(64, 64)}
-    >>> sites = [candidates(Site({name: weight})) for name, weight in weights.items()]
-    >>> chosen = allocate(sites, keep=0.6)
+    >>> groups = [candidates(Group({name: weight})) for name, weight in weights.items()]
+    >>> chosen = allocate(groups, keep=0.6)
     >>> chosen["a"].format, chosen["b"].networks[0].bonds
     ('dense', {'a': 6})
     """
     check_keep(keep)
-    problem = _Problem(sites, sensitivity, counted(unit, sites), frozenset(protect), floor, prefer)
+    problem = _Problem(
+        groups, sensitivity, counted(unit, groups), frozenset(protect), floor, prefer
+    )
     budget, least = keep * problem.dense, _least(problem.fine)
     if least > budget:
         raise BudgetError(
@@ -82,30 +84,21 @@ def allocate(
     return {name: candidate for candidate in picks for name in candidate.weights}
 
 
-def mixed(sensitivity: Mapping[str, float], alpha: float) -> dict[str, float]:
-    """Sensitivities between none (alpha 0: a relative error costs the same anywhere) and all of it.
-
-    >>> mixed({"q": 4.0, "v": 9.0}, 0.5)
-    {'q': 2.0, 'v': 3.0}
-    """
-    return {name: value**alpha for name, value in sensitivity.items()}
-
-
 @dataclass(frozen=True, eq=False)
 class _Options:
-    """What one site may choose: for each group of its weights the points that no other beats."""
+    """What one group may choose: for each of its weights, or some that share, the best points."""
 
-    groups: Mapping[tuple[str, ...], list[Choice]]
+    sharing: Mapping[tuple[str, ...], list[Choice]]
 
     @cached_property
     def hull(self) -> list[Point[Picks]]:
-        """The best choices of the whole site, over all ways to group its weights."""
-        names = frozenset(name for group in self.groups for name in group)
-        hulls = {group: lower_hull(points) for group, points in self.groups.items()}
+        """The best choices of the whole group, over all ways in which its weights may share."""
+        names = frozenset(name for some in self.sharing for name in some)
+        hulls = {some: lower_hull(points) for some, points in self.sharing.items()}
         return lower_hull(
             point
             for parts in self._partitions(names)
-            for point in joined([hulls[group] for group in parts], _together)
+            for point in joined([hulls[some] for some in parts], _together)
         )
 
     def _partitions(self, names: frozenset[str]) -> Iterator[list[tuple[str, ...]]]:
@@ -113,17 +106,17 @@ class _Options:
             yield []
             return
         first = min(names)
-        for group in self.groups:
-            if first in group and names.issuperset(group):
-                for rest in self._partitions(names.difference(group)):
-                    yield [group, *rest]
+        for some in self.sharing:
+            if first in some and names.issuperset(some):
+                for rest in self._partitions(names.difference(some)):
+                    yield [some, *rest]
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Sites, what their candidates cost and lose, and what is not allowed."""
+    """Groups, what their candidates cost and lose, and what is not allowed."""
 
-    sites: Sites
+    groups: Groups
     sensitivity: Mapping[str, float] | None
     cost: Callable[[Candidate], float]
     protect: frozenset[str]
@@ -137,7 +130,7 @@ class _Problem:
 
     @cached_property
     def _dense(self) -> dict[str, Candidate]:
-        return {c.weights[0]: c for site in self.sites for c in site if _is_dense(c)}
+        return {c.weights[0]: c for group in self.groups for c in group if c.format == "dense"}
 
     @property
     def dense(self) -> float:
@@ -146,13 +139,13 @@ class _Problem:
 
     @cached_property
     def aligned(self) -> list[_Options]:
-        """What each site may choose, with ranks that are multiples of 8."""
-        return [self._options(c for c in site if c.aligned) for site in self.sites]
+        """What each group may choose, with ranks that are multiples of 8."""
+        return [self._options(c for c in group if c.aligned) for group in self.groups]
 
     @cached_property
     def fine(self) -> list[_Options]:
-        """What each site may choose, with any rank."""
-        return [self._options(site) for site in self.sites]
+        """What each group may choose, with any rank."""
+        return [self._options(group) for group in self.groups]
 
     def loss(self, candidate: Candidate) -> float:
         """Predicted loss."""
@@ -163,15 +156,15 @@ class _Problem:
         """A candidate with its cost and loss."""
         return Point(self.cost(candidate), self.loss(candidate), (candidate,))
 
-    def _options(self, site: Iterable[Candidate]) -> _Options:
-        groups: dict[tuple[str, ...], list[Choice]] = {}
-        for c in filter(self.allowed, site):
-            groups.setdefault(c.weights, []).append(self.choice(c))
-        return _Options({names: front(choices) for names, choices in groups.items()})
+    def _options(self, group: Iterable[Candidate]) -> _Options:
+        sharing: dict[tuple[str, ...], list[Choice]] = {}
+        for c in filter(self.allowed, group):
+            sharing.setdefault(c.weights, []).append(self.choice(c))
+        return _Options({names: front(choices) for names, choices in sharing.items()})
 
     def allowed(self, candidate: Candidate) -> bool:
         """Whether neither the floor, protection nor its seconds forbid it."""
-        if _is_dense(candidate):
+        if candidate.format == "dense":
             return True
         whole = sum(self.whole[name] for name in candidate.weights)
         enough = self.floor * whole <= self.cost(candidate)
@@ -201,8 +194,8 @@ def _solutions(problem: _Problem, budget: float) -> Iterator[list[Choice]]:
 
 
 def _by_price(options: Sequence[_Options], budget: float, problem: _Problem) -> list[Choice]:
-    """Along the hulls of all sites, what saves most for its cost first, while it fits."""
-    hulls = [site.hull for site in options]
+    """Along the hulls of all groups, what saves most for its cost first, while it fits."""
+    hulls = [group.hull for group in options]
     at = [hull[0] for hull in hulls]
     left, blocked = budget - _total(at), set[int]()
     for _, k, point in segments(hulls):
@@ -216,11 +209,11 @@ def _by_price(options: Sequence[_Options], budget: float, problem: _Problem) -> 
 
 
 def _evenly(options: Sequence[_Options], budget: float, problem: _Problem) -> list[Choice]:
-    """For every weight alone the best that keeps at most one common fraction (bisection)."""
+    """For every weight alone the best that keeps at most one common fraction."""
     fronts = {
         names[0]: choices
-        for site in options
-        for names, choices in site.groups.items()
+        for group in options
+        for names, choices in group.sharing.items()
         if len(names) == 1
     }
 
@@ -230,16 +223,12 @@ def _evenly(options: Sequence[_Options], budget: float, problem: _Problem) -> li
             for name, choices in fronts.items()
         ]
 
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _total(cut(middle)) <= budget else (low, middle)
-    return cut(low)
+    return cut(common_fraction(lambda fraction: _total(cut(fraction)) <= budget))
 
 
 def _top_up(chosen: list[Choice], options: Sequence[_Options], budget: float) -> None:
     """Move to dearer candidates of the same weights, the best gain first, while one fits."""
-    fronts = {names: points for site in options for names, points in site.groups.items()}
+    fronts = {names: points for group in options for names, points in group.sharing.items()}
     left = budget - _total(chosen)
     while left > 0:
         moves = [
@@ -265,7 +254,7 @@ def _fill(chosen: list[Choice], problem: _Problem, budget: float) -> None:
     """Spend what is left where it does no harm, since so many numbers were asked for."""
     left = budget - _total(chosen)
     same: dict[tuple[str, ...], list[Candidate]] = {}
-    for candidate in (c for site in problem.sites for c in site if problem.allowed(c)):
+    for candidate in (c for group in problem.groups for c in group if problem.allowed(c)):
         same.setdefault(candidate.weights, []).append(candidate)
     for k, now in enumerate(chosen):
         more = [
@@ -278,7 +267,7 @@ def _fill(chosen: list[Choice], problem: _Problem, budget: float) -> None:
         chosen[k] = then
 
 
-def counted(unit: str, sites: Sites) -> Callable[[Candidate], float]:
+def counted(unit: str, groups: Groups) -> Callable[[Candidate], float]:
     """What a candidate costs in a unit.
 
     Raises:
@@ -289,13 +278,9 @@ def counted(unit: str, sites: Sites) -> Callable[[Candidate], float]:
     if unit != "seconds":
         name = {"params": "numbers"}.get(unit, unit)
         return lambda candidate: float(getattr(candidate, name))
-    whole = [c.seconds for site in sites for c in site if _is_dense(c)]
+    whole = [c.seconds for group in groups for c in group if c.format == "dense"]
     once, many = (sum(pair) for pair in zip(*whole, strict=True))
     return lambda candidate: candidate.seconds[0] / once + candidate.seconds[1] / many
-
-
-def _is_dense(candidate: Candidate) -> bool:
-    return candidate.format == "dense"
 
 
 def _together(picks: Sequence[Picks]) -> Picks:
@@ -311,4 +296,4 @@ def _total(choices: Iterable[Choice]) -> float:
 
 
 def _least(options: Sequence[_Options]) -> float:
-    return sum(site.hull[0].cost for site in options)
+    return sum(group.hull[0].cost for group in options)

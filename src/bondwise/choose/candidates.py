@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.choose import cost
+from bondwise.choose.by_rank import STEP
 from bondwise.choose.columns import SHARE, loudest, regression, rest
 from bondwise.choose.cost import Cost
 from bondwise.choose.curves import curve
-from bondwise.choose.ladder import STEP
 from bondwise.fit.metric import Metric, second_moment
 from bondwise.flow.calibrate import Inputs
 from bondwise.layers.layers import dense_weight
@@ -87,7 +87,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class Group:
     """Weights that get one and the same input.
 
     Attributes:
@@ -115,56 +115,56 @@ class Site:
 
 
 def candidates(
-    site: Site,
+    group: Group,
     *,
     bits: int = 32,
     formats: Sequence[str] = EXACT,
 ) -> list[Candidate]:
-    """Every candidate of a site: of each weight, and of all of them with a common core.
+    """Every candidate of a group: of each weight, and of all of them with a common core.
 
     The errors of low rank are exact and cost one decomposition for all ranks
     (`bondwise.choose.curves.curve`). A weight whose outputs are zero has no error in any format.
 
     Args:
-        site: the weights and what their inputs look like.
+        group: the weights and what their inputs look like.
         bits: of one stored number.
         formats: those to look at; "dense" cannot be left out, and "lowrank + columns" adds a
             remainder of one dense column in a hundred to each weight that tokens reached.
 
-    >>> found = candidates(Site({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
+    >>> found = candidates(Group({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
     >>> sorted({c.format for c in found}), max(c.numbers for c in found)
     (['dense', 'lowrank', 'shared lowrank'], 4094)
     """
-    wide = {name: weight.detach().to(torch.float64) for name, weight in site.weights.items()}
-    fitting, held = site.moments()
+    wide = {name: weight.detach().to(torch.float64) for name, weight in group.weights.items()}
+    fitting, held = group.moments()
     norms = {name: float(((w @ held) * w).sum()) for name, w in wide.items()}
     found = [_dense(name, weight, bits) for name, weight in wide.items()]
     names = tuple(wide)
-    groups: list[tuple[str, ...]] = []
+    together: list[tuple[str, ...]] = []
     if "lowrank" in formats:
-        groups += [(name,) for name in names]
+        together += [(name,) for name in names]
     if "shared lowrank" in formats and len(names) > 1:
-        groups.append(names)
-    for group in groups:
-        found += _low_rank({name: wide[name] for name in group}, norms, (fitting, held), bits)
-    if COLUMNS in formats and site.metric is not None:  # the loudest inputs are not known else
+        together.append(names)
+    for some in together:
+        found += _low_rank({name: wide[name] for name in some}, norms, (fitting, held), bits)
+    if COLUMNS in formats and group.metric is not None:  # the loudest inputs are not known else
         for name, weight in wide.items():
             found += _with_columns(name, weight, norms[name], (fitting, held), bits)
     return found
 
 
-def sites(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Site]:
+def grouped(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Group]:
     """Layers grouped by the input that they share."""
-    groups: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name in layers:
-        groups.setdefault(seen.group.get(name, name), []).append(name)
+        found.setdefault(seen.group.get(name, name), []).append(name)
     return [
-        Site(
+        Group(
             {name: dense_weight(layers[name]) for name in names},
             seen.of(names[0]),
             unseen.of(names[0]),
         )
-        for names in groups.values()
+        for names in found.values()
     ]
 
 

@@ -8,8 +8,8 @@ from math import prod
 from torch import Tensor
 
 from bondwise.choose import cost
-from bondwise.choose.candidates import Candidate, Site
-from bondwise.choose.ladder import Ladder
+from bondwise.choose.by_rank import ByRank
+from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.select import Weight
 from bondwise.compute.run import dense
 from bondwise.fit.fit import fit
@@ -49,7 +49,7 @@ def shape(candidate: Candidate) -> Shape:
 
 
 def fitted(
-    site: Site,
+    group: Group,
     fractions: Sequence[float] = (0.6,),
     *,
     bits: int = 32,
@@ -61,7 +61,7 @@ def fitted(
     """Networks fitted in the metric, at some fractions of the dense numbers; seconds each.
 
     Args:
-        site: the weights and what their inputs look like.
+        group: the weights and what their inputs look like.
         fractions: of the dense numbers, at which every shape is fitted once.
         bits: of one stored number.
         prefer: "speed" leaves out, before it is fitted, what is modelled slower than dense at batch
@@ -71,17 +71,17 @@ def fitted(
         among: the only shapes to look at; all that there are by default.
 
     >>> import torch
-    >>> site = Site({"q": torch.eye(16)})
-    >>> [c.errors[0] < 1e-9 for c in fitted(site, formats=["mpo"], prefer="size")]
+    >>> group = Group({"q": torch.eye(16)})
+    >>> [c.errors[0] < 1e-9 for c in fitted(group, formats=["mpo"], prefer="size")]
     [True, False, False, True]
     """
-    fitting, held = site.moments()
-    metric = None if site.metric is None else fitting
-    for name, weight in site.weights.items():
+    fitting, held = group.moments()
+    metric = None if group.metric is None else fitting
+    for name, weight in group.weights.items():
         out, inp = weight.shape
         limit = cost.dense(out, inp, bits).seconds
         for form in formats:
-            found = ladders(name, out, inp, form, bits, among, (heads or {}).get(name))
+            found = series(name, out, inp, form, bits, among, (heads or {}).get(name))
             for net in _networks(found, fractions):
                 price = cost.network(net, bits)
                 if prefer == "speed" and cost.slower(price.seconds, limit, [net]):
@@ -125,7 +125,7 @@ def _grids(out: int, inp: int) -> list[tuple[int, int]]:
     return [(1, k) if inp > out else (k, 1) for k in SPLITS]
 
 
-def ladders(
+def series(
     name: str,
     out: int,
     inp: int,
@@ -133,10 +133,10 @@ def ladders(
     bits: int,
     among: Collection[Shape] | None = None,
     heads: int | None = None,
-) -> list[Ladder]:
+) -> list[ByRank]:
     """The ranks of every shape of a format, or of some shapes."""
     whole = Weight(name, "Linear", (out, inp))
-    found = [Ladder(whole, build, bits) for build in shapes(form, out, inp, heads)]
+    found = [ByRank(whole, build, bits) for build in shapes(form, out, inp, heads)]
     return [x for x in found if among is None or _shape_of(form, x.at(1)) in among]
 
 
@@ -154,10 +154,10 @@ def _built(
     return build(*modes, rank)
 
 
-def _networks(ladders: Sequence[Ladder], fractions: Sequence[float]) -> Iterator[Network]:
-    for ladder in ladders:
-        ranks = [ladder.best(fraction * ladder.weight.numbers) for fraction in fractions]
-        yield from (ladder.at(rank) for rank in dict.fromkeys(ranks) if rank)
+def _networks(series: Sequence[ByRank], fractions: Sequence[float]) -> Iterator[Network]:
+    for nets in series:
+        ranks = [nets.best(fraction * nets.weight.numbers) for fraction in fractions]
+        yield from (nets.at(rank) for rank in dict.fromkeys(ranks) if rank)
 
 
 def _error(weight: Tensor, net: Network, fitting: Tensor | None, held: Tensor) -> float:

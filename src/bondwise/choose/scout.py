@@ -14,12 +14,10 @@ from statistics import mean
 from torch import nn
 
 from bondwise.choose import cost
-from bondwise.choose.candidates import Candidate, Site, candidates, sites
-from bondwise.choose.fitted import Shape, fitted, ladders, shape
-from bondwise.choose.ladder import STEP
-from bondwise.flow.blocks import Stream, holds
-from bondwise.flow.calibrate import Inputs
-from bondwise.flow.data import fitted_on
+from bondwise.choose.by_rank import STEP
+from bondwise.choose.candidates import Candidate, Group, candidates, grouped
+from bondwise.choose.fitted import Shape, fitted, series, shape
+from bondwise.flow.chain import Chain, inside
 from bondwise.layers.layers import dense_weight
 
 PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted
@@ -44,14 +42,14 @@ class Scout:
     keep: float
     bits: int
 
-    def more(self, site: Site, exact: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Further candidates of a site, given those of low rank."""
-        for name, weight in site.weights.items():
+    def more(self, group: Group, exact: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Further candidates of a group, given those of low rank."""
+        for name, weight in group.weights.items():
             won = self.best.get(inside(self.blocks, name))
             low = _curve(exact, name)
             if won is None or not low:
                 continue
-            one = replace(site, weights={name: weight})
+            one = replace(group, weights={name: weight})
             heads = {name: won.rows[0]}  # of a Tucker network; others don't look
             for tried in fitted(
                 one, (self.keep,), bits=self.bits, prefer="size", heads=heads, among={won}
@@ -64,9 +62,9 @@ class Scout:
         self, name: str, won: Shape, gain: float, low: Sequence[tuple[int, float]]
     ) -> Iterator[Candidate]:
         out, inp = won.whole
-        (ladder,) = ladders(name, out, inp, won.format, self.bits, {won}, won.rows[0])
-        for rank in range(STEP, ladder.top + 1, STEP):
-            net = ladder.at(rank)
+        (nets,) = series(name, out, inp, won.format, self.bits, {won}, won.rows[0])
+        for rank in range(STEP, nets.top + 1, STEP):
+            net = nets.at(rank)
             price = cost.network(net, self.bits)
             if price.numbers < out * inp:
                 error = (gain * _at(low, price.numbers),)
@@ -74,25 +72,13 @@ class Scout:
 
 
 def scout(
-    model: nn.Module,
-    blocks: Sequence[str],
-    weights: Sequence[str],
-    stream: Stream,
-    held_out: Sequence[int],
-    *,
-    keep: float,
-    bits: int,
-    prefer: str,
-    formats: Sequence[str],
+    model: nn.Module, chain: Chain, *, keep: float, bits: int, prefer: str, formats: Sequence[str]
 ) -> Scout:
     """Fit every shape of some formats at the weights of two blocks, and take what wins.
 
     Args:
         model: the dense model; it is not changed.
-        blocks: paths of its blocks, in the order in which they run.
-        weights: paths of the layers to look at.
-        stream: what enters the first block.
-        held_out: batches that errors are measured on; the others are fitted on.
+        chain: its blocks, the weights to look at, and what enters the first block.
         keep: fraction of the dense numbers; shapes are fitted there, or at `MOST` of them.
         bits: of a stored number.
         prefer: "speed" leaves out what is modelled slower than dense.
@@ -100,33 +86,26 @@ def scout(
     """
     keep = min(keep, MOST)  # what a shape gains on low rank changes little with the rank
     gains: dict[str, dict[Shape, list[float]]] = {}
-    probes = sorted({int(place * len(blocks)) for place in PLACES}) if formats else []
-    fitting, other = stream.part(fitted_on(len(stream), held_out)), stream.part(held_out)
-    for at, name in enumerate(blocks[: probes[-1] + 1] if probes else ()):
-        block = model.get_submodule(name)
-        layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
-        seen, unseen = Inputs(layers), Inputs(layers)
-        probed = at in probes
-        fitting = fitting.after(block, seen if probed else None)
-        other = other.after(block, unseen if probed else None)
-        for site in sites(layers, seen, unseen) if probed else ():
-            exact = candidates(site, bits=bits, formats=("lowrank",))
-            lows = {w: _curve(exact, w) for w in site.weights}
-            heads = {w: count for w in site.weights if (count := heads_of(model, w))}
+    stops = {int(place * len(chain.blocks)) for place in PLACES} if formats else set[int]()
+    for stop in chain.walk(model, stops):
+        for group in grouped(stop.layers, stop.seen, stop.unseen):
+            exact = candidates(group, bits=bits, formats=("lowrank",))
+            lows = {w: _curve(exact, w) for w in group.weights}
+            heads = {w: count for w in group.weights if (count := heads_of(model, w))}
             for tried in fitted(
-                site, (keep,), bits=bits, prefer=prefer, formats=formats, heads=heads
+                group, (keep,), bits=bits, prefer=prefer, formats=formats, heads=heads
             ):
                 (weight,) = tried.weights
                 low = _at(lows[weight], tried.numbers)
                 if low > 0:
-                    kind = gains.setdefault(inside(blocks, weight), {})
+                    kind = gains.setdefault(inside(chain.blocks, weight), {})
                     kind.setdefault(shape(tried), []).append(tried.errors[0] / low)
     best: dict[str, Shape] = {}
     for kind, ratios in gains.items():
         won = min(ratios, key=lambda s: mean(ratios[s]))
         if mean(ratios[won]) <= WORTH:
             best[kind] = won
-    return Scout(best, tuple(blocks), keep, bits)
+    return Scout(best, chain.blocks, keep, bits)
 
 
 def heads_of(model: nn.Module, name: str) -> int:
@@ -135,15 +114,6 @@ def heads_of(model: nn.Module, name: str) -> int:
     size = next((s for key in HEAD_SIZES if isinstance(s := getattr(parent, key, None), int)), 0)
     out = len(dense_weight(model.get_submodule(name)))
     return out // size if size and out % size == 0 and out > size else 0
-
-
-def inside(blocks: Sequence[str], name: str) -> str:
-    """The path of a weight inside its block; its own where it is in none.
-
-    >>> inside(["layers.0", "layers.1"], "layers.1.mlp.up")
-    '.mlp.up'
-    """
-    return next((name.removeprefix(b) for b in blocks if holds(b, name)), name)
 
 
 def _curve(exact: Sequence[Candidate], name: str) -> list[tuple[int, float]]:

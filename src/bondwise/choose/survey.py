@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bondwise.choose.candidates import EXACT, Candidate, Site, candidates, sites
-from bondwise.choose.scout import Scout, inside
+from bondwise.choose.candidates import EXACT, Candidate, Group, candidates, grouped
+from bondwise.choose.scout import Scout
 from bondwise.fit.whitened import whitened_split
 from bondwise.flow.blocks import Stream, holds, precision
 from bondwise.flow.calibrate import Inputs
+from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import Batch, evaluating, feed, fitted_on, tokens
 from bondwise.layers.layers import dense_weight
 from bondwise.progress import Progress
@@ -31,18 +32,18 @@ CHUNK = 256  # tokens whose distributions over a vocabulary are in memory at onc
 
 @dataclass(frozen=True)
 class Survey:
-    """The candidates of every site, and each weight's sensitivity by its name."""
+    """The candidates of every group, and each weight's sensitivity by its name."""
 
-    sites: list[list[Candidate]]
+    groups: list[list[Candidate]]
     sensitivity: dict[str, float]
 
     def with_rest(self, other: "Survey") -> "Survey":
         """Both surveys as one."""
-        return Survey(self.sites + other.sites, self.sensitivity | other.sensitivity)
+        return Survey(self.groups + other.groups, self.sensitivity | other.sensitivity)
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class Reference:
     """How far a model's output on one batch is from what it was.
 
     For a model with logits it is the Kullback-Leibler divergence in nats a token, for another the
@@ -51,22 +52,22 @@ class Judge:
 
     model: nn.Module
     batch: Batch
-    reference: Tensor
+    output: Tensor
     logits: bool
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Batch) -> "Judge | None":
-        """The judge of a model as it is now; None where it gives nothing that can be compared."""
-        reference, logits = _answer(model, batch)
-        if reference is None or not torch.isfinite(reference).all():
+    def of(cls, model: nn.Module, batch: Batch) -> "Reference | None":
+        """That of a model as it is now; None where it gives nothing that can be compared."""
+        output, logits = _answer(model, batch)
+        if output is None or not torch.isfinite(output).all():
             return None
-        return cls(model, batch, reference, logits)
+        return cls(model, batch, output, logits)
 
     def distance(self, model: nn.Module | None = None) -> float:
         """How far the output is now, of the model or of another."""
         given, _ = _answer(model or self.model, self.batch)
         assert given is not None
-        one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.reference))
+        one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.output))
         if not self.logits:
             return float((one - two).float().norm() / two.float().norm().clamp(min=1e-15)) ** 2
         parts = zip(one.split(CHUNK), two.split(CHUNK), strict=True)
@@ -75,11 +76,8 @@ class Judge:
 
 def survey(
     model: nn.Module,
-    blocks: Sequence[str],
-    weights: Sequence[str],
-    stream: Stream,
-    held_out: Sequence[int],
-    judge: Judge | None,
+    chain: Chain,
+    reference: Reference | None,
     *,
     bits: int,
     every: int,
@@ -91,12 +89,9 @@ def survey(
 
     Args:
         model: the dense model; each weight is changed for a moment and put back.
-        blocks: paths of the blocks, in the order in which they run.
-        weights: paths of the layers to look at.
-        stream: what enters the first block.
-        held_out: batches that errors are measured on; the others are fitted on.
-        judge: of the batch that comes first in ``held_out``, or first of all where that is empty;
-            None measures no sensitivities.
+        chain: its blocks, the weights to look at, and what enters the first block.
+        reference: its output on the batch that comes first among those held out, or first of all
+            where there are none; None measures no sensitivities.
         bits: of a stored number.
         every: measure the sensitivities of every so many blocks, and of the first and the last.
         formats: those in closed form, see `candidates`.
@@ -104,49 +99,44 @@ def survey(
         progress: called with ("survey", done, total).
     """
     found = Survey([], {})
-    fitting, other = stream.part(fitted_on(len(stream), held_out)), stream.part(held_out)
-    for at, name in enumerate(blocks):
-        block = model.get_submodule(name)
-        layers = {w: model.get_submodule(w) for w in weights if holds(name, w)}
-        seen, unseen = Inputs(layers), Inputs(layers)
-        after, other_after = fitting.after(block, seen), other.after(block, unseen)
-        judged = (other if held_out else fitting).part([0])
-        probed = judge if at % every == 0 or at == len(blocks) - 1 else None
-        with nullcontext() if probed is None else resumed(model, blocks, at, judged):
-            places = sites(layers, seen, unseen)
-            found = found.with_rest(look(model, places, probed, bits, formats, scouted))
-        fitting, other = after, other_after
-        progress("survey", at + 1, len(blocks))
-    return Survey(found.sites, _spread(found.sensitivity, weights, blocks))
+    last = len(chain.blocks) - 1
+    for stop in chain.walk(model, range(last + 1)):
+        at = stop.at
+        probed = reference if at % every == 0 or at == last else None
+        with nullcontext() if probed is None else resumed(model, chain.blocks, at, stop.entering):
+            groups = grouped(stop.layers, stop.seen, stop.unseen)
+            found = found.with_rest(survey_groups(model, groups, probed, bits, formats, scouted))
+        progress("survey", at + 1, last + 1)
+    return Survey(found.groups, _spread(found.sensitivity, chain))
 
 
-def look(
+def survey_groups(
     model: nn.Module,
-    places: Iterable[Site],
-    judge: Judge | None,
+    groups: Iterable[Group],
+    reference: Reference | None,
     bits: int,
     formats: Sequence[str] = EXACT,
     scouted: Scout | None = None,
 ) -> Survey:
-    """Candidates of some sites and, where there is a judge, sensitivities of their weights."""
+    """Candidates of some groups and, where there is a reference, sensitivities of their weights."""
     found = Survey([], {})
-    for site in places:
-        options = candidates(site, bits=bits, formats=formats)
+    for group in groups:
+        options = candidates(group, bits=bits, formats=formats)
         if scouted is not None:
-            options += list(scouted.more(site, options))
-        found.sites.append(options)
-        if judge is not None:
-            found.sensitivity.update(_sensitivities(model, site, options, judge))
+            options += list(scouted.more(group, options))
+        found.groups.append(options)
+        if reference is not None:
+            found.sensitivity.update(_sensitivities(model, group, options, reference))
     return found
 
 
-def rest_sites(
+def outside_groups(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
     held_out: Sequence[int],
     progress: Progress,
-) -> list[Site]:
+) -> list[Group]:
     """Layers outside the blocks by the input that they share; an embedding has no metric."""
     linear = {n: layer for n, layer in layers.items() if not isinstance(layer, nn.Embedding)}
     seen, unseen = Inputs(linear), Inputs(linear)
@@ -154,17 +144,17 @@ def rest_sites(
         seen.watch(model, [batches[k] for k in fitted_on(len(batches), held_out)], progress)
         if held_out:
             unseen.watch(model, [batches[k] for k in held_out])
-    tables = [Site({n: dense_weight(layers[n])}) for n in layers if n not in linear]
-    return [*sites(linear, seen, unseen), *tables]
+    tables = [Group({n: dense_weight(layers[n])}) for n in layers if n not in linear]
+    return [*grouped(linear, seen, unseen), *tables]
 
 
 def _sensitivities(
-    model: nn.Module, site: Site, options: Sequence[Candidate], judge: Judge
+    model: nn.Module, group: Group, options: Sequence[Candidate], reference: Reference
 ) -> dict[str, float]:
     """By how much the output changes, for each relative squared error that a weight is given."""
-    fitting, _ = site.moments()
+    fitting, _ = group.moments()
     found: dict[str, float] = {}
-    for name, weight in site.weights.items():
+    for name, weight in group.weights.items():
         room = CUT * weight.numel()
         ranks = [c for c in options if c.weights == (name,) and c.format == "lowrank"]
         cut = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
@@ -174,7 +164,7 @@ def _sensitivities(
         ((rank,),) = (net.bonds.values() for net in cut.networks)
         split = whitened_split(weight.double(), fitting, rank)
         with _replaced(model.get_submodule(name), split.left @ split.right):
-            changed = judge.distance() / cut.errors[0]
+            changed = reference.distance() / cut.errors[0]
         if isfinite(changed):
             found[name] = max(changed, LEAST)
     return found
@@ -221,18 +211,16 @@ def forwarding(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Gen
                 module.forward = was
 
 
-def _spread(
-    measured: Mapping[str, float], weights: Sequence[str], blocks: Sequence[str]
-) -> dict[str, float]:
+def _spread(measured: Mapping[str, float], chain: Chain) -> dict[str, float]:
     """Sensitivities of all weights: that of the same weight in the nearest block measured."""
     if not measured:
         return {}
-    where = {w: k for w in weights for k, b in enumerate(blocks) if holds(b, w)}
+    where = {w: k for w in chain.weights for k, b in enumerate(chain.blocks) if holds(b, w)}
 
     found: dict[str, float] = {}
-    for name in weights:
-        kind = inside(blocks, name)
-        alike = [m for m in measured if inside(blocks, m) == kind] or list(measured)
+    for name in chain.weights:
+        kind = inside(chain.blocks, name)
+        alike = [m for m in measured if inside(chain.blocks, m) == kind] or list(measured)
         nearest = min(alike, key=lambda m: abs(where[m] - where[name]))
         found[name] = measured[nearest]
     return found

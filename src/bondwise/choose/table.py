@@ -5,17 +5,16 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+from bondwise.choose.by_rank import cost
 from bondwise.choose.candidates import Candidate
-from bondwise.choose.ladder import cost
-from bondwise.choose.rivals import runner_up
 from bondwise.choose.select import Weight
 from bondwise.network.network import Network
 
-WIDTH = 100  # columns of a printed row
+WIDTH = 100  # columns of a printed line
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """One parameter: left alone for a reason, or a network in place of a dense weight.
 
     Attributes:
@@ -62,7 +61,7 @@ class Row:
         return self.network is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as plain data."""
+        """The line as plain data."""
         net = self.network
         return {
             "name": self.name,
@@ -89,32 +88,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, the keep that was asked, and notes (patterns that match nothing, a budget missed).
+    """All lines, the keep that was asked, and notes (patterns that match nothing, a budget missed).
 
     ``print(table)`` shows it; ``table.kept`` is the fraction of the targeted numbers that stays.
     """
 
-    rows: tuple[Row, ...]
+    lines: tuple[Line, ...]
     keep: float
     notes: tuple[str, ...] = field(default=())
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+    def __iter__(self) -> Iterator[Line]:
+        return iter(self.lines)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lines)
 
-    def __getitem__(self, name: str) -> Row:
-        for row in self.rows:
-            if name == row.name or name in row.weight.aliases:
-                return row
+    def __getitem__(self, name: str) -> Line:
+        for line in self.lines:
+            if name == line.name or name in line.weight.aliases:
+                return line
         raise KeyError(name)
 
     @property
     def targeted(self) -> tuple[int, int]:
         """Stored numbers of the targeted weights, before and after."""
-        rows = [row for row in self.rows if row.weight.chosen]
-        return sum(row.before for row in rows), sum(row.after for row in rows)
+        lines = [line for line in self.lines if line.weight.chosen]
+        return sum(line.before for line in lines), sum(line.after for line in lines)
 
     @property
     def kept(self) -> float:
@@ -122,9 +121,9 @@ class Table:
         before, after = self.targeted
         return after / before
 
-    def with_rows(self, rows: dict[str, Row]) -> "Table":
-        """The table with some rows replaced, by name."""
-        return replace(self, rows=tuple(rows.get(row.name, row) for row in self.rows))
+    def with_lines(self, lines: dict[str, Line]) -> "Table":
+        """The table with some lines replaced, by name."""
+        return replace(self, lines=tuple(lines.get(line.name, line) for line in self.lines))
 
     def __str__(self) -> str:
         before, after = self.targeted
@@ -132,40 +131,84 @@ class Table:
             f"targeted: {before:,} -> {after:,} stored numbers, "
             f"kept {self.kept:.4f} of {self.keep:g} asked"
         )
-        return "\n".join([*map(_line, self.rows), total, *(f"note: {n}" for n in self.notes)])
+        return "\n".join([*map(_line, self.lines), total, *(f"note: {n}" for n in self.notes)])
 
 
-def changed(weight: Weight, form: str, net: Network, bits: int) -> Row:
-    """The row of a weight that becomes a network."""
-    return Row(weight, "", cost(net, bits), form, net)
+def changed(weight: Weight, form: str, net: Network, bits: int) -> Line:
+    """The line of a weight that becomes a network."""
+    return Line(weight, "", cost(net, bits), form, net)
 
 
-def decided(weight: Weight, chosen: Candidate, site: Sequence[Candidate]) -> Row:
-    """The row of a weight for which a candidate of its site was chosen.
+def decided(weight: Weight, chosen: Candidate, group: Sequence[Candidate]) -> Line:
+    """The line of a weight for which a candidate of its group was chosen.
 
     What weights that share a core take is split in proportion to what each stored before.
     """
     if not chosen.networks:
         reason = "protected" if weight.protected else "dense at this budget"
-        return Row(weight, reason, weight.numbers)
+        return Line(weight, reason, weight.numbers)
     at = chosen.weights.index(weight.name)
     sizes = [prod(net.shape) for net in chosen.networks]
     part = sizes[at] / sum(sizes)
     # each share ends where the next begins, so that together they are all
     ends = [chosen.numbers * sum(sizes[:k]) // sum(sizes) for k in (at, at + 1)]
-    return Row(
+    return Line(
         weight,
         "",
         ends[1] - ends[0],
         chosen.format,
         chosen.networks[at],
         held_out=chosen.errors[at] ** 0.5,
-        runner_up=runner_up(chosen, weight.name, site),
+        runner_up=runner_up(chosen, weight.name, group),
         macs=round(chosen.macs * part),
         seconds=(chosen.seconds[0] * part, chosen.seconds[1] * part),
         remainder=chosen.remainder,
         shared=tuple(name for name in chosen.weights if name != weight.name),
     )
+
+
+def runner_up(chosen: Candidate, name: str, group: Sequence[Candidate]) -> tuple[str, float] | None:
+    """The next best format of a weight, and its error over the chosen one's at equal numbers.
+
+    Weights that share are charged for the core in proportion to their size; between two ranks the
+    error is interpolated. None where the chosen candidate has no error, or no other format has one
+    at so few numbers.
+
+    >>> from bondwise.choose.candidates import Group, candidates
+    >>> import torch
+    >>> group = candidates(Group({"q": torch.eye(16), "k": torch.eye(16).roll(1, 0)}))
+    >>> shared = next(c for c in group if c.format == "shared lowrank" and c.errors[0] < 0.5)
+    >>> form, ratio = runner_up(shared, "q", group)
+    >>> form, ratio > 1                           # both have the same row space
+    ('lowrank', True)
+    """
+    size = {c.weights[0]: c.numbers for c in group if c.format == "dense"}
+
+    def point(candidate: Candidate) -> tuple[float, float]:
+        share = size[name] / sum(size[other] for other in candidate.weights)
+        return candidate.numbers * share, candidate.errors[candidate.weights.index(name)]
+
+    numbers, error = point(chosen)
+    rivals: dict[str, list[tuple[float, float]]] = {}
+    for candidate in group:
+        if name in candidate.weights and candidate.format not in ("dense", chosen.format):
+            rivals.setdefault(candidate.format, []).append(point(candidate))
+    found = [(_between(points, numbers), form) for form, points in rivals.items()]
+    reached = [(value, form) for value, form in found if value is not None]
+    if not reached or error <= 0:
+        return None
+    value, form = min(reached)
+    return form, value / error
+
+
+def _between(points: list[tuple[float, float]], numbers: float) -> float | None:
+    """The error at so many numbers, on the line between the two nearest points."""
+    below = max((p for p in points if p[0] <= numbers), default=None)
+    above = min((p for p in points if p[0] > numbers), default=None)
+    if below is None or above is None:
+        return None if below is None else below[1]
+    part = (numbers - below[0]) / (above[0] - below[0])
+    return below[1] + part * (above[1] - below[1])
 
 
 def block(name: str) -> str:
@@ -179,30 +222,30 @@ def block(name: str) -> str:
     return "" if at is None else ".".join(parts[: at + 1])
 
 
-def _line(row: Row) -> str:
-    shape = "x".join(map(str, row.weight.shape))
-    start = f"{_shorten(row.name, 38):38} {shape:>12} "
-    what, found = _becomes(row), "; ".join(_found(row))
+def _line(line: Line) -> str:
+    shape = "x".join(map(str, line.weight.shape))
+    start = f"{_shorten(line.name, 38):38} {shape:>12} "
+    what, found = _becomes(line), "; ".join(_found(line))
     if len(start + what + found) + 2 <= WIDTH:
         return start + ", ".join(filter(None, (what, found)))
     return f"{start}{what},\n{found:>{WIDTH}}"
 
 
-def _becomes(row: Row) -> str:
-    if row.network is None:
-        return f"left alone: {row.reason}"
-    ranks = ",".join(map(str, row.network.bonds.values()))
-    columns = f" + {row.remainder} columns" if row.remainder else ""
-    return f"{row.format} {ranks}{columns}, {row.before:,} -> {row.after:,}"
+def _becomes(line: Line) -> str:
+    if line.network is None:
+        return f"left alone: {line.reason}"
+    ranks = ",".join(map(str, line.network.bonds.values()))
+    columns = f" + {line.remainder} columns" if line.remainder else ""
+    return f"{line.format} {ranks}{columns}, {line.before:,} -> {line.after:,}"
 
 
-def _found(row: Row) -> Iterator[str]:
+def _found(line: Line) -> Iterator[str]:
     """What is known of the errors."""
-    error = row.error if row.held_out is None else row.held_out
+    error = line.error if line.held_out is None else line.held_out
     if error is not None:
         yield f"error {error:.3f}"
-    if row.runner_up is not None:
-        form, ratio = row.runner_up
+    if line.runner_up is not None:
+        form, ratio = line.runner_up
         yield f"{form} would have {ratio:.3g} x its square"
 
 

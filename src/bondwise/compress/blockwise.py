@@ -13,370 +13,231 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bondwise.choose.candidates import COLUMNS, EXACT, Candidate, Site, sites
-from bondwise.choose.columns import low_rank_with_columns
-from bondwise.choose.curves import shared_cores
-from bondwise.choose.fitted import FORMATS
+from bondwise.choose.candidates import Candidate, Group, grouped
+from bondwise.choose.survey import Reference
+from bondwise.compress.calibrated import Calibrated
+from bondwise.compress.fit_group import New, fit_group, shrunk
 from bondwise.compress.refine import Refined, refine
-from bondwise.fit.fit import fit
-from bondwise.fit.metric import Metric, held_out_shrinkage
-from bondwise.fit.whitened import metric_norm
-from bondwise.flow.blocks import Stream, holds
+from bondwise.compress.store import Weighing, restore, store
+from bondwise.compress.swap import with_modules
+from bondwise.flow.blocks import Stream, capture, holds
 from bondwise.flow.calibrate import Inputs
+from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import fitted_on
-from bondwise.gauge.compact import Compact, compact
-from bondwise.gauge.shared import compact_shared
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
-from bondwise.layers.remainder import Columns
-from bondwise.layers.storage import TensorLayer, share
-from bondwise.network.network import Network
-from bondwise.progress import Progress
+from bondwise.layers.layers import TensorEmbedding
+from bondwise.progress import Progress, silent
 
-NEAR = (0.25, 1.0, 4.0)  # shrinkages to try, times what the number of tokens suggests
-ROUGH = 4  # bytes of a number from which on its rounding is nothing
-
-Weighing = Metric | Tensor | None
+Picks = Mapping[str, Candidate]
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much work a block is worth.
+class Fitting:
+    """How blocks are fitted.
 
     Attributes:
-        drawn: windows that a language model draws itself, for each that is given.
-        steps: of refinement.
+        steps: of refinement for each block; 0 for none.
         rate: its largest step.
-        every: sensitivities are measured in every so many blocks.
-        alphas: powers of the sensitivities to try; the best by held-out output is taken.
-        exact: formats whose curves are in closed form, one decomposition for all ranks.
-        formats: networks to try beside them; each takes fits of its own.
+        seed: of the order of batches, and the starts of fits that have random ones.
+        dtype: of the model in the end; None for that of each weight.
     """
 
-    drawn: int
     steps: int
     rate: float
-    every: int
-    alphas: tuple[float, ...]
-    exact: tuple[str, ...]
-    formats: tuple[str, ...]
+    seed: int
+    dtype: torch.dtype | None = None
 
 
-EFFORT = {
-    "fast": Effort(
-        drawn=1,
-        steps=64,
-        rate=1e-3,
-        every=4,
-        alphas=(1.0,),
-        exact=EXACT,
-        formats=("btt",),
-    ),
-    "best": Effort(
-        drawn=3,
-        steps=160,
-        rate=1e-3,
-        every=2,
-        alphas=(0.75, 1.0, 1.25),
-        exact=(*EXACT, COLUMNS),
-        formats=FORMATS,
-    ),
-}
-
-
-@dataclass
+@dataclass(frozen=True)
 class Fitted:
-    """What was found for the weights of a chain.
+    """What was found.
 
     Attributes:
-        blocks: the new blocks, by path.
+        modules: the new blocks and layers, by path.
         errors: of every fit, on its own tokens and on held-out ones, before refinement.
         refined: the error of every block's output before and after refinement.
         unseen: weights that no token reached, fitted to the weight alone.
     """
 
-    blocks: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+    modules: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
     errors: dict[str, tuple[float, float | None]] = field(
         default_factory=dict[str, tuple[float, float | None]]
     )
     refined: dict[str, Refined] = field(default_factory=dict[str, Refined])
     unseen: list[str] = field(default_factory=list[str])
 
+    def add(self, other: "Fitted") -> None:
+        """What was found elsewhere, too."""
+        self.modules.update(other.modules)
+        self.errors.update(other.errors)
+        self.refined.update(other.refined)
+        self.unseen.extend(other.unseen)
+
+    def note(self, group: Group, new: Mapping[str, New]) -> None:
+        """The errors of a group, and that no token reached it."""
+        self.errors.update({w: (each.error, each.held_out) for w, each in new.items()})
+        if group.metric is None:
+            fitted = (w for w in group.weights if w in new)
+            self.unseen.extend(w for w in fitted if not isinstance(new[w].layer, TensorEmbedding))
+
+
+def best(
+    model: nn.Module,
+    seen: Calibrated,
+    allocations: Sequence[dict[str, Candidate]],
+    reference: Reference | None,
+    how: Fitting,
+) -> dict[str, Candidate]:
+    """The allocation whose blocks, fitted but not refined, change a held-out output least."""
+    if reference is None or len(allocations) == 1 or not seen.chains:
+        return allocations[0]
+    quick = replace(how, steps=0)
+
+    def distance(picks: Picks) -> float:
+        done = fit_chains(model, seen.as_given(), picks, quick, silent)
+        return reference.distance(with_modules(model, done.modules))
+
+    return min(allocations, key=distance)
+
+
+def fit_chains(
+    model: nn.Module, seen: Calibrated, picks: Picks, how: Fitting, progress: Progress
+) -> Fitted:
+    """New blocks for every chain of a model, one chain after another; the model is not changed."""
+    done = Fitted()
+    for chain in seen.chains:
+        entering = None
+        if done.modules:
+            compressed = with_modules(model, done.modules)
+            entering = capture(compressed, chain.blocks, seen.shown.every, progress)
+        entering = chain.stream if entering is None else entering
+        given = len(seen.shown.given)
+        done.add(fit_chain(model, chain, entering, picks, given, how, progress))
+    return done
+
 
 def fit_chain(
     teacher: nn.Module,
-    blocks: Sequence[str],
-    picks: Mapping[str, Candidate],
-    stream: Stream,
+    chain: Chain,
     entering: Stream,
+    picks: Picks,
     given: int,
-    held_out: Sequence[int],
-    *,
-    steps: int,
-    rate: float,
-    seed: int,
+    how: Fitting,
     progress: Progress,
 ) -> Fitted:
     """New blocks for a chain, one after another; the teacher is not changed.
 
     Args:
         teacher: the dense model.
-        blocks: paths of its blocks, in the order in which they run.
+        chain: its blocks, and what enters the first.
+        entering: what enters the first where all before it is compressed.
         picks: what becomes of each weight.
-        stream: what enters the first block of the teacher.
-        entering: what enters it where all before it is compressed.
         given: batches that the user gave; what the model drew comes after them, for refinement
             only, since its inputs are not spread as theirs are.
-        held_out: batches that nothing is fitted on.
-        steps: of refinement for each block; 0 for none.
-        rate: its largest step.
-        seed: of the order of batches, and the starts of fits that have random ones.
+        how: steps, rate and seed.
         progress: called with ("fit", done, total).
     """
-    found = Fitted()
-    progress("fit", 0, len(blocks))
-    for at, name in enumerate(blocks):
+    found, stream = Fitted(), chain.stream
+    progress("fit", 0, len(chain.blocks))
+    for at, name in enumerate(chain.blocks):
         dense = teacher.get_submodule(name)
         wanted = stream.after(dense)
-        chosen = {w: c for w, c in picks.items() if holds(name, w) and c.networks}
+        mine = {w: picks[w] for w in chain.weights if w in picks and holds(name, w)}
+        chosen = {w: candidate for w, candidate in mine.items() if candidate.networks}
         if chosen:
-            block, metrics = _fit_block(dense, name, chosen, entering, given, held_out, seed, found)
-            if steps:
+            job = _Block(name, dense, chosen, how)
+            block, metrics = job.fitted(entering, given, chain.held_out, found)
+            if how.steps:
                 found.refined[name] = refine(
                     block,
                     entering.to(torch.float32),
                     wanted.hidden,
-                    held_out,
-                    steps=steps,
-                    rate=rate,
-                    seed=seed + at,
+                    chain.held_out,
+                    steps=how.steps,
+                    rate=how.rate,
+                    seed=how.seed + at,
                 )
-            found.blocks[name] = _stored(block, dense, name, chosen, metrics)
-        new = found.blocks.get(name, dense)
-        entering, stream = entering.after(new), wanted
-        progress("fit", at + 1, len(blocks))
+            found.modules[name] = job.stored(block, metrics)
+        entering, stream = entering.after(found.modules.get(name, dense)), wanted
+        progress("fit", at + 1, len(chain.blocks))
     return found
 
 
 def fit_layers(
-    model: nn.Module, picks: Mapping[str, Candidate], places: Iterable[Site], seed: int
+    model: nn.Module,
+    groups: Iterable[Group],
+    picks: Picks,
+    how: Fitting,
+    progress: Progress = silent,
 ) -> Fitted:
     """New layers for weights outside the blocks, fitted to the dense model's inputs."""
     found = Fitted()
-    layers = {name: model.get_submodule(name) for name in picks}
-    for place in places:
-        chosen = [w for w in place.weights if w in picks]
-        if not chosen:
-            continue
-        site = _shrunk(place, picks)
-        if site.metric is None:
-            found.unseen += [w for w in chosen if not isinstance(layers[w], nn.Embedding)]
-        for candidate in dict.fromkeys(picks[w] for w in chosen):
-            new = _networks(candidate, site, layers, seed, found)
-            kinds = [site.weights[w].dtype for w in candidate.weights]
-            found.blocks |= _compacted(candidate, new, layers, kinds[0], site.metric)
+    chosen = {w: candidate for w, candidate in picks.items() if candidate.networks}
+    layers = {name: model.get_submodule(name) for name in chosen}
+    todo = [group for group in groups if chosen.keys() & group.weights]
+    for at, group in enumerate(todo):
+        progress("fit", at, len(todo))
+        group = shrunk(group, chosen)
+        new = fit_group(group, chosen, layers, how.seed)
+        found.note(group, new)
+        plain = {w: each.layer for w, each in new.items()}
+        for candidate in dict.fromkeys(chosen[w] for w in new):
+            own = group.weights[candidate.weights[0]].dtype
+            found.modules.update(store(candidate, plain, layers, own, how.dtype, group.metric))
+    progress("fit", len(todo), len(todo))
     return found
 
 
-def _fit_block(
-    dense: nn.Module,
-    name: str,
-    chosen: Mapping[str, Candidate],
-    entering: Stream,
-    given: int,
-    held_out: Sequence[int],
-    seed: int,
-    found: Fitted,
-) -> tuple[nn.Module, dict[str, Weighing]]:
-    """The block with its networks in plain form and float32, ready to be trained; their metrics."""
-    block = deepcopy(dense)
-    layers = {w: _inside(block, name, w) for w in chosen}
-    seen, unseen = Inputs(layers), Inputs(layers)
-    entering.part(fitted_on(given, held_out)).after(block, seen)
-    if held_out:
-        entering.part(held_out).after(block, unseen)
-    new: dict[str, nn.Module] = {}
-    metrics: dict[str, Weighing] = {}
-    for place in sites(layers, seen, unseen):
-        site = _shrunk(place, chosen)
-        metrics |= dict.fromkeys(site.weights, site.metric)
-        found.unseen += [] if site.metric is not None else list(site.weights)
-        for candidate in dict.fromkeys(chosen[w] for w in site.weights):
-            new |= _networks(candidate, site, layers, seed, found)
-    for w, layer in new.items():
-        block = _put(block, name, w, layer)
-    return block.float(), metrics
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One block on its way: its networks in float32 while they are trained, then as they stay."""
 
+    name: str
+    dense: nn.Module
+    picks: Picks
+    how: Fitting
 
-def _shrunk(site: Site, chosen: Mapping[str, Candidate]) -> Site:
-    """The site with the shrinkage, near what its tokens suggest, that is best on other tokens.
+    def fitted(
+        self, entering: Stream, given: int, held_out: Sequence[int], found: Fitted
+    ) -> tuple[nn.Module, dict[str, Weighing]]:
+        """The block with its networks in plain form and float32; the metric of each weight."""
+        block = deepcopy(self.dense)
+        layers = {w: block.get_submodule(self._inside(w)) for w in self.picks}
+        seen, unseen = Inputs(layers), Inputs(layers)
+        entering.part(fitted_on(given, held_out)).after(block, seen)
+        if held_out:
+            entering.part(held_out).after(block, unseen)
+        metrics: dict[str, Weighing] = {}
+        every: dict[str, New] = {}
+        for group in grouped(layers, seen, unseen):
+            group = shrunk(group, self.picks)
+            metrics |= dict.fromkeys(group.weights, group.metric)
+            new = fit_group(group, self.picks, layers, self.how.seed)
+            found.note(group, new)
+            every |= new
+        for w, each in every.items():
+            block = self._put(block, w, each.layer)
+        return block.float(), metrics
 
-    Tried on the largest weight, at the rank that was chosen for it; one for all weights.
-    """
-    metric, held_out = site.metric, site.held_out
-    name = max(chosen.keys() & site.weights, key=lambda w: (site.weights[w].numel(), w))
-    bonds = [size for net in chosen[name].networks for size in net.bonds.values()]
-    if not isinstance(metric, Metric) or not isinstance(held_out, Metric) or not bonds:
-        return site
-    weight = site.weights[name].float()
-    near = [min(1.0, factor * metric.shrinkage) for factor in NEAR]
-    plain = replace(held_out, shrinkage=0.0)
-    rank = min(max(bonds), *weight.shape)
-    return replace(site, metric=held_out_shrinkage(weight, metric, plain, rank, near))
+    def stored(self, block: nn.Module, metrics: Mapping[str, Weighing]) -> nn.Module:
+        """The block as it is kept: networks without their gauge, everything in its old dtype."""
+        for candidate in dict.fromkeys(self.picks.values()):
+            layers = {w: block.get_submodule(self._inside(w)) for w in candidate.weights}
+            first = candidate.weights[0]
+            own = cast(Tensor, self.dense.get_submodule(self._inside(first)).weight).dtype
+            made = store(candidate, layers, layers, own, self.how.dtype, metrics[first])
+            for w, layer in made.items():
+                block = self._put(block, w, layer)
+        restore(block, self.dense)
+        return block
 
+    def _inside(self, path: str) -> str:
+        """The path of a layer in the block, by that in the model; empty for the block itself."""
+        return inside([self.name], path).lstrip(".")
 
-def _networks(
-    candidate: Candidate,
-    site: Site,
-    layers: Mapping[str, nn.Module],
-    seed: int,
-    found: Fitted,
-) -> dict[str, nn.Module]:
-    """Layers for the weights of one candidate, fitted in the metric of their inputs."""
-    name, *others = candidate.weights
-    if others:
-        return _shared(candidate, site, layers, found)
-    (net,) = candidate.networks
-    if candidate.remainder:
-        return {name: _beside_columns(name, net, candidate.remainder, site, layers[name], found)}
-    held_out = site.held_out  # what is measured in is never shrunk
-    if isinstance(held_out, Metric):
-        held_out = replace(held_out, shrinkage=0.0)
-    done = fit(site.weights[name].float(), net, site.metric, seed=seed, held_out=held_out)
-    found.errors[name] = (done.error, done.held_out)
-    return {name: _plain(done.network, done.cores, layers[name])}
-
-
-def _shared(
-    candidate: Candidate, site: Site, layers: Mapping[str, nn.Module], found: Fitted
-) -> dict[str, nn.Module]:
-    """Low rank of several weights with one common core on the side of the inputs."""
-    names = candidate.weights
-    moments = site.moments()
-    weights = [site.weights[name].double() for name in names]
-    ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
-    lefts, right = shared_cores(weights, moments[0], rank)
-    lefts, right = _balanced(lefts, right)
-    made: list[TensorLayer] = []
-    for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
-        found.errors[name] = _errors(weight, left @ right, moments)
-        made.append(_plain(net, (left.float(), right.float()), layers[name]))
-    share(made)
-    return dict(zip(names, made, strict=True))
-
-
-def _beside_columns(
-    name: str, net: Network, count: int, site: Site, layer: nn.Module, found: Fitted
-) -> TensorLayer:
-    """Low rank with some columns dense beside it, both fitted at once."""
-    weight, moments = site.weights[name].double(), site.moments()
-    (rank,) = net.bonds.values()
-    best = low_rank_with_columns(weight, moments[0], rank, count)
-    found.errors[name] = _errors(weight, best.dense(), moments)
-    (left,), right = _balanced([best.left], best.right)
-    rest = Columns(best.positions, best.values)
-    return _plain(net, (left.float(), right.float()), layer, rest)
-
-
-def _balanced(lefts: Sequence[Tensor], right: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The same products, with singular values split evenly, as training likes them."""
-    rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
-    root = scale.sqrt()
-    return [left @ rotation * root for left in lefts], root[:, None] * right
-
-
-def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """Relative errors on the tokens that were fitted on, and on held-out ones."""
-    fitting, held_out = (
-        metric_norm(weight - new, m) / (metric_norm(weight, m) or 1.0) for m in moments
-    )
-    return fitting, held_out
-
-
-def _plain(
-    net: Network, cores: Sequence[Tensor], layer: nn.Module, rest: Columns | None = None
-) -> TensorLayer:
-    if isinstance(layer, nn.Embedding):
-        return TensorEmbedding(net, cores)
-    bias = cast(Tensor | None, layer.bias)
-    return TensorLinear(net, cores, bias, origin=type(layer).__name__, remainder=rest)
-
-
-def _stored(
-    block: nn.Module,
-    dense: nn.Module,
-    name: str,
-    chosen: Mapping[str, Candidate],
-    metrics: Mapping[str, Weighing],
-) -> nn.Module:
-    """The block as it is kept: networks without their gauge, everything in its old dtype."""
-    for candidate in dict.fromkeys(chosen.values()):
-        layers = {w: _inside(block, name, w) for w in candidate.weights}
-        first = candidate.weights[0]
-        kind, metric = cast(Tensor, _inside(dense, name, first).weight).dtype, metrics[first]
-        for w, layer in _compacted(candidate, layers, layers, kind, metric).items():
-            block = _put(block, name, w, layer)
-    _restore(block, dense)
-    return block
-
-
-def _compacted(
-    candidate: Candidate,
-    layers: Mapping[str, nn.Module],
-    sources: Mapping[str, nn.Module],
-    dtype: torch.dtype,
-    metric: Weighing,
-) -> dict[str, nn.Module]:
-    """Layers without their gauge; biases and the like come from their sources."""
-    plain = [cast(TensorLayer, layers[w]) for w in candidate.weights]
-    nets = [layer.network for layer in plain]
-    cores = [[core.detach() for core in layer.cores()] for layer in plain]
-    scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
-    if len(plain) > 1:
-        forms = compact_shared(nets, cores, dtype, scale)
-    else:
-        forms = [compact(nets[0], cores[0], dtype, scale)]
-    made = [
-        _layer(form, sources[w], layer)
-        for form, w, layer in zip(forms, candidate.weights, plain, strict=True)
-    ]
-    if len(made) > 1:
-        share(made)
-    return dict(zip(candidate.weights, made, strict=True))
-
-
-def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
-    if isinstance(source, nn.Embedding):
-        return TensorEmbedding.from_compact(form, source)
-    rest = plain.rest() if isinstance(plain, TensorLinear) else None
-    made = TensorLinear.from_compact(form, source, rest)
-    made.origin = source.origin if isinstance(source, TensorLinear) else made.origin
-    return made
-
-
-def _restore(block: nn.Module, dense: nn.Module) -> None:
-    """Give everything else the dtype, and the wish for gradients, that it had."""
-    old = dict(dense.named_parameters()) | dict(dense.named_buffers())
-    for path, tensor in [*block.named_parameters(), *block.named_buffers()]:
-        if path in old and tuple(old[path].shape) == tuple(tensor.shape):
-            tensor.data = tensor.data.to(old[path].dtype)
-            tensor.requires_grad_(old[path].requires_grad)
-    for layer in block.modules():
-        if isinstance(layer, TensorLayer):
-            for name, parameter in layer.named_parameters():
-                if name != "bias":  # a frozen one stays frozen
-                    parameter.requires_grad_(True)
-
-
-def _inside(block: nn.Module, name: str, path: str) -> nn.Module:
-    """A layer of a block that stands alone, by its path in the model."""
-    return block.get_submodule(path[len(name) :].lstrip("."))
-
-
-def _put(block: nn.Module, name: str, path: str, layer: nn.Module) -> nn.Module:
-    """The block with another layer at a path; the layer itself where the block is no more."""
-    inside = path[len(name) :].lstrip(".")
-    if not inside:
-        return layer
-    parent, _, last = inside.rpartition(".")
-    setattr(block.get_submodule(parent), last, layer)
-    return block
+    def _put(self, block: nn.Module, path: str, layer: nn.Module) -> nn.Module:
+        """The block with another layer at a path; the layer itself where the block is no more."""
+        parent, _, last = self._inside(path).rpartition(".")
+        if not last:
+            return layer
+        setattr(block.get_submodule(parent), last, layer)
+        return block

@@ -13,16 +13,17 @@ from torch import nn
 
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, load_model, reader
-from bondwise.choose.ladder import builder, check_keep
-from bondwise.compress.recipe import Recipe
-from bondwise.compress.tensorize import Result, check_choices, footprint, tensorize
+from bondwise.choose.by_rank import builder, check_keep
+from bondwise.compress.recipe import Recipe, check_choices, dtype
+from bondwise.compress.result import Result
+from bondwise.compress.swap import footprint
+from bondwise.compress.tensorize import follow
 from bondwise.errors import BudgetError
 from bondwise.flow.text import check_draw, read_text
 from bondwise.progress import Progress, Steps, silent
 from bondwise.report.page import finite, page
 
 Report = dict[str, Any]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def compress(
@@ -30,8 +31,8 @@ def compress(
 ) -> Report:
     """Run a recipe and leave a checkpoint, recipe.yaml, report.json and report.html in a folder.
 
-    The model is read, calibrated and fitted in the dtype that it is stored in, and written in the
-    recipe's.
+    The model is read, calibrated and fitted in the dtype that it is stored in; it is rounded to
+    the recipe's, and written in that.
 
     Raises:
         BondwiseError: anything a user can mend; the folder is then as it was.
@@ -43,14 +44,11 @@ def compress(
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
     data = None if recipe.data is None else read_text(Path(recipe.data))
     steps = Steps()
-    with steps("load"):
-        progress("load", 0, 1)
+    with steps("load", progress):
         loaded = load_model(recipe.model, device=recipe.device)
         tokenizer = None if data is None else reader(loaded, recipe.model)
-        progress("load", 1, 1)
     result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
     steps.done.extend(dict(step) for step in result.steps)
-    cast(result.model, recipe.dtype)
     report = describe(result, recipe, loaded.source_file_bytes)
     if data is None:
         report["notes"].append("no text came (--data), so the fit knows the weights alone")
@@ -68,24 +66,7 @@ def run(
 ) -> Result:
     """Tensorize a loaded model as the recipe says."""
     with threads(recipe.threads):
-        return tensorize(
-            model,
-            recipe.keep,
-            data,
-            tokenizer=tokenizer,
-            targets=recipe.targets,
-            ignore=recipe.ignore,
-            protect=recipe.protect,
-            format=recipe.format,
-            effort=recipe.effort,
-            prefer=recipe.prefer,
-            unit=recipe.unit,
-            seed=recipe.seed,
-            windows=recipe.windows,
-            length=recipe.length,
-            inplace=inplace,
-            progress=progress,
-        )
+        return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -97,10 +78,8 @@ def check_recipe(recipe: Recipe) -> None:
         DataError: windows of no tokens, or none at all.
     """
     check_keep(recipe.keep)
-    given = recipe.data is not None
-    check_choices(recipe.effort, recipe.prefer, recipe.unit, recipe.format, given)
+    check_choices(recipe, recipe.data is not None)
     builder(recipe.format)
-    dtype(recipe.dtype)
     check_device(recipe.device)
     check_draw(recipe.windows, recipe.length)
     for name, value in {"seed": recipe.seed, "threads": recipe.threads}.items():
@@ -166,29 +145,6 @@ def _absolute(model: str) -> str:
     """The path of a model from anywhere; a name on the hub as it is."""
     path = Path(model).expanduser()
     return str(path.absolute()) if path.exists() else model
-
-
-def cast(model: nn.Module, name: str) -> None:
-    """Give the parameters another dtype, and no buffer: rotary frequencies would be rounded."""
-    kind = dtype(name)
-    if kind is None:
-        return
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(kind)
-
-
-def dtype(name: str) -> torch.dtype | None:
-    """The dtype of that name; None for "auto".
-
-    Raises:
-        BudgetError: no such floating-point dtype.
-    """
-    if name == "auto":
-        return None
-    if name not in DTYPES:
-        raise BudgetError(f"dtype={name!r} came; write one of auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def check_device(name: str) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.flow.blocks import fast_bfloat16
-from bondwise.flow.calibrate import without_head
 from bondwise.flow.data import Batch, feed
+from bondwise.flow.watch import without_head
 from bondwise.progress import Progress
 
 PROMPT = 8  # one token in so many of a window is given, the others are drawn

@@ -7,7 +7,11 @@ from typing import Any, cast
 import torch
 import yaml
 
+from bondwise.choose.budget import UNITS
 from bondwise.errors import BudgetError
+
+EFFORTS, PREFERENCES = ("fast", "best"), ("speed", "size", "quality")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,8 @@ class Recipe:
     """Everything that decides the outcome of one compression.
 
     ``threads`` belongs to it: another number of threads adds in another order, and the last bits
-    differ. ``dtype`` is what the weights are written in; they are fitted as they are stored.
+    differ. ``dtype`` is what the weights are written in, and networks rounded to; they are fitted
+    as they are stored.
     """
 
     model: str
@@ -39,6 +44,43 @@ class Recipe:
         """The recipe as YAML, one line per choice."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return yaml.safe_dump(plain, sort_keys=False)
+
+
+def dtype(name: str) -> torch.dtype | None:
+    """The dtype of that name; None for "auto".
+
+    Raises:
+        BudgetError: no such floating-point dtype.
+    """
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise BudgetError(f"dtype={name!r} came; write one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def check_choices(recipe: Recipe, given: bool) -> None:
+    """Refuse an effort, a preference, a unit or a dtype that is none, or not to be had like this.
+
+    Args:
+        recipe: the choices.
+        given: whether there is data.
+
+    Raises:
+        BudgetError: listing those that there are.
+    """
+    choices = {"effort": EFFORTS, "prefer": PREFERENCES, "unit": UNITS}
+    for what, values in choices.items():
+        value = getattr(recipe, what)
+        if value not in values:
+            raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")
+    if recipe.unit != "params" and (recipe.format != "auto" or not given):
+        came = f"format={recipe.format!r}" if recipe.format != "auto" else "no data"
+        raise BudgetError(
+            f"unit={recipe.unit!r} came with {came}; give data and format='auto', or write "
+            "unit='params'."
+        )
+    dtype(recipe.dtype)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -9,16 +9,16 @@ the blocks before it. Some steps of Adam on all that the block stores take the m
 Every token weighs alike: a few of them are hundreds of times longer than the others.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, isfinite, pi
-from typing import Any
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.flow.blocks import Stream, precision
 from bondwise.flow.data import fitted_on
+from bondwise.train.schedule import scheduled
 
 TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh too much
 
@@ -30,12 +30,10 @@ class Refined:
     Attributes:
         before: as it came.
         after: as it is left; never more.
-        stopped: the step, from 1, whose loss was not finite; 0 for none.
     """
 
     before: float
     after: float
-    stopped: int = 0
 
 
 def refine(
@@ -47,7 +45,6 @@ def refine(
     steps: int = 40,
     rate: float = 1e-3,
     seed: int = 0,
-    groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> Refined:
     """Train the parameters of a block, in float32, towards the outputs that are wanted.
 
@@ -62,8 +59,6 @@ def refine(
         steps: of Adam, one batch each.
         rate: the largest step.
         seed: the order of the batches.
-        groups: what trains, as ``torch.optim`` takes it, each ``lr`` the largest step in place of
-            ``rate``; None for all parameters.
 
     >>> _ = torch.manual_seed(0)
     >>> x, layer = torch.randn(64, 8), nn.Linear(8, 8)
@@ -76,10 +71,7 @@ def refine(
     fitted = fitted_on(len(inputs), held_out)
     measured = list(held_out) or fitted
     before = goal.measure(measured)
-    if groups is None:
-        everything = [p for p in block.parameters() if p.is_floating_point()]
-        groups = [{"params": everything, "lr": rate}]
-    parameters = [p for group in groups for p in group["params"]]
+    parameters = [p for p in block.parameters() if p.is_floating_point()]
     if not steps or not fitted or not parameters or not before > 0:
         return Refined(before, before)
     kept = [p.detach().clone() for p in parameters]
@@ -87,7 +79,7 @@ def refine(
     for p in parameters:
         p.requires_grad_(True)
     with torch.enable_grad():
-        stopped = _train(goal, groups, _rounds(fitted, seed), steps)
+        _train(goal, parameters, rate, _rounds(fitted, seed), steps)
     for p, grad in zip(parameters, asked, strict=True):
         p.grad = None
         p.requires_grad_(grad)
@@ -97,7 +89,7 @@ def refine(
             for p, old in zip(parameters, kept, strict=True):
                 p.copy_(old)
         after = before
-    return Refined(before, after, stopped)
+    return Refined(before, after)
 
 
 class _Goal:
@@ -126,22 +118,20 @@ class _Goal:
 
 
 def _train(
-    goal: _Goal, groups: Sequence[Mapping[str, Any]], order: Iterator[int], steps: int
-) -> int:
-    """All steps, or those before a loss that is not finite: its number, 0 for none."""
+    goal: _Goal, parameters: Sequence[Tensor], rate: float, order: Iterator[int], steps: int
+) -> None:
+    """All steps, or those before a loss that is not finite."""
     warm = max(1, min(5, steps // 4))
-    optimizer = torch.optim.Adam([dict(group) for group in groups], betas=(0.9, 0.95))
-    rates = [group["lr"] for group in groups]
+    optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.95))
     for step in range(steps):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1, (step + 1) / warm) * (1 + cos(pi * step / steps)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = scheduled(rate, step, steps, warm)
         optimizer.zero_grad()
         loss = goal.loss(next(order))
         if not torch.isfinite(loss):
-            return step + 1
+            return
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-    return 0
 
 
 def _rounds(batches: Sequence[int], seed: int) -> Iterator[int]:

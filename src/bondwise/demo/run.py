@@ -1,7 +1,7 @@
 """The demo: a real model on real text, compressed, compared and left as a checkpoint."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from torch import nn
 
 from bondwise.checkpoint.checkpoint import check_folder
 from bondwise.checkpoint.loading import Loaded, load_model
-from bondwise.compress.compress import Report, cast, check_recipe, describe, run, write
+from bondwise.compress.compress import Report, check_recipe, describe, run, write
 from bondwise.compress.recipe import Recipe
+from bondwise.compress.swap import cast
 from bondwise.demo import assets
 from bondwise.evaluate.language import compare, generate_sample
 from bondwise.evaluate.similarity import rate_documents, rate_pairs
@@ -22,6 +23,34 @@ from bondwise.progress import Progress, Steps, silent
 WINDOWS, LENGTH = 32, 512
 PROMPT = "The history of the city begins in the"
 CALIBRATION = "calibration.txt"
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a demo is about.
+
+    Attributes:
+        name: of the model.
+        fetch: gives the path of its files.
+        load: gives the model from there.
+        dtype: what it is stored in unless another is asked for.
+        evaluate: gives what it and its teacher are worth, as entries of the report.
+    """
+
+    name: str
+    fetch: Callable[[], Path]
+    load: Callable[..., Loaded]
+    dtype: str
+    evaluate: Callable[["_Pair", Steps, Progress], Report]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A compressed model and the dense one with its tokenizer, both in the dtype that is stored."""
+
+    student: nn.Module
+    loaded: Loaded
+    seed: int
 
 
 def language_demo(
@@ -43,50 +72,9 @@ def language_demo(
         BondwiseError: the folder is in the way, or something cannot be fetched.
     """
     recipe = _recipe(out, keep, seed, device, dtype_name)
-    check_recipe(recipe)
-    check_folder(out, overwrite)
-    steps = Steps()
-    with steps("fetch"):
-        progress("fetch model and text", 0, 2)
-        source = assets.smollm2()
-        progress("fetch model and text", 1, 2)
-        articles, held_out = assets.calibration_articles(), assets.held_out_articles()
-        news = assets.lee_news()
-        progress("fetch model and text", 2, 2)
-    with steps("load"):
-        progress("load", 0, 1)
-        loaded = load_model(source, torch.float32, device)
-        progress("load", 1, 1)
-    text = "\n\n".join(article.text for article in articles)
-    texts = {
-        "in domain: Wikipedia, held-out articles": [article.text for article in held_out],
-        "out of domain: news": news,
-    }
-    stored = "bfloat16" if dtype_name == "auto" else dtype_name
-    recipe = replace(recipe, model=str(source), dtype=stored)
-    student, report = _compress(recipe, loaded, text, steps, progress)
-    report |= {"name": "SmolLM2-135M-Instruct"}
-    teacher = loaded.model
-    evaluation: list[dict[str, Any]] = []
-    for name, documents in texts.items():
-        stage = f"evaluate {name.partition(':')[0]}"
-        with steps(stage):
-            shown = windows(loaded.tokenizer, documents, WINDOWS, LENGTH, seed)
-            progress(stage, 0, len(shown))
-            found = compare(student, teacher, shown, seed=seed, progress=partial(progress, stage))
-            evaluation.append(found.entry(name) | {"length": LENGTH})
-    with steps("write a sentence"):
-        progress("write a sentence", 0, 1)
-        before, after = (
-            generate_sample(model, loaded.tokenizer, PROMPT) for model in (teacher, student)
-        )
-        progress("write a sentence", 1, 1)
-    report |= {
-        "evaluation": evaluation,
-        "samples": [{"prompt": PROMPT, "before": before, "after": after}],
-    }
-    kept = {CALIBRATION: text}
-    return write(out, student, loaded, report, recipe, steps, overwrite=overwrite, extra=kept)
+    load = partial(load_model, dtype=torch.float32)
+    subject = _Subject("SmolLM2-135M-Instruct", assets.smollm2, load, "bfloat16", _read)
+    return _demo(subject, recipe, out, overwrite, progress)
 
 
 def similarity_demo(
@@ -107,43 +95,88 @@ def similarity_demo(
         BondwiseError: the folder is in the way, or something cannot be fetched.
     """
     recipe = _recipe(out, keep, seed, device, dtype_name)
+    load = partial(load_model, task="encoder")
+    subject = _Subject("all-MiniLM-L6-v2", assets.minilm, load, "auto", _rated)
+    return _demo(subject, recipe, out, overwrite, progress)
+
+
+def _demo(
+    subject: _Subject, recipe: Recipe, out: Path, overwrite: bool, progress: Progress
+) -> Report:
+    """Fetch, load, compress, evaluate, write."""
     check_recipe(recipe)
     check_folder(out, overwrite)
     steps = Steps()
     with steps("fetch"):
-        progress("fetch model and text", 0, 2)
-        source = assets.minilm()
-        progress("fetch model and text", 1, 2)
+        stage = partial(progress, "fetch model and text")
+        stage(0, 2)
+        source = subject.fetch()
+        stage(1, 2)
         text = "\n\n".join(article.text for article in assets.calibration_articles())
-        progress("fetch model and text", 2, 2)
-    with steps("load"):
-        progress("load", 0, 1)
-        loaded = load_model(source, device=device, task="encoder")
-        progress("load", 1, 1)
-    recipe = replace(recipe, model=str(source))
-    student, report = _compress(recipe, loaded, text, steps, progress)
-    report |= {"name": "all-MiniLM-L6-v2"}
+        stage(2, 2)
+    with steps("load", progress):
+        loaded = subject.load(source, device=recipe.device)
+    stored = subject.dtype if recipe.dtype == "auto" else recipe.dtype
+    recipe = replace(recipe, model=str(source), dtype=stored)
+    result = run(recipe, loaded.model, text, loaded.tokenizer, progress)
+    steps.done.extend(dict(step) for step in result.steps)
+    cast(loaded.model, recipe.dtype)  # the result has that dtype already
+    report = describe(result, recipe, loaded.source_file_bytes) | {"name": subject.name}
+    report |= subject.evaluate(_Pair(result.model, loaded, recipe.seed), steps, progress)
+    kept = {CALIBRATION: text}
+    return write(out, result.model, loaded, report, recipe, steps, overwrite=overwrite, extra=kept)
+
+
+def _read(pair: _Pair, steps: Steps, progress: Progress) -> Report:
+    """Perplexities of a language model in and out of domain, and a sentence that it writes."""
+    tokenizer, teacher, seed = pair.loaded.tokenizer, pair.loaded.model, pair.seed
+    texts = {
+        "in domain: Wikipedia, held-out articles": _held_out,
+        "out of domain: news": assets.lee_news,
+    }
+    evaluation: list[dict[str, Any]] = []
+    for name, documents in texts.items():
+        stage = f"evaluate {name.partition(':')[0]}"
+        with steps(stage):
+            shown = windows(tokenizer, documents(), WINDOWS, LENGTH, seed)
+            told = partial(progress, stage)
+            told(0, len(shown))
+            found = compare(pair.student, teacher, shown, seed=seed, progress=told)
+            evaluation.append(found.entry(name) | {"length": LENGTH})
+    with steps("write a sentence", progress):
+        before, after = (
+            generate_sample(model, tokenizer, PROMPT) for model in (teacher, pair.student)
+        )
+    sample = {"prompt": PROMPT, "before": before, "after": after}
+    return {"evaluation": evaluation, "samples": [sample]}
+
+
+def _held_out() -> list[str]:
+    return [article.text for article in assets.held_out_articles()]
+
+
+def _rated(pair: _Pair, steps: Steps, progress: Progress) -> Report:
+    """How well an encoder agrees with people."""
+    tokenizer, teacher = pair.loaded.tokenizer, pair.loaded.model
     documents, related, similar = assets.lee_ratings(), assets.wordsim353(), assets.simlex()
-    rate: dict[str, Callable[[nn.Module], float]] = {
+    rate: Mapping[str, Callable[[nn.Module], float]] = {
         "Lee 2005, news texts (Pearson)": lambda model: rate_documents(
-            model, loaded.tokenizer, documents.texts, documents.ratings
+            model, tokenizer, documents.texts, documents.ratings
         ),
         "WordSim-353, related words (Spearman)": lambda model: rate_pairs(
-            model, loaded.tokenizer, related.pairs, related.ratings
+            model, tokenizer, related.pairs, related.ratings
         ),
         "SimLex-999, similar words (Spearman)": lambda model: rate_pairs(
-            model, loaded.tokenizer, similar.pairs, similar.ratings
+            model, tokenizer, similar.pairs, similar.ratings
         ),
     }
     with steps("evaluate"):
         rated: list[dict[str, Any]] = []
         progress("evaluate", 0, len(rate))
         for done, (name, job) in enumerate(rate.items(), start=1):
-            rated.append({"name": name, "before": job(loaded.model), "after": job(student)})
+            rated.append({"name": name, "before": job(teacher), "after": job(pair.student)})
             progress("evaluate", done, len(rate))
-    report |= {"similarity": rated}
-    kept = {CALIBRATION: text}
-    return write(out, student, loaded, report, recipe, steps, overwrite=overwrite, extra=kept)
+    return {"similarity": rated}
 
 
 def _recipe(out: Path, keep: float, seed: int, device: str, dtype: str) -> Recipe:
@@ -157,15 +190,3 @@ def _recipe(out: Path, keep: float, seed: int, device: str, dtype: str) -> Recip
         dtype=dtype,
         threads=torch.get_num_threads(),
     )
-
-
-def _compress(
-    recipe: Recipe, loaded: Loaded, text: str, steps: Steps, progress: Progress
-) -> tuple[nn.Module, Report]:
-    """The tensorized model and its report; the loaded one stays, cast to the same dtype."""
-    result = run(recipe, loaded.model, text, loaded.tokenizer, progress)
-    steps.done.extend(dict(step) for step in result.steps)
-    cast(result.model, recipe.dtype)
-    cast(loaded.model, recipe.dtype)
-    report = describe(result, recipe, loaded.source_file_bytes)
-    return result.model, report

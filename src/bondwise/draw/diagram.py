@@ -111,10 +111,10 @@ def _span(edge: Edge, where: Placement) -> float:
 
 
 def _is_led_below(edge: Edge, where: Placement) -> bool:
-    """Whether other cores of a row stand between the two."""
-    for row in where.rows:
-        if all(end in row for end in edge.ends):
-            one, two = (row.index(end) for end in edge.ends if isinstance(end, int))
+    """Whether other cores of a chain stand between the two."""
+    for chain in where.chains:
+        if all(end in chain for end in edge.ends):
+            one, two = (chain.index(end) for end in edge.ends if isinstance(end, int))
             return abs(one - two) > 1
     return False
 
@@ -149,13 +149,13 @@ def _beside(
 
 
 def _led_below(picture: Picture, net: Network, where: Placement, edge: Edge, lane: int) -> None:
-    """From the one core down, under all legs, and up to the other; around the ends of the row."""
-    row = next(row for row in where.rows if edge.ends[0] in row)
+    """From the one core down, under all legs, and up to the other; around the ends of the chain."""
+    chain = next(chain for chain in where.chains if edge.ends[0] in chain)
     one, two = sorted(edge.ends, key=lambda end: where.points[end])
     (x1, y), (x2, _) = where.points[one], where.points[two]
     size = net.sizes[edge.name]
-    left = -1 if one == row[0] else 1
-    right = 1 if two == row[-1] else -1
+    left = -1 if one == chain[0] else 1
+    right = 1 if two == chain[-1] else -1
     room = RADIUS + 22 + 7 * lane
     floor = y + RADIUS + LEG + LANE * (lane + 1.9)
     down, up = x1 + left * _clear(net, one, room), x2 + right * _clear(net, two, room)

@@ -1,4 +1,4 @@
-"""Where the cores of a network stand in a picture: in a row, as a star or as a tree."""
+"""Where the cores of a network stand in a picture: in a chain, as a star or as a tree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class Placement:
-    """Points of all nodes, and the cores of each row from left to right."""
+    """Points of all nodes, and the chains of cores that stand side by side, from left to right."""
 
     points: dict[Node, Point] = field(default_factory=dict[Node, Point])
-    rows: tuple[tuple[int, ...], ...] = ()
+    chains: tuple[tuple[int, ...], ...] = ()
 
 
 def label(index: Index) -> str:
@@ -61,7 +61,7 @@ def placement(net: Network) -> Placement:
     near = _neighbours(net)
     left = list(near)
     points: dict[Node, Point] = {}
-    rows: list[tuple[int, ...]] = []
+    chains: list[tuple[int, ...]] = []
     shift = 0.0
     while left:
         piece = _reached(near, left[0])
@@ -71,8 +71,8 @@ def placement(net: Network) -> Placement:
         moved = {node: (x - start + shift, y) for node, (x, y) in made.points.items()}
         shift = max(x + _room(net, node) / 2 for node, (x, _) in moved.items()) + GAP
         points |= moved
-        rows.extend(made.rows)
-    return Placement(points, tuple(rows))
+        chains.extend(made.chains)
+    return Placement(points, tuple(chains))
 
 
 Near = dict[Node, list[Node]]
@@ -102,7 +102,7 @@ def _piece(net: Network, near: Near) -> Placement:
     if lines == len(near) - 1 and degree > 2:
         star = _star(net, near, centre) if degree == len(near) - 1 else None
         return star or _tree(net, near)
-    return _row(net, near)
+    return _chain(net, near)
 
 
 def _room(net: Network, node: Node) -> float:
@@ -187,7 +187,7 @@ def _longest_path(near: Near) -> list[Node]:
     return min(paths[-1], paths[-1][::-1], key=lambda path: str(path[0]).zfill(9))
 
 
-def _row(net: Network, near: Near) -> Placement:
+def _chain(net: Network, near: Near) -> Placement:
     """Cores from left to right, along the chain or around the ring if there is one; dots below."""
     cores = [node for node in near if isinstance(node, int)]
     ends = [node for node in cores if len(set(near[node])) == 1]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bondwise.errors import DataError
+from bondwise.errors import DataError, optional
 
 
 @torch.no_grad()
@@ -98,8 +98,7 @@ def pearson(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
             f"A correlation of {len(a)} values that do not vary is not defined; give at least two "
             "different ones on both sides"
         )
-    a, b = (side.astype(np.float64) - side.mean(dtype=np.float64) for side in (a, b))
-    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
+    return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
 
 
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
@@ -107,10 +106,10 @@ def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
 
     >>> spearman(np.array([1.0, 10.0, 100.0]), np.array([3.0, 4.0, 5.0]))
     1.0
+
+    Raises:
+        DataError: as `pearson`.
+        MissingExtraError: scipy is not installed.
     """
-    return pearson(_ranks(a), _ranks(b))
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[place]
+    rank = optional("scipy.stats", "demo").rankdata
+    return pearson(rank(a), rank(b))

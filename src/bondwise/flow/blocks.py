@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import Batch, evaluating, feed, tokens
+from bondwise.flow.watch import watching
 from bondwise.progress import Progress
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -63,11 +64,12 @@ class Stream:
             return self
         hidden: list[Tensor] = []
         beside: tuple[Any, ...] | None = None
-        watching = nullcontext() if inputs is None else inputs.watching()
-        with torch.no_grad(), watching, precision(self.hidden[0].device, self.hidden[0].dtype):
+        look = nullcontext() if inputs is None else watching(inputs.layers, inputs.see)
+        fast = precision(self.hidden[0].device, self.hidden[0].dtype)
+        with torch.no_grad(), look as begin, fast:
             for batch, x in enumerate(self.hidden):
-                if inputs is not None:
-                    inputs.begin(self.masks[batch])
+                if begin is not None:
+                    begin(self.masks[batch])
                 output = self._output(block, batch)
                 hidden.append(first(output).to(x.dtype))
                 if batch == 0 and isinstance(output, tuple):

@@ -1,7 +1,6 @@
-"""What is between the slices: the states of a model at their borders, one file for each border."""
+"""What is between the slices: the states of a model at their boundaries, one file for each."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,92 +8,21 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.blocks import Call, Stream, capture
-from bondwise.flow.data import Batch, fitted_on
+from bondwise.flow.data import Batch, evaluating
 from bondwise.flow.files import read, write
 from bondwise.flow.slices import Row, Slice
 from bondwise.progress import silent
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a slice is trained on.
-
-    Attributes:
-        entering: what enters it, batch by batch.
-        wanted: what it should give.
-        measured: batches that are only measured.
-    """
-
-    entering: Stream
-    wanted: tuple[Tensor, ...]
-    measured: tuple[int, ...]
-
-
-class InARow:
-    """Slices of one stack of blocks, in both models.
-
-    Args:
-        student: its borders.
-        teacher: those of the dense model.
-        share: of the batches whose inputs are the student's; the others' are the teacher's.
-        held_out: batches that are only measured, with both inputs where the share is between.
-    """
-
-    def __init__(
-        self, student: "Borders", teacher: "Borders", share: float, held_out: Sequence[int]
-    ) -> None:
-        self.student, self.teacher = student, teacher
-        self.share, self.held_out = share, held_out
-
-    def begin(self) -> None:
-        """Make the first files."""
-        self.student.begin(used=self.share > 0)
-        self.teacher.begin()
-
-    def lesson(self, at: int) -> Lesson:
-        """What a slice is trained on.
-
-        Raises:
-            DataError: states of another width in the two models, or that are not finite.
-            CheckpointError: a file cannot be written or read.
-        """
-        given = self.teacher.leaving(at)
-        fitted = fitted_on(len(given), self.held_out)
-        whose = [int((k + 1) * self.share) > int(k * self.share) for k in range(len(fitted))]
-        chosen = list(zip(whose, fitted, strict=True))
-        both = [own for own in (False, True) if (self.share if own else 1 - self.share) > 0]
-        chosen += [(own, k) for k in self.held_out for own in both]
-        streams: dict[bool, Stream] = {}
-        for own in both:
-            streams[own] = (self.student if own else self.teacher).entering(at)
-        entering = Stream(
-            tuple(streams[own].hidden[k] for own, k in chosen),
-            tuple(streams[own].calls[k] for own, k in chosen),
-            tuple(streams[own].masks[k] for own, k in chosen),
-        )
-        measured = tuple(range(len(fitted), len(chosen)))
-        return Lesson(entering, tuple(given[k] for _, k in chosen), measured)
-
-    def forget(self, before: int) -> None:
-        """Remove what the slices before one were trained on."""
-        self.student.forget(before)
-        self.teacher.forget(before)
-
-    def clear(self) -> None:
-        """Remove all files."""
-        self.student.clear()
-        self.teacher.clear()
-
-
-class Borders:
+class Boundaries:
     """The states that enter and leave the slices of one stack of blocks, batch by batch.
 
-    They are made when they are asked for, from the last border that is there, and kept as files.
+    They are made when they are asked for, from the last boundary that is there, and kept as files.
     Any number of processes may ask at once: a file that two of them make is the same. In memory is
     what was asked for, and what else the blocks are given (masks, positions).
 
     Args:
-        model: as it is before any slice is healed.
+        model: whose states they are.
         parts: its slices, in the order in which they run.
         batches: what it is shown.
         folder: where the files are.
@@ -102,7 +30,7 @@ class Borders:
         row: the blocks of a slice to go through; None for the model's own.
 
     Attributes:
-        in_a_row: whether the blocks run one after another; otherwise there are no borders.
+        in_a_row: whether the blocks run one after another; otherwise there are no boundaries.
     """
 
     def __init__(
@@ -120,16 +48,9 @@ class Borders:
         found = capture(model, blocks, batches, silent)
         self.in_a_row = found is not None
         self.masks: tuple[Tensor | None, ...] = ()
-        self._first: tuple[Tensor, ...] = ()
         if found is not None:
             self.masks, self._calls = found.masks, (found.calls, *found.later)
-            self._first = found.hidden
-
-    def begin(self, used: bool = True) -> None:
-        """Make the first file, where it is of use, and keep no states in memory."""
-        if used:
-            self._keep(0, self._first)
-        self._first = ()
+            self._keep(0, found.hidden)
 
     def entering(self, at: int) -> Stream:
         """What enters a slice."""
@@ -147,7 +68,9 @@ class Borders:
         """
         last = next(k for k in range(at + 1, -1, -1) if self._path(k).exists())
         for k in range(last, at + 1):
-            self._keep(k + 1, self.entering(k).after(self._row(k)).hidden)
+            row, entering = self._row(k), self.entering(k)
+            with evaluating(row):
+                self._keep(k + 1, entering.after(row).hidden)
         return self._read(at + 1)
 
     def forget(self, before: int) -> None:
@@ -163,28 +86,23 @@ class Borders:
     def _of_block(self, block: int) -> tuple[Call, ...]:
         return self._calls[block] if len(self._calls) > 1 else self._calls[0]
 
-    def _path(self, border: int) -> Path:
-        return self.folder / f"{self.name}-{border:03d}.safetensors"
+    def _path(self, boundary: int) -> Path:
+        return self.folder / f"{self.name}-{boundary:03d}.safetensors"
 
-    def _keep(self, border: int, hidden: Sequence[Tensor]) -> None:
-        if self._path(border).exists():
+    def _keep(self, boundary: int, hidden: Sequence[Tensor]) -> None:
+        if self._path(boundary).exists():
             return
-        if border:
-            check_finite(self.model, self.parts[border - 1].name, hidden)
-        write(self._path(border), {str(k): x for k, x in enumerate(hidden)})
+        if boundary:
+            _check_finite(self.model, self.parts[boundary - 1].name, hidden)
+        write(self._path(boundary), {str(k): x for k, x in enumerate(hidden)})
 
-    def _read(self, border: int) -> tuple[Tensor, ...]:
+    def _read(self, boundary: int) -> tuple[Tensor, ...]:
         device = next(self.model.parameters()).device
-        kept = read(self._path(border))
+        kept = read(self._path(boundary))
         return tuple(kept[str(k)].to(device) for k in range(len(kept)))
 
 
-def check_finite(model: nn.Module, name: str, given: Iterable[Tensor]) -> None:
-    """Refuse what a part of a model gives where it is no number.
-
-    Raises:
-        DataError: it is NaN or infinity.
-    """
+def _check_finite(model: nn.Module, name: str, given: Iterable[Tensor]) -> None:
     if not all(bool(torch.isfinite(x).all()) for x in given):
         raise DataError(
             f"{name} of {type(model).__name__} gives NaN or infinity; "

@@ -1,4 +1,4 @@
-"""Files of a healing: written beside their place and renamed, so that what is there is whole."""
+"""Files of a run: written beside their place and renamed, so that what is there is whole."""
 
 import json
 import uuid
@@ -75,6 +75,33 @@ def read_note(path: Path) -> dict[str, Any]:
             return cast(dict[str, Any], json.loads(file.metadata()["note"]))
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from error
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON file.
+
+    Raises:
+        CheckpointError: as `beside`.
+    """
+    with beside(path) as half:
+        half.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of ours holds.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); remove {path.parent} and begin anew."
+        ) from error
+    return cast(dict[str, Any], found)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -1,22 +1,20 @@
-"""What is healed on its own: blocks in a row, or one layer, at the same place in both models."""
+"""What stands on its own: blocks in a row, or one layer, at the same place in two models."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.blocks import Call, chains, first, holds
+from bondwise.flow.blocks import Call, chains, first
 from bondwise.layers.layers import TensorLinear, dense_weight
 from bondwise.layers.storage import TensorLayer
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Blocks that run one after another and are healed together, by their paths in both models.
+    """Blocks that run one after another and belong together, by their paths in both models.
 
     Attributes:
         names: of the blocks, in the order in which they run; of one layer where it stands alone.
@@ -30,11 +28,6 @@ class Slice:
     def name(self) -> str:
         """The first block, and the last one."""
         return self.names[0] if len(self.names) == 1 else f"{self.names[0]} to {self.names[-1]}"
-
-    def inside(self, row: "Row", path: str) -> nn.Parameter:
-        """A parameter of the blocks in a row, by its path in the model."""
-        at = next(k for k, name in enumerate(self.names) if path.startswith(f"{name}."))
-        return row.blocks[at].get_parameter(path[len(self.names[at]) + 1 :])
 
 
 def slices(student: nn.Module, teacher: nn.Module, size: int = 1) -> list[Slice]:
@@ -63,7 +56,7 @@ def slices(student: nn.Module, teacher: nn.Module, size: int = 1) -> list[Slice]
     if size < 0:
         raise DataError(f"Slices of {size} blocks came; write 1 or more, or 0 for single layers.")
     found = _of_blocks(student, teacher, size) if size else []
-    found = found or of_layers(student, teacher)
+    found = found or _of_layers(student, teacher)
     if not found:
         what = "no blocks and no layers" if size else "no layers"
         raise DataError(
@@ -73,17 +66,11 @@ def slices(student: nn.Module, teacher: nn.Module, size: int = 1) -> list[Slice]
     return found
 
 
-def of_layers(student: nn.Module, teacher: nn.Module, blocks: Iterable[str] = ("",)) -> list[Slice]:
-    """One slice for each linear layer whose weight is a network, of all or of some blocks.
-
-    Raises:
-        DataError: the teacher has no such layer, or one of another shape.
-    """
-    within = tuple(blocks)
+def _of_layers(student: nn.Module, teacher: nn.Module) -> list[Slice]:
+    """One slice for each linear layer whose weight is a network."""
     found: list[Slice] = []
     for name, layer in student.named_modules():
-        inside = any(not block or holds(block, name) for block in within)
-        if isinstance(layer, TensorLinear) and inside:
+        if isinstance(layer, TensorLinear):
             _check_block(student, teacher, name)
             found.append(Slice((name,), -1))
     return found
@@ -173,36 +160,8 @@ class Row(nn.Module):
         """The very blocks of a model."""
         return cls(model.get_submodule(name) for name in names)
 
-    def copy(self) -> "Row":
-        """The same blocks on their own, in at least float32, none of which trains."""
-        made = deepcopy(self).requires_grad_(False)
-        rough = made.dtype is not None and made.dtype.itemsize < torch.float32.itemsize
-        return made.float() if rough else made
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """That of the first weight; None where there is none."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
-
     def forward(self, x: Tensor, *calls: Call) -> Tensor:
         """The state after the last block."""
         for block, (rest, named) in zip(self.blocks, calls, strict=True):
             x = first(block(x, *rest, **named))
         return x
-
-
-def parameters(model: nn.Module, part: Slice) -> dict[str, nn.Parameter]:
-    """What a slice trains: its parameters, by their paths in the model, each once.
-
-    What is also used outside the slice (a tied weight) is left out: slices are independent.
-    """
-    places: dict[int, list[str]] = {}
-    for path, p in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(p), []).append(path)
-    found: dict[str, nn.Parameter] = {}
-    for paths in places.values():
-        if all(any(holds(name, path) for name in part.names) for path in paths):
-            p = model.get_parameter(paths[0])
-            if p.is_floating_point():
-                found[paths[0]] = p
-    return found

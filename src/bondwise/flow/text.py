@@ -1,6 +1,7 @@
-"""Text as the fixed windows of tokens that every perplexity is measured on."""
+"""Text as fixed windows of tokens: what perplexity is measured on, and what a page shows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
+
+SAMPLES = 8  # windows that a model sees at once
 
 
 def read_text(source: str | Path) -> str:
@@ -118,3 +121,51 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         "input_ids"
     ]
     return torch.tensor([token for document in documents for token in (*document, *blank)])
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Windows of a text.
+
+    Attributes:
+        ids: (windows, length), token ids.
+        pieces: the text of every token id that occurs, by id.
+    """
+
+    ids: Tensor
+    pieces: dict[int, str]
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """The windows as a model takes them."""
+        return list(self.ids.split(SAMPLES))
+
+    def piece(self, position: int) -> str:
+        """The text of the token at a position, windows one after another."""
+        return self.pieces[int(self.ids.flatten()[position])]
+
+    def to_json(self) -> dict[str, Any]:
+        """Pieces, and for each token the place of its own among them."""
+        places = {token: k for k, token in enumerate(self.pieces)}
+        return {
+            "pieces": list(self.pieces.values()),
+            "ids": [places[token] for token in self.ids.flatten().tolist()],
+            "windows": len(self.ids),
+            "length": self.ids.shape[1],
+        }
+
+
+def corpus(
+    model: nn.Module, tokenizer: Any, text: str, count: int, length: int, seed: int = 0
+) -> Corpus:
+    """So many windows of a text, or as many as there are.
+
+    Raises:
+        DataError: the text is shorter than one window.
+    """
+    length = fitting(model, length)
+    found = windows(tokenizer, text, None, length, seed)[:count]
+    if found.numel() < 2:
+        raise DataError(f"{found.numel()} tokens came; give a text of some thousand words.")
+    known = torch.unique(found).tolist()
+    return Corpus(found, {token: tokenizer.decode([token]) for token in known})

@@ -1,4 +1,4 @@
-"""The global stage of a language model: the student learns what the teacher says of each token.
+"""The task of a language model: the student learns what the teacher says of each token.
 
 The loss goes over the vocabulary in chunks, and the teacher is asked once: its top tokens are on
 disk, so that it need not be in memory while the student trains (Hinton, Vinyals and Dean 2015).
@@ -20,11 +20,11 @@ from bondwise.flow.data import feed
 from bondwise.heal.head import head_weight, instead, logits_head
 from bondwise.heal.losses import Top, logits_loss, relative_error, vocabulary_loss
 from bondwise.heal.modes import judging, products
-from bondwise.heal.teacher import Said, cached
+from bondwise.heal.teacher import TeacherCache, cache_teacher
 from bondwise.progress import Progress
 from bondwise.train.processes import agreed, wait
 from bondwise.train.recipe import Healing, Mix
-from bondwise.train.sampler import cut, mine, spread, turns
+from bondwise.train.sampler import chunked, micro_batches, padded_shard, sample_order
 
 Loads = Callable[[], nn.Module]
 
@@ -54,7 +54,7 @@ class Teacher:
 
 
 @dataclass
-class Answers:
+class LazyTeacherCache:
     """What the teacher says of the first windows: as many as are needed, made when they are.
 
     Attributes:
@@ -72,12 +72,12 @@ class Answers:
     recipe: Healing
     progress: Progress
     per_window: float = 0.0
-    _parts: list[tuple[int, Said]] = field(default_factory=list[tuple[int, Said]])
+    _parts: list[tuple[int, TeacherCache]] = field(default_factory=list[tuple[int, TeacherCache]])
 
     @property
     def count(self) -> int:
         """Windows that it has answers to."""
-        return sum(said.count for _, said in self._parts)
+        return sum(kept.count for _, kept in self._parts)
 
     def upto(self, count: int) -> None:
         """Have answers to so many windows, or to all."""
@@ -85,10 +85,10 @@ class Answers:
         if stop <= start:
             return
         began = time.perf_counter()
-        said = cached(
+        kept = cache_teacher(
             self.teacher.get(),
             self.windows[start:stop],
-            self.folder / f"said-{start}-{stop}",
+            self.folder / f"{start}-{stop}",
             k=self.recipe.top_k,
             temperature=self.recipe.temperature,
             hidden=self.recipe.hidden > 0,
@@ -97,10 +97,10 @@ class Answers:
         )
         wait()  # other processes made a part of it
         self.per_window = (time.perf_counter() - began) / (stop - start)
-        self._parts.append((start, said))
+        self._parts.append((start, kept))
 
     def of(self, rows: list[int]) -> tuple[Top, Tensor | None]:
-        """What is said of some windows, one row for each token but the first."""
+        """What is kept of some windows, one row for each token but the first."""
         found = [self._one(row) for row in rows]
         tops, hidden = zip(*found, strict=True)
         ids, logs = torch.cat([t.ids for t in tops]), torch.cat([t.logs for t in tops])
@@ -108,11 +108,11 @@ class Answers:
         return Top(ids, logs), torch.cat(states) if states else None
 
     def _one(self, row: int) -> tuple[Top, Tensor | None]:
-        start, said = next(part for part in reversed(self._parts) if part[0] <= row)
-        return said.of([row - start])
+        start, kept = next(part for part in reversed(self._parts) if part[0] <= row)
+        return kept.of([row - start])
 
 
-class Speech:
+class LanguageTask:
     """The loss of a causal language model on windows of text, and its perplexity on others.
 
     Args:
@@ -130,13 +130,13 @@ class Speech:
         called: nn.Module,
         windows: Int[Tensor, "count length"],
         held: Int[Tensor, "held length"],
-        answers: Answers | None,
+        answers: LazyTeacherCache | None,
         recipe: Healing,
         head: nn.Module | None,
     ) -> None:
         self.student, self.called, self.head = student, called, head
         self.windows, self.held, self.answers, self.recipe = windows, held, answers, recipe
-        self.mine = mine(recipe.batch, recipe.micro)
+        self.places = micro_batches(recipe.batch, recipe.micro)
         if recipe.hidden and head is None:
             raise DataError(
                 f"hidden={recipe.hidden} came for {type(student).__name__}, whose head does more "
@@ -146,14 +146,14 @@ class Speech:
     @property
     def parts(self) -> int:
         """Of a step."""
-        return len(self.mine)
+        return len(self.places)
 
     def loss(self, step: int, part: int) -> Tensor:
         """The share of the windows of one part of a step, of the mean over this process's."""
-        drawn = turns(step, self.recipe.batch, len(self.windows), self.recipe.seed)
-        rows = [drawn[place] for place in self.mine[part]]
+        drawn = sample_order(step, self.recipe.batch, len(self.windows), self.recipe.seed)
+        rows = [drawn[place] for place in self.places[part]]
         top, hidden = (None, None) if self.answers is None else self.answers.of(rows)
-        weight = len(rows) / sum(len(places) for places in self.mine)
+        weight = len(rows) / sum(len(places) for places in self.places)
         return weight * self._of(self.windows[rows], top, hidden, self.recipe.mix)
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class Speech:
         total, counted = 0.0, 0.0
         alone = Mix(distil=0.0, task=1.0)
         with judging(self.student):
-            for some in cut(spread(len(self.held)), self.recipe.micro):
+            for some in chunked(padded_shard(len(self.held)), self.recipe.micro):
                 weight = sum(w for _, w in some)  # FSDP wants as many calls from every process
                 rows = [row for row, w in some if w] or [some[0][0]]
                 total += weight * float(self._of(self.held[rows], None, None, alone))
@@ -221,7 +221,7 @@ def _spoken(
     return loss
 
 
-def speaks(model: nn.Module, ids: Int[Tensor, "count length"]) -> bool:
+def is_causal(model: nn.Module, ids: Int[Tensor, "count length"]) -> bool:
     """Whether a model is a causal language model: what it says does not depend on what follows.
 
     It is asked: a later token is changed, and the logits before it must stay.

@@ -89,7 +89,7 @@ def instead(head: nn.Module, gives: Callable[[Tensor], Tensor]) -> Generator[Non
         del head.forward
 
 
-def words(model: nn.Module) -> int | None:
+def vocabulary_size(model: nn.Module) -> int | None:
     """How many tokens a model knows; None where it does not say."""
     for name in ("get_output_embeddings", "get_input_embeddings"):
         found = _part(model, name)
@@ -101,7 +101,7 @@ def words(model: nn.Module) -> int | None:
     return None
 
 
-def check_alike(
+def check_vocabularies(
     student: nn.Module, teacher: nn.Module, tokenizers: Sequence[Any] | None = None
 ) -> None:
     """Refuse a teacher that speaks of other tokens than the student.
@@ -114,7 +114,7 @@ def check_alike(
     Raises:
         DataError: vocabularies of two sizes, or a token that has another number in the other one.
     """
-    ours, theirs = words(student), words(teacher)
+    ours, theirs = vocabulary_size(student), vocabulary_size(teacher)
     if ours != theirs and ours is not None and theirs is not None:
         raise DataError(
             f"The student has a vocabulary of {ours}, the teacher of {theirs}; "

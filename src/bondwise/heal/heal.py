@@ -1,4 +1,4 @@
-"""One call from a student and its teacher to a healed student: local first, then global."""
+"""One call from a student and its teacher to a healed student."""
 
 import tempfile
 from collections.abc import Callable, Generator
@@ -11,13 +11,13 @@ from torch import nn
 from bondwise.errors import BudgetError, DataError, SelectionError
 from bondwise.flow.allocator import kept
 from bondwise.heal.distil import Teacher
-from bondwise.heal.job import Healed, Wrap, prepare
 from bondwise.heal.modes import as_float32
+from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.progress import Progress, silent
-from bondwise.train.loop import Tell, nothing
+from bondwise.train.loop import Callback, no_callback
 from bondwise.train.rates import groups
 from bondwise.train.recipe import healing
-from bondwise.train.state import Place
+from bondwise.train.state import RunFolder
 
 STEPS = 100  # where neither steps nor a time is given
 
@@ -30,14 +30,13 @@ def heal(
     tokenizer: Any = None,
     steps: int | None = None,
     minutes: float | int | None = None,
-    local: float | int = 0.0,
     validation: Any = None,
     state: str | Path | None = None,
     resume: bool = True,
     inplace: bool = False,
     wrap: Wrap | None = None,
     progress: Progress = silent,
-    tell: Tell = nothing,
+    tell: Callback = no_callback,
     **choices: Any,
 ) -> Healed:
     """Train a compressed student towards the model that it was made from.
@@ -50,15 +49,13 @@ def heal(
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
         data: text with a tokenizer, token ids, batches, or samples.
         tokenizer: for text.
-        steps: of both stages; or give ``minutes``. Without either there are `STEPS`.
-        minutes: for both stages.
-        local: share of them for the local stage, for a student whose blocks were not refined when
-            it was compressed; of one that was, slices on their own make it worse.
+        steps: of AdamW; or give ``minutes``. Without either there are `STEPS`.
+        minutes: of steps.
         validation: other data to judge on; None holds out the end of ``data``.
         state: a folder in which the run is kept, so that it goes on after it was cut off.
         resume: go on with what the folder holds; otherwise it is emptied.
         inplace: train the student itself and not a copy.
-        wrap: called with the student before the global stage, for DDP or FSDP.
+        wrap: called with the student before the first step, for DDP or FSDP.
         progress: is told a stage, what is done and what there is.
         tell: is told each entry of the history.
         choices: the other fields of `Healing`.
@@ -87,17 +84,17 @@ def heal(
                 "such as the .model of what tensorize gives."
             )
     steps = STEPS if steps is None and minutes is None else steps
-    recipe = healing(steps=steps, minutes=minutes, local=local, **choices)
+    recipe = healing(steps=steps, minutes=minutes, **choices)
     if student is teacher:
         raise DataError("The student is the teacher; give the compressed model and the dense one.")
     groups(student, recipe.rate, recipe.choice)
     with _folder(state) as folder:
-        job = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
-        place = Place(folder, job.identity, resume)
-        own = job.own(inplace)
+        run = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
+        place = RunFolder(folder, run.identity, resume)
+        own = run.own(inplace)
         try:
             with kept(), as_float32(own):
-                return job.run(own, place, wrap, progress, tell)
+                return run.run(own, place, wrap, progress, tell)
         except (BudgetError, DataError, SelectionError):
             if not place.begun:  # what is refused will be asked in another way
                 place.forget()

@@ -1,4 +1,4 @@
-"""The global stage of any other model: the student learns to give what the teacher gives."""
+"""The task of any other model: the student learns to give what the teacher gives."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -17,7 +17,7 @@ from bondwise.heal.modes import judging, products
 from bondwise.progress import Progress
 from bondwise.train.processes import agreed, rank, wait, world
 from bondwise.train.recipe import Healing
-from bondwise.train.sampler import mine, turns
+from bondwise.train.sampler import micro_batches, sample_order
 
 ROOM = 2**28  # bytes of what a teacher gave that may stay in memory
 GIVES = ("logits", "last_hidden_state")
@@ -44,7 +44,7 @@ def answer(output: Any) -> Tensor:
     )
 
 
-class Outputs:
+class OutputTask:
     """The relative error of a student's output on some data, towards the teacher's kept on disk.
 
     Args:
@@ -72,26 +72,26 @@ class Outputs:
         rows = isinstance(shown, Tensor)
         size = recipe.batch if rows else max(samples(batch) for batch in shown)
         self.size = min(size, len(shown)) if rows else ceil(size / world()) * world()
-        self.mine = mine(self.size, recipe.micro)
+        self.places = micro_batches(self.size, recipe.micro)
 
     @property
     def parts(self) -> int:
         """Of a step."""
-        return len(self.mine)
+        return len(self.places)
 
     def loss(self, step: int, part: int) -> Tensor:
         """The share of one part of a step's samples."""
         if isinstance(self.shown, Tensor):
-            drawn = turns(step, self.size, len(self.shown), self.recipe.seed)
-            rows = [drawn[place] for place in self.mine[part]]
-            weight = len(rows) / sum(len(places) for places in self.mine)
+            drawn = sample_order(step, self.size, len(self.shown), self.recipe.seed)
+            rows = [drawn[place] for place in self.places[part]]
+            weight = len(rows) / sum(len(places) for places in self.places)
             return weight * self._of(self.shown[rows], self.wanted.rows(rows))
-        return self._of_batch(turns(step, 1, len(self.shown), self.recipe.seed)[0], part)
+        return self._of_batch(sample_order(step, 1, len(self.shown), self.recipe.seed)[0], part)
 
     def _of_batch(self, at: int, piece: int) -> Tensor:
         """The share of one part of a batch that came as such."""
         batch = cast(Sequence[Batch], self.shown)[at]
-        size, wanted, places = samples(batch), self.wanted.batch(at), self.mine[piece]
+        size, wanted, places = samples(batch), self.wanted.batch(at), self.places[piece]
         start, stop = (min(p * size // self.size, size) for p in (places.start, places.stop))
         counts = _counted(batch, wanted)
         own, total = int(counts[start:stop].sum()), int(counts.sum())

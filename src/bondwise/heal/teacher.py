@@ -1,6 +1,6 @@
 """What the teacher says of each token, asked once and kept on disk.
 
-A folder holds shards of `SHARD` windows each, named after the windows in them, and ``said.json``,
+A folder holds shards of `SHARD` windows each, named after the windows in them, and ``cache.json``,
 which says what they were made of. A shard is written beside its place and renamed, so that what is
 there is whole; a run that stopped goes on with the shards that lack, and several processes
 (``RANK``, ``WORLD_SIZE``) share them.
@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,20 @@ from bondwise.errors import CheckpointError, DataError
 from bondwise.flow.blocks import precision
 from bondwise.flow.data import evaluating, feed
 from bondwise.flow.files import beside
-from bondwise.heal.head import last_hidden, logits_head, words
+from bondwise.flow.identity import digest, identity
+from bondwise.heal.head import last_hidden, logits_head, vocabulary_size
 from bondwise.heal.losses import CHUNK, Top, top
 from bondwise.progress import Progress, silent
 from bondwise.train.recipe import Mix
 
 SHARD = 64  # windows in a file: 6 MB with 256 tokens each and the top 64
-ABOUT = "said.json"
-SCHEMA = 1
+ABOUT = "cache.json"
+SCHEMA = 2
 MEND = "free some space, write a smaller top_k, or name another folder"
-SAMPLES = 64  # values of each parameter that tell one teacher from another
 
 
 @dataclass(frozen=True)
-class Said:
+class TeacherCache:
     """What a teacher said of some windows, read from a folder as it is asked for.
 
     Attributes:
@@ -87,7 +86,7 @@ class Said:
             ) from error
 
 
-def cached(
+def cache_teacher(
     teacher: nn.Module,
     windows: Tensor,
     folder: str | Path,
@@ -97,7 +96,7 @@ def cached(
     hidden: bool = False,
     batch: int = 8,
     progress: Progress = silent,
-) -> Said:
+) -> TeacherCache:
     """What a teacher says of the next token, everywhere in some windows of text, kept in a folder.
 
     What is there of the same teacher, windows and settings is taken; of others it is replaced. A
@@ -121,7 +120,7 @@ def cached(
     _check(teacher, windows, k, temperature, batch)
     place, about = Path(folder).absolute(), _about(teacher, windows, k, temperature, hidden)
     _check_place(place)
-    mark, voice = about["fingerprint"], _Voice(teacher, k, temperature, hidden)
+    mark, asker = about["fingerprint"], _Asker(teacher, k, temperature, hidden)
     with beside(place / ABOUT, MEND) as path:
         path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (count, length), done = windows.shape, 0
@@ -129,15 +128,15 @@ def cached(
     _tidy(place, {_name(*shard) for shard in shards}, mark)
     for start, stop in _in_turn(shards):
         if not _is_of(place / _name(start, stop), mark):
-            said = voice.say(windows[start:stop], batch)
+            found = asker.ask(windows[start:stop], batch)
             with beside(place / _name(start, stop), MEND) as path:
-                save_file(said, path, {"fingerprint": mark})
+                save_file(found, path, {"fingerprint": mark})
         done += stop - start
         progress("teacher", done, count)
-    return Said(place, count, length, k, temperature, hidden)
+    return TeacherCache(place, count, length, k, temperature, hidden)
 
 
-class _Voice:
+class _Asker:
     """A teacher that is asked about some windows at a time."""
 
     def __init__(self, teacher: nn.Module, k: int, temperature: float, hidden: bool) -> None:
@@ -145,15 +144,15 @@ class _Voice:
         self.parts: tuple[nn.Module, nn.Module] | None = None
 
     @torch.no_grad()
-    def say(self, windows: Tensor, batch: int) -> dict[str, Tensor]:
+    def ask(self, windows: Tensor, batch: int) -> dict[str, Tensor]:
         """The top of every token but the first, and the hidden state if it is kept."""
         like = next(self.teacher.parameters())
-        said = list[dict[str, Tensor]]()
+        found = list[dict[str, Tensor]]()
         with evaluating(self.teacher), precision(like.device, like.dtype):
             self.parts = self.parts or logits_head(self.teacher, windows[:1, :4])
             for ids in windows.split(batch):
-                said.append(self._of(ids[:, :-1]))
-        return {name: torch.cat([each[name] for each in said]) for name in said[0]}
+                found.append(self._of(ids[:, :-1]))
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     def _of(self, ids: Tensor) -> dict[str, Tensor]:
         state, found = self._asked(ids)
@@ -197,7 +196,7 @@ def _check(teacher: nn.Module, windows: Tensor, k: int, temperature: float, batc
             f"{count} windows of {length} tokens came, {batch} at a time; "
             "give at least one window of two tokens, one at a time."
         )
-    known = words(teacher)
+    known = vocabulary_size(teacher)
     if known is not None and not 0 <= int(windows.min()) <= int(windows.max()) < known:
         raise DataError(
             f"Tokens {int(windows.min())} to {int(windows.max())} came for a teacher that knows "
@@ -212,38 +211,10 @@ def _about(
     teacher: nn.Module, windows: Tensor, k: int, temperature: float, hidden: bool
 ) -> dict[str, Any]:
     """What the kept numbers are made of, as JSON; all of it in one fingerprint."""
-    own = windows.detach().cpu().long().contiguous()
-    made_of = {
-        "schema": SCHEMA,
-        "windows": list(own.shape),
-        "text": sha256(own.numpy().tobytes()).hexdigest(),
-        "teacher": fingerprint(teacher),
-        "k": k,
-        "temperature": temperature,
-        "hidden": hidden,
-        "shard": SHARD,
-    }
-    line = json.dumps(made_of, sort_keys=True)
-    return made_of | {"fingerprint": sha256(line.encode()).hexdigest()}
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """A sum over the names, shapes, dtypes and some values of all that a model stores.
-
-    >>> layer = nn.Linear(3, 2)
-    >>> before = fingerprint(layer)
-    >>> _ = layer.weight.data.add_(1)
-    >>> fingerprint(layer) == before
-    False
-    """
-    found = sha256(type(model).__name__.encode())
-    for name, tensor in model.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // SAMPLES)][: SAMPLES + 1]
-        found.update(some.double().cpu().numpy().tobytes())
-    return found.hexdigest()
+    settings = {"schema": SCHEMA, "k": k, "temperature": temperature, "hidden": hidden}
+    settings |= {"windows": list(windows.shape), "shard": SHARD}
+    made_of = identity(settings, teacher=teacher, data=windows)
+    return made_of | {"fingerprint": digest(made_of)}
 
 
 def _in_turn(shards: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

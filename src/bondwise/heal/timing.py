@@ -1,46 +1,14 @@
 """What a time comes to in steps, once ten of them were measured."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
-from torch import nn
-
-from bondwise.flow.calibrate import without_head
-from bondwise.flow.data import Batch, feed
-from bondwise.heal.distil import Answers
-from bondwise.heal.modes import products, training
-from bondwise.heal.outputs import answer
+from bondwise.heal.distil import LazyTeacherCache
 from bondwise.train.processes import agreed
-from bondwise.train.rates import groups, only
 from bondwise.train.recipe import MEASURED, VALIDATIONS, Healing
-from bondwise.train.state import Place
+from bondwise.train.state import RunFolder
 
 MOST = 10_000_000  # steps of a run
-
-
-def local_steps(
-    student: nn.Module, batches: Sequence[Batch], recipe: Healing, seconds: float
-) -> int:
-    """Steps for each slice that a time allows the local stage.
-
-    A step of every slice together takes what a step of the whole student takes without its head;
-    to know what enters and leaves the slices takes a pass of both models, a third of a step each.
-    """
-    took: list[float] = []
-    chosen = groups(student, recipe.rate, recipe.choice)
-    body = without_head(student)
-    device = next(student.parameters()).device
-    with training(student), only(student, chosen), torch.enable_grad():
-        for batch in (batches[k % len(batches)] for k in range(3)):
-            start = time.perf_counter()
-            with products(recipe.precision, device):
-                given = answer(feed(body, batch))
-            given.float().square().mean().backward()  # pyright: ignore[reportUnknownMemberType]
-            took.append(time.perf_counter() - start)
-    each = min(took)
-    left = seconds - sum(took) - 2 * len(batches) * each / 3
-    return max(1, int(agreed([left / each], "first", device)[0]))
 
 
 def steps_within(
@@ -49,9 +17,9 @@ def steps_within(
     *,
     until: float,
     recipe: Healing,
-    answers: Answers | None,
+    answers: LazyTeacherCache | None,
 ) -> int:
-    """How many steps of the global stage a time allows; at least those that were measured.
+    """How many steps a time allows; at least those that were measured.
 
     Args:
         per_step: seconds of a step.
@@ -83,7 +51,7 @@ def needed(steps: int, recipe: Healing, count: int) -> int:
 
 
 def decider(
-    until: float, recipe: Healing, answers: Answers | None, place: Place
+    until: float, recipe: Healing, answers: LazyTeacherCache | None, place: RunFolder
 ) -> Callable[[float, float], int]:
     """What decides on the number of steps, keeps it, and asks the teacher what is then needed."""
 

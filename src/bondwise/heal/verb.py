@@ -3,8 +3,8 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,11 @@ from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.errors import DataError
 from bondwise.flow.text import read_text
 from bondwise.heal.heal import heal
-from bondwise.heal.job import Healed
+from bondwise.heal.run import Healed
 from bondwise.layers.storage import TensorLayer
 from bondwise.progress import Progress, Steps, silent
-from bondwise.train.loop import Entry, Tell, nothing
+from bondwise.report.page import page
+from bondwise.train.loop import Callback, Entry, no_callback
 from bondwise.train.recipe import healing
 
 Report = dict[str, Any]
@@ -60,17 +61,15 @@ class Healer:
 
     def run(
         self,
-        page: Callable[[Report], str],
         choices: Mapping[str, Any],
         *,
         overwrite: bool = False,
         progress: Progress = silent,
-        tell: Tell = nothing,
+        tell: Callback = no_callback,
     ) -> Report:
         """Heal, and leave the folder whole or not at all; started again, it goes on.
 
         Args:
-            page: makes the page of a report.
             choices: fields of `bondwise.train.recipe.Healing`.
             overwrite: whether a folder of ours may be replaced.
             progress: is told a stage, what is done and what there is.
@@ -117,7 +116,7 @@ class Healer:
                 **choices,
             )
         report["healing"] = self._told(healed)
-        report = self._write(healed.model, report, loaded, steps, page, overwrite)
+        report = self._write(healed.model, report, loaded, steps, overwrite)
         shutil.rmtree(self.state, ignore_errors=True)
         return report
 
@@ -139,7 +138,6 @@ class Healer:
         report: Report,
         loaded: Loaded,
         steps: Steps,
-        page: Callable[[Report], str],
         overwrite: bool,
     ) -> Report:
         if self.dtype is not None:
@@ -186,9 +184,8 @@ class Healer:
             "measured": healed.measured,
             "before": healed.before,
             "after": healed.after,
-            "steps": dict(healed.steps),
+            "steps": healed.steps,
             "history": [_finite(entry) for entry in healed.history],
-            "slices": [asdict(part) for part in healed.local],
             "notes": list(healed.notes),
         }
 

@@ -2,6 +2,7 @@
 
 from bondwise.read.bonds import Bond, bond, bonds, part
 from bondwise.read.contributions import added, contributions, dropped, gram, readout, values
+from bondwise.read.directions import overlap
 from bondwise.read.edits import (
     Edit,
     attach,
@@ -17,17 +18,9 @@ from bondwise.read.edits import (
 )
 from bondwise.read.features import Features, features, input_moments
 from bondwise.read.gauge import Gauge, gauge
+from bondwise.read.held_out import auroc, best_index
 from bondwise.read.importance import Importance, agreement, importance
-from bondwise.read.scores import (
-    Score,
-    against_gauges,
-    auroc,
-    best_index,
-    overlap,
-    scored,
-    selectivity,
-    token_entropy,
-)
+from bondwise.read.scores import Score, against_gauges, scored, selectivity, token_entropy
 from bondwise.read.spectra import Spectrum, spectra
 
 __all__ = [

@@ -47,11 +47,11 @@ def contributions(bond: Bond, x: Tensor, indices: Iterable[int] | None = None) -
     (torch.Size([7, 6, 6]), True)
     """
     net, cores = part(bond, range(bond.size) if indices is None else indices)
-    flat = _rows(bond, x)
+    flat = _flat(bond, x)
     rank, out = net.sizes[bond.name], net.shape[0]
     chunk = max(1, NUMBERS // (rank * out))
     way = plan(opened(net, bond.name), batch=min(chunk, max(1, len(flat))))
-    parts = [apply(way, cores, rows.to(cores[0].dtype)) for rows in flat.split(chunk)]
+    parts = [apply(way, cores, some.to(cores[0].dtype)) for some in flat.split(chunk)]
     return torch.cat(parts).reshape(*x.shape[:-1], rank, out)
 
 
@@ -73,7 +73,7 @@ def added(bond: Bond, x: Tensor, indices: Iterable[int]) -> Tensor:
     True
     """
     net, cores = part(bond, indices)
-    flat = _rows(bond, x)
+    flat = _flat(bond, x)
     found = apply(plan(net, batch=max(1, len(flat))), cores, flat.to(cores[0].dtype))
     return found.reshape(*x.shape[:-1], net.shape[0])
 
@@ -123,7 +123,7 @@ def values(bond: Bond, x: Tensor, order: Sequence[int] | None = None) -> Values:
     met = max(sweep.index(k) for k in net.places[bond.name])
     met = max(1, met)  # a bond on one core alone is on the data once that core is met
     left = [i for i in state(net, frozenset(sweep[:met])) if i.name != bond.name]
-    flat = _rows(bond, x).to(bond.cores[0].dtype)
+    flat = _flat(bond, x).to(bond.cores[0].dtype)
     grid = flat.reshape(-1, *(i.size for i in net.cols))
     operands: list[Tensor | list[str]] = [grid, [" ", *(i.name for i in net.cols)]]
     for k in sweep[:met]:
@@ -271,7 +271,7 @@ def _roots(bond: Bond, moments: Tensor | None) -> Iterator[Tensor]:
     yield from root.split(max(1, NUMBERS // (bond.size * bond.network.shape[0])))
 
 
-def _rows(bond: Bond, x: Tensor) -> Tensor:
+def _flat(bond: Bond, x: Tensor) -> Tensor:
     inp = bond.network.shape[1]
     if x.shape[-1:] != (inp,):
         raise ShapeError(

@@ -11,10 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from bondwise.errors import DataError, SelectionError, ShapeError
 from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.flow.watch import Entering, watching
 from bondwise.layers.storage import TensorLayer
 from bondwise.read.bonds import Bond, bond, chosen_indices
 from bondwise.read.contributions import added, readout
-from bondwise.read.watch import seeing
 
 Change = Callable[[Bond, Tensor], Tensor]
 """What is added to the output, (*batch, out), for inputs (*batch, in)."""
@@ -259,11 +259,11 @@ def recorded(model: nn.Module, bonds: Iterable[Bond], batch: Batch) -> dict[str,
     """
     found: dict[str, Tensor] = {}
 
-    def see(name: str, x: Tensor) -> None:
-        found[name] = x.detach().clone()
+    def see(entering: Entering) -> None:
+        found[entering.name] = entering.x.detach().clone()
 
-    names = list(dict.fromkeys(b.layer for b in bonds))
-    with torch.no_grad(), evaluating(model), seeing(model, names, see):
+    layers = {b.layer: model.get_submodule(b.layer) for b in bonds}
+    with torch.no_grad(), evaluating(model), watching(layers, see):
         feed(model, batch)
     return found
 

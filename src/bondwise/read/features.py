@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import Batch
+from bondwise.flow.watch import Entering, watch
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import Readout, gram, readout
-from bondwise.read.watch import watch
 
 TOP, LOW = 100, 5  # examples that are kept of each feature: for its tokens, and of the other end
 BEFORE, AFTER = 16, 7  # tokens around an example whose values are kept
@@ -121,13 +121,14 @@ def features(
         streams.setdefault(bond.layer, []).append(stream)
     done = [0]
 
-    def see(name: str, x: Tensor, mask: Tensor | None) -> None:
-        for stream in streams[name]:
-            stream.add(x, mask)
+    def see(entering: Entering) -> None:
+        entering.check()
+        for stream in streams[entering.name]:
+            stream.add(entering.x, entering.mask)
         done[0] += 1
         progress("features", min(done[0] // len(names), len(batches)), len(batches))
 
-    watch(model, names, batches, see)
+    watch(model, {name: model.get_submodule(name) for name in names}, batches, see)
     order = {id(stream.bond): stream for own in streams.values() for stream in own}
     return [order[id(bond)].end() for bond in bonds]
 

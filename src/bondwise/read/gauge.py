@@ -14,7 +14,14 @@ from bondwise.network.network import Network
 from bondwise.read.bonds import BLOCKS, Bond, matrices, sides
 from bondwise.read.bonds import bond as bond_of
 from bondwise.read.contributions import values
-from bondwise.read.rotations import LEAST_PER_VALUE, check_samples, ica, matched, varimax, whitening
+from bondwise.read.directions import (
+    LEAST_PER_VALUE,
+    check_samples,
+    ica,
+    matched,
+    varimax,
+    whitening,
+)
 from bondwise.read.schmidt import term_norms
 
 GAP = 1e-3  # of two Schmidt values, over the larger: below, their directions may mix

@@ -1,7 +1,6 @@
 """How much each value of a bond matters: a ladder from cheap to true, and how well it predicts."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply
-from bondwise.errors import DataError
+from bondwise.errors import DataError, optional
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import gram
-from bondwise.read.edits import edited, zero
+from bondwise.read.edits import Edit, edited, zero
 from bondwise.read.schmidt import term_norms
 
 RUNGS = ("schmidt", "output", "gradient")
@@ -132,12 +131,13 @@ def gradients(
         torch.ones(b.size, requires_grad=True, device=b.cores[0].device, dtype=b.cores[0].dtype)
         for b in bonds
     ]
+    edits = [_masked(bond, mask) for bond, mask in zip(bonds, masks, strict=True)]
     total = [torch.zeros(bond.size, dtype=torch.float64) for bond in bonds]
     frozen = {p: p.requires_grad for p in model.parameters()}
     try:
         for p in frozen:
             p.requires_grad_(False)
-        with torch.enable_grad(), evaluating(model), _masked(model, bonds, masks):
+        with torch.enable_grad(), evaluating(model), edited(model, *edits):
             for done, batch in enumerate(batches):
                 progress("gradients", done, len(batches))
                 value = _finite(loss(model, batch))
@@ -154,8 +154,13 @@ def gradients(
 def agreement(found: Sequence[Importance]) -> Agreement:
     """Spearman's rank correlation (1904) of each rung with the measured changes, over all bonds.
 
+    0 where one side is all alike.
+
     Args:
         found: as `importance` gives it.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
     """
     seen = torch.cat([own.measured for own in found])
     known = seen.isfinite()
@@ -164,19 +169,13 @@ def agreement(found: Sequence[Importance]) -> Agreement:
         return Agreement({}, count)
     sizes = {rung: torch.cat([getattr(own, rung) for own in found])[known].abs() for rung in RUNGS}
     true = seen[known].abs()
-    return Agreement({rung: spearman(size, true) for rung, size in sizes.items()}, count)
+    return Agreement({rung: _spearman(size, true) for rung, size in sizes.items()}, count)
 
 
-def spearman(one: Tensor, two: Tensor) -> float:
-    """The correlation of ranks, equal values sharing the mean of theirs.
-
-    >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 30.0, 20.0])), 6)
-    0.5
-    """
-    ranks = torch.stack([_ranks(one), _ranks(two)])
-    centred = ranks - ranks.mean(1, keepdim=True)
-    lengths = centred.norm(dim=1)
-    return float(centred[0] @ centred[1] / (lengths[0] * lengths[1]).clamp_min(1e-300))
+def _spearman(one: Tensor, two: Tensor) -> float:
+    if one.unique().numel() == 1 or two.unique().numel() == 1:
+        return 0.0  # not defined
+    return float(optional("scipy.stats", "read").spearmanr(one.cpu(), two.cpu()).statistic)
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -202,35 +201,21 @@ def _cheap(bond: Bond, moments: Tensor) -> tuple[Tensor, Tensor]:
     return norms.cpu(), (G.diagonal().clamp_min(0) / G.sum().clamp_min(1e-300)).cpu()
 
 
-@contextmanager
-def _masked(model: nn.Module, bonds: Sequence[Bond], masks: Sequence[Tensor]) -> Generator[None]:
-    """The layers with a factor on each value of their bonds; outputs stay as they are."""
-    handles = [
-        model.get_submodule(bond.layer).register_forward_hook(_factors(bond, mask))
-        for bond, mask in zip(bonds, masks, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _factors(bond: Bond, mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+def _masked(bond: Bond, mask: Tensor) -> Edit:
+    """A factor on each value of a bond, all of them one for now; outputs stay as they are."""
     net = bond.network
     first = net.places[bond.name][0]
     axis = net.names[first].index(bond.name)
     shape = [-1 if k == axis else 1 for k in range(len(net.names[first]))]
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        x = args[0]
+    def change(bond: Bond, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(mask.dtype)
         cores = list(bond.cores)
         cores[first] = cores[first] * (mask - 1).reshape(shape)  # zero now, with a slope
-        change = apply(plan(net, batch=max(1, len(flat))), cores, flat)
-        return output + change.reshape(output.shape).to(output.dtype)
+        found = apply(plan(net, batch=max(1, len(flat))), cores, flat)
+        return found.reshape(*x.shape[:-1], -1)
 
-    return hook
+    return Edit(bond, tuple(range(bond.size)), change, "masked")
 
 
 def _mean(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
@@ -243,9 +228,3 @@ def _finite(value: Tensor) -> Tensor:
             f"A loss of {float(value.detach())} came; give a model and data whose loss is finite."
         )
     return value
-
-
-def _ranks(x: Tensor) -> Tensor:
-    _, inverse, counts = torch.unique(x.double(), return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1) / 2)[inverse]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bondwise.errors import DataError, SelectionError
 from bondwise.read.bonds import Bond
-from bondwise.read.folds import Cut
-from bondwise.read.schmidt import entropy, fast_values, haar, profile, term_norms
+from bondwise.read.directions import haar
+from bondwise.read.schmidt import Cut, entropy, fast_values, profile, term_norms
 
 TIE = 1e-6
 """Entropies (nats) closer than this count as equal: what the fast way may be off by."""
@@ -156,7 +156,7 @@ def noise(subject: Subject, draws: int, generator: torch.Generator) -> Tensor | 
     return torch.stack([_schmidt(subject, each / each.norm(), count) for each in drawn])
 
 
-def gauge(subject: Subject, draws: int, generator: torch.Generator) -> Tensor | str:
+def random_gauge(subject: Subject, draws: int, generator: torch.Generator) -> Tensor | str:
     """Norms of the terms ``W_b`` of the same weight when the bond's basis is a random one (Haar).
 
     ``W = sum_b (U S^(1/2) q_b) (V S^(1/2) q_b)^T`` with a random orthogonal Q has terms of norm
@@ -181,7 +181,7 @@ NULLS: dict[str, Null] = {
     "signs": signs,
     "gaussian": gaussian,
     "noise": noise,
-    "gauge": gauge,
+    "gauge": random_gauge,
 }
 """The nulls by name."""
 

@@ -1,13 +1,30 @@
-"""Schmidt values of a bond, and what is made of them: profiles and entropies."""
+"""Schmidt values of a bond: how a weight is folded, how it unfolds at a bond, and what is there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 
 import opt_einsum
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bondwise.choose.select import matches
+from bondwise.errors import SelectionError, ShapeError
+from bondwise.layers.layers import dense_weight
 from bondwise.network.network import Network
-from bondwise.read.bonds import Bond, matrices
+from bondwise.network.shapes import balanced, check_split
+from bondwise.read.bonds import Bond, matrices, sides
+from bondwise.topology.mpo import mpo
+
+Modes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Row modes and column modes."""
+
+Fold = str | Mapping[str, Modes] | Callable[[str, nn.Module], Modes]
+""" "auto", modes by pattern (the others as "auto"), or a function of a layer's path and module."""
+
+QUERY = ("q_proj", "query", "q_lin")
+KEY_OR_VALUE = ("k_proj", "v_proj", "key", "value", "k_lin", "v_lin")
+OUTPUT = ("o_proj", "out_proj", "out_lin")
 
 
 def schmidt_values(bond: Bond) -> Tensor:
@@ -59,19 +76,6 @@ def term_norms(net: Network, cores: Sequence[Tensor], name: str) -> Tensor:
     return squares.clamp(min=0).sqrt()
 
 
-def haar(
-    size: int, generator: torch.Generator, *batch: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Random orthogonal matrices, uniform over the group (Mezzadri 2007).
-
-    >>> Q = haar(3, torch.Generator().manual_seed(0))
-    >>> torch.allclose(Q.T @ Q, torch.eye(3), atol=1e-6)
-    True
-    """
-    q, r = torch.linalg.qr(torch.randn(*batch, size, size, generator=generator, dtype=dtype))
-    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-
-
 def fast_values(matrices: Tensor, count: int) -> Tensor:
     """The largest singular values of a batch, (blocks, count), from the smaller Gram matrix.
 
@@ -81,3 +85,126 @@ def fast_values(matrices: Tensor, count: int) -> Tensor:
     wide = matrices.shape[-2] <= matrices.shape[-1]
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
     return torch.linalg.eigvalsh(gram).double().clamp(min=0).sqrt().flip(-1)[..., :count]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a weight (out x in) unfolds at a bond that cuts its network.
+
+    Attributes:
+        modes: of the rows, then of the columns.
+        order: the modes that are blocks, then those of the first side, then of the second.
+        shape: sizes of the blocks, the first and the second side.
+        divides: the sides are the rows and the columns, so the unfolding is the weight itself.
+    """
+
+    modes: tuple[int, ...]
+    order: tuple[int, ...]
+    shape: tuple[int, int, int]
+    divides: bool
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight unfolded: ``(blocks, first, second)``."""
+        return weight.reshape(self.modes).permute(self.order).reshape(self.shape)
+
+
+def cut(net: Network, name: str) -> Cut | None:
+    """How the weight of a network unfolds at a bond; None where the bond does not cut it.
+
+    >>> cut(mpo((2, 3), (4, 5), 6), "a").shape
+    (1, 8, 15)
+    """
+    found = sides(net, name)
+    if found is None:
+        return None
+    blocks = {index.name for index in found.blocks}
+    first = {index.name for k in found.first for index in net.cores[k]}
+    modes = [*net.rows, *net.cols]
+    groups: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for axis, index in enumerate(modes):
+        side = 0 if index.name in blocks else 1 if index.name in first else 2
+        groups[side].append(axis)
+    kinds = [{axis < len(net.rows) for axis in axes if modes[axis].size > 1} for axes in groups]
+    return Cut(
+        tuple(index.size for index in modes),
+        tuple(axis for axes in groups for axis in axes),
+        (_size(net, groups[0]), _size(net, groups[1]), _size(net, groups[2])),
+        not kinds[0] and len(kinds[1]) <= 1 and len(kinds[2]) <= 1 and kinds[1] != kinds[2],
+    )
+
+
+def _size(net: Network, axes: list[int]) -> int:
+    modes = [*net.rows, *net.cols]
+    return prod(modes[axis].size for axis in axes)
+
+
+def folded(path: str, module: nn.Module, fold: Fold = "auto", config: object = None) -> Network:
+    """The MPO (Oseledets 2011) as which a dense weight is looked at, with full bonds.
+
+    By default two sites, with modes as equal as they can be. The rows of a query, key or value
+    projection are ``(heads, size of a head)`` where the model's config tells the number of heads,
+    and so are the columns of an output projection: the bond then lies between the heads and what
+    is in them.
+
+    >>> net = folded("q_proj", nn.Linear(6, 8))
+    >>> str(net), net.bonds
+    ('o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)', {'a': 4})
+
+    Args:
+        path: of the layer in its model.
+        module: a dense linear layer or an embedding.
+        fold: see `Fold`.
+        config: the model's, as transformers writes it; None where there is none.
+
+    Raises:
+        SelectionError: a fold that is not known.
+        ShapeError: modes that do not multiply to the size of the weight, or a single site.
+    """
+    out, inp = dense_weight(module).shape
+    rows, cols = _modes(path, module, fold, config)
+    check_split(out, rows, f"Rows of {path or 'the layer'}")
+    check_split(inp, cols, f"Columns of {path or 'the layer'}")
+    sites = max(len(rows), len(cols))
+    if sites < 2:
+        raise ShapeError(
+            f"Modes {rows} and {cols} came for {path or 'the layer'}, a single site without a "
+            f"bond; write two or more, such as {balanced(out, 2)} and {balanced(inp, 2)}."
+        )
+    heads = [prod(rows[:k]) * prod(cols[:k]) for k in range(1, sites)]
+    return mpo(rows, cols, tuple(min(n, out * inp // n) for n in heads))
+
+
+def _modes(path: str, module: nn.Module, fold: Fold, config: object) -> Modes:
+    if callable(fold):
+        return fold(path, module)
+    if isinstance(fold, Mapping):
+        given = next((fold[name] for name in fold if matches(name, path, module)), None)
+        return _auto(path, module, config) if given is None else given
+    if fold != "auto":
+        raise SelectionError(
+            f"Fold {fold!r} came; write 'auto', {{pattern: (rows, cols)}} or a function."
+        )
+    return _auto(path, module, config)
+
+
+def _auto(path: str, module: nn.Module, config: object) -> Modes:
+    out, inp = (int(n) for n in dense_weight(module).shape)
+    heads, fewer, size = _heads(config)
+    last = path.rpartition(".")[2]
+    rows = heads if last in QUERY else fewer if last in KEY_OR_VALUE else 0
+    is_output = last in OUTPUT or path.endswith(("attention.output.dense", "attn.c_proj"))
+    return (
+        (rows, size) if rows and rows * size == out else balanced(out, 2),
+        (heads, size) if is_output and heads and heads * size == inp else balanced(inp, 2),
+    )
+
+
+def _heads(config: object) -> tuple[int, int, int]:
+    """Heads of the queries, of keys and values, and the size of one; zeros where not known."""
+    own = getattr(config, "get_text_config", lambda: config)()
+    heads = getattr(own, "num_attention_heads", None)
+    width = getattr(own, "hidden_size", None)
+    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
+        return 0, 0, 0
+    fewer = getattr(own, "num_key_value_heads", None)
+    return heads, fewer or heads, getattr(own, "head_dim", None) or width // heads

@@ -12,37 +12,8 @@ import torch
 from torch import Tensor
 
 from bondwise.errors import DataError, ShapeError
-from bondwise.read.directions import Overlap, gauges, overlap, principal, random_directions
-from bondwise.read.ranking import (
-    Best,
-    auroc,
-    best_index,
-    best_of,
-    group_numbers,
-    halves,
-    interval,
-    labelled,
-)
-from bondwise.read.tokens import selectivity, token_entropy
-
-__all__ = [
-    "Against",
-    "Best",
-    "Compared",
-    "Overlap",
-    "Score",
-    "against_gauges",
-    "auroc",
-    "best_index",
-    "gauges",
-    "holm",
-    "overlap",
-    "principal",
-    "random_directions",
-    "scored",
-    "selectivity",
-    "token_entropy",
-]
+from bondwise.read.directions import random_gauges
+from bondwise.read.held_out import Best, best_of, group_numbers, halves, interval, labelled
 
 EQUAL = 1e-9
 """Statistics closer than this count as equal, so that rounding decides nothing."""
@@ -103,8 +74,10 @@ def scored(
 
     The p value asks whether this basis tells the concept better than another basis of the same
     span does; that the span has the concept at all is not in question. Controls show what other
-    dictionaries do: neurons, `principal` components, `random_directions`.
+    dictionaries do: neurons, principal components, random directions
+    (`bondwise.read.directions`).
 
+    >>> from bondwise.read.directions import random_directions
     >>> labels = torch.arange(400) % 4 == 0
     >>> hidden = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
     >>> values = hidden + torch.outer(3.0 * labels, torch.eye(6)[2])
@@ -135,7 +108,7 @@ def scored(
     _check_draws(draws)
     first = halves(flags, groups, seed)
     own = best_of(values, flags, first)
-    null = torch.stack([best_of(v, flags, first).auroc for v in gauges(values, draws, seed)])
+    null = torch.stack([best_of(v, flags, first).auroc for v in random_gauges(values, draws, seed)])
     p = _share(own.auroc, null)
     at = group_numbers(groups, len(flags))
     found = {
@@ -196,9 +169,69 @@ def against_gauges(
     """
     _check_draws(draws)
     observed = torch.as_tensor(statistic(values))
-    null = torch.stack([torch.as_tensor(statistic(v)) for v in gauges(values, draws, seed)])
+    null = torch.stack([torch.as_tensor(statistic(v)) for v in random_gauges(values, draws, seed)])
     others = {name: torch.as_tensor(statistic(v)) for name, v in (controls or {}).items()}
     return Compared(observed, null, _share(observed, null), others)
+
+
+def selectivity(values: Tensor, labels: Tensor) -> Tensor:
+    """How far apart labelled and other tokens are: d' (Green and Swets 1966).
+
+    ``(mean of the labelled - mean of the others) / sqrt((var + var) / 2)``, in standard
+    deviations; 0 where neither class varies.
+
+    >>> selectivity(torch.tensor([[0.0], [2.0], [3.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
+    tensor([2.1213], dtype=torch.float64)
+
+    Args:
+        values: (tokens, columns).
+        labels: (tokens,) or (tokens, concepts), of 0 and 1.
+
+    Returns:
+        (columns,), or (columns, concepts) for labels that have concepts; float64.
+
+    Raises:
+        ShapeError: values and labels do not fit together.
+        DataError: fewer than two tokens of a class, or values that are not finite.
+    """
+    flags = labelled(values, labels, least=2)
+    centred = values.double() - values.double().mean(0)
+    means, variances = zip(*(_moments(centred, side) for side in (flags, ~flags)), strict=True)
+    spread = ((variances[0] + variances[1]) / 2).sqrt()
+    found = torch.where(spread > 0, (means[0] - means[1]) / spread, 0.0)
+    return found if labels.ndim == 2 else found[:, 0]
+
+
+def token_entropy(values: Tensor, tokens: Tensor, top: int = 20) -> Tensor:
+    """Entropy in nats of the token ids where each index is largest in size, (columns,).
+
+    0 where an index answers to one token alone, at most ``log(top)``. The size counts, for the sign
+    of an index is a matter of gauge.
+
+    >>> token_entropy(torch.tensor([[3.0, 1.0], [2.0, 3.0], [0.0, -2.0]]), torch.arange(3), top=1)
+    tensor([0., 0.], dtype=torch.float64)
+
+    Args:
+        values: (tokens, columns).
+        tokens: their ids, (tokens,).
+        top: how many examples of each index.
+
+    Raises:
+        ShapeError: values and tokens do not fit together.
+        DataError: fewer tokens than ``top``.
+    """
+    if values.ndim != 2 or tuple(tokens.shape) != (len(values),):
+        raise ShapeError(
+            f"Values of shape {tuple(values.shape)} and tokens of shape {tuple(tokens.shape)} "
+            "came; give (tokens, columns) and (tokens,)."
+        )
+    if not 1 <= top <= len(values):
+        raise DataError(f"{len(values)} tokens came; the top {top} of each index need as many.")
+    at = values.abs().topk(top, dim=0).indices
+    ids = tokens[at].unique(return_inverse=True)[1]
+    counts = torch.zeros(int(ids.max()) + 1, values.shape[1], dtype=torch.float64)
+    shares = counts.scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.float64)) / top
+    return torch.special.xlogy(shares, shares).sum(0).abs()
 
 
 def holm(p: Tensor) -> Tensor:
@@ -245,3 +278,12 @@ def _share(observed: Tensor, null: Tensor) -> Tensor:
 def _check_draws(draws: int) -> None:
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise DataError(f"{draws!r} draws came; a p value needs a whole number of at least 1.")
+
+
+def _moments(centred: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each column over each concept's tokens, (columns, concepts)."""
+    weights = side.double() / (side.sum(0) - 1)
+    mean = centred.T @ (side.double() / side.sum(0))
+    squares = centred.square().T @ weights
+    bessel = side.sum(0) / (side.sum(0) - 1)
+    return mean, (squares - bessel * mean.square()).clamp(min=0)

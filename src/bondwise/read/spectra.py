@@ -18,9 +18,16 @@ from bondwise.layers.layers import TensorLayer, dense_weight
 from bondwise.network.network import Network
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import BLOCKS, CUT, TERMS, Bond, readable
-from bondwise.read.folds import Fold, cut, folded
 from bondwise.read.nulls import NULLS, Band, Subject, bands, check
-from bondwise.read.schmidt import entropy, profile, schmidt_values, term_norms
+from bondwise.read.schmidt import (
+    Fold,
+    cut,
+    entropy,
+    folded,
+    profile,
+    schmidt_values,
+    term_norms,
+)
 
 
 @dataclass(frozen=True, eq=False)

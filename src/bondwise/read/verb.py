@@ -13,18 +13,18 @@ from torch import nn
 
 from bondwise.checkpoint.loading import load_model, reader
 from bondwise.choose.select import matches
-from bondwise.errors import BudgetError, CheckpointError, SelectionError
-from bondwise.flow.text import read_text
+from bondwise.errors import BudgetError, CheckpointError, SelectionError, optional
+from bondwise.flow.text import Corpus, corpus, read_text
+from bondwise.flow.watch import collect, in_turns
 from bondwise.layers.layers import TensorLinear
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import BLOCKS, CUT, Bond, bonds, nearest
-from bondwise.read.corpus import Corpus, corpus
 from bondwise.read.features import features, input_moments
 from bondwise.read.gauge import KINDS, LEAST, Gauge, gauge
 from bondwise.read.importance import importance
 from bondwise.read.reading import Found, reading
 from bondwise.read.spectra import spectra
-from bondwise.read.watch import in_turns, inputs
+from bondwise.report.reading import write_reading
 
 SAMPLES = 16384  # inputs of a layer that a gauge is chosen by, at most
 WITHOUT_DATA = ("raw", "canonical")
@@ -70,13 +70,28 @@ class Reader:
         Raises:
             SelectionError: no such gauge.
             BudgetError: a number outside its range.
+            MissingExtraError: scipy or scikit-learn is not installed.
         """
+        optional("sklearn", "read")  # brings scipy
         if self.kind not in KINDS:
             raise SelectionError(f"Gauge {self.kind!r} came; write one of {', '.join(KINDS)}.")
         least = {"windows": 1, "length": 2, "per_bond": 1, "draws": 2, "measure": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise BudgetError(f"{name}={getattr(self, name)} came; write {low} or more.")
+
+    def write(
+        self, page: Path, *, overwrite: bool = False, progress: Progress = silent
+    ) -> dict[str, Any]:
+        """The reading, left as one page that opens offline.
+
+        Raises:
+            BondwiseError: anything a user can mend; there is then no page.
+        """
+        check_page(page, overwrite)
+        report = self.run(progress)
+        write_reading(report, page)
+        return report
 
     def run(self, progress: Progress = silent) -> dict[str, Any]:
         """The reading, as `bondwise.report.reading` takes it.
@@ -205,7 +220,7 @@ class Reader:
         limit = min(SAMPLES, enough)
         done = 0
         for group in in_turns(widths, limit) if cuts else []:
-            x = inputs(model, group, batches, limit)
+            x = collect(model, group, batches, limit)
             for k in (k for k in cuts if own[k].layer in group):
                 progress("gauges", done, len(cuts))
                 done += 1

@@ -1,16 +1,15 @@
 """The whole model at a glance: a small network for each weight, its bonds against their null."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
-from bondwise.report.glyphs import Scale
 from bondwise.report.markup import Markup, el
-from bondwise.report.packed import network_of
+from bondwise.report.packed import bonds_of, distance, network_of, null_names, null_of
+from bondwise.report.strip import Scale
 from bondwise.report.units import Number, decimal
 
 WIDE, HIGH = 32, 34
@@ -61,26 +60,6 @@ def atlas(reading: Mapping[str, Any]) -> Markup:
         picture,
         aria_label="The model",
     )
-
-
-def null_names(layers: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All nulls, the one that applies to most bonds first."""
-    count: dict[str, int] = {}
-    for bond in (bond for layer in layers for bond in layer.get("bonds") or []):
-        for null in bond.get("nulls") or []:
-            count[null["name"]] = count.get(null["name"], 0) + (distance(null) is not None)
-    return sorted(count, key=lambda name: -count[name])
-
-
-def distance(null: Mapping[str, Any] | None) -> Number | None:
-    """How far a bond is from a null; None where that was not measured or means nothing."""
-    far = null.get("distance") if null and null.get("applies", True) else None
-    return far if far is not None and isfinite(far) else None
-
-
-def null_of(bond: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """A bond's null of that name."""
-    return next((null for null in bond.get("nulls") or [] if null["name"] == name), None)
 
 
 def shade(far: Number | None) -> str:
@@ -185,11 +164,6 @@ def _cell(cell: Cell, scale: Scale, null: str, x: Number, y: Number) -> Markup:
         class_="cell", data_tip=describe(layer), aria_label=describe(layer),
         **{key.replace("-", "_"): value for key, value in where.items()},
     )  # fmt: skip
-
-
-def bonds_of(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The bonds of a layer that were read."""
-    return list(layer.get("bonds") or [])
 
 
 def _glyph(layer: Mapping[str, Any], scale: Scale, null: str) -> list[Markup]:

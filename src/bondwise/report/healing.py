@@ -1,22 +1,20 @@
-"""How a model was healed: its curve on the page, and a table for a terminal."""
+"""How a model was healed, on its page: what was measured, and the loss."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from rich.table import Table
-
 from bondwise.report.charts import Axis, Point, chart
 from bondwise.report.groups import Report
 from bondwise.report.markup import Markup, el, join
-from bondwise.report.table import Row, beside, compared, line
-from bondwise.report.units import decimal, duration
+from bondwise.report.table import steps_done
+from bondwise.report.units import decimal
 
 POINTS = 60  # of a curve: each is the mean over a stretch of steps
 
 
 def healing(report: Report) -> Markup:
-    """What was measured while it was healed, the loss, and what became of the slices."""
+    """What was measured while it was healed, and the loss."""
     told: Mapping[str, Any] | None = report.get("healing")
     if told is None:
         return Markup("")
@@ -25,48 +23,18 @@ def healing(report: Report) -> Markup:
     curves = [
         chart(f"{told['measured'].capitalize()} held out", {"healed": _looks(told)}, axis),
         chart("Loss while training", {"loss": _stretches(history)}, axis),
-        _slices(told["slices"]),
     ]
     notes = [el("p", str(note), class_="note") for note in told["notes"]]
     charts = el("div", *(curve for curve in curves if curve), class_="charts")
     return join([el("p", _sentence(told)), charts, *notes])
 
 
-def summary(report: Report) -> Table:
-    """What healing did, 80 columns wide."""
-    told = report["healing"]
-    steps = told["steps"]
-    rows: list[Row] = [
-        line("steps of each slice", after=str(steps["local"])),
-        line("steps of the whole model", after=_done(told)),
-    ]
-    before, after = told["before"], told["after"]
-    if before is not None and after is not None:
-        ratio = decimal(after / before) if before else ""
-        rows.append(
-            line(f"{told['measured']}, held out", decimal(before, 2), decimal(after, 2), ratio)
-        )
-    times = [line(str(step["name"]), after=duration(step["seconds"])) for step in report["steps"]]
-    heading, _ = beside({"source": told["student"], "vs": told["teacher"]})
-    return compared(heading, "", (rows, times), ("before", "healed", "ratio"))
-
-
-def _done(told: Mapping[str, Any]) -> str:
-    """Steps that were made, of those that were meant where it ended early."""
-    done, meant = len(told["history"]), told["steps"]["global"]
-    return str(done) if done == meant else f"{done} of {meant}"
-
-
 def _sentence(told: Mapping[str, Any]) -> str:
-    steps = told["steps"]
-    parts = f"{steps['local']} steps of each slice towards the teacher's activations"
-    whole = f"{_done(told)} of the whole model towards what the teacher says"
+    done = f"{steps_done(told)} steps of the whole model towards what the teacher says"
     if told["before"] is None or told["after"] is None:
-        return f"{parts}, then {whole}."
-    return (
-        f"{parts}, then {whole}: {told['measured']} held out from {decimal(told['before'], 2)} "
-        f"to {decimal(told['after'], 2)}."
-    )
+        return f"{done}."
+    before, after = (decimal(told[when], 2) for when in ("before", "after"))
+    return f"{done}: {told['measured']} held out from {before} to {after}."
 
 
 def _looks(told: Mapping[str, Any]) -> list[Point]:
@@ -88,16 +56,3 @@ def _stretches(history: Sequence[Mapping[str, Any]]) -> list[Point]:
             last = part[-1]["step"]
             points.append(Point(last, mean, f"steps to {last}: {decimal(mean, 4)}"))
     return points
-
-
-def _slices(slices: Sequence[Mapping[str, Any]]) -> Markup | None:
-    if not slices:
-        return None
-    series = {
-        when: [
-            Point(k, part[when], f"{part['names'][0]}: {decimal(part[when], 3)}")
-            for k, part in enumerate(slices)
-        ]
-        for when in ("before", "after")
-    }
-    return chart("Error of each slice's output, held out", series, Axis("slice", len(slices)))

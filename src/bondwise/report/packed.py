@@ -1,4 +1,4 @@
-"""The data of a reading as the page carries it: rounded to what is seen, nothing stored twice."""
+"""The data of a reading: what is asked of it, and how the page carries it, nothing twice."""
 
 import json
 from base64 import b64decode, b64encode
@@ -15,6 +15,7 @@ from bondwise.draw.stack_diagram import stack_svg
 from bondwise.network.network import Network, parse
 from bondwise.report.markup import Markup
 from bondwise.report.page import inert
+from bondwise.report.units import Number
 
 SHADES = ascii_uppercase + ascii_lowercase + digits + "+/"
 """64 shades of a value, faint to strong, a letter each."""
@@ -23,6 +24,31 @@ SEEN = 3
 """Digits that a reader can use."""
 
 WHOLE = 1e15  # below it, a float without a fraction is written as an integer
+
+
+def bonds_of(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The bonds of a layer that were read."""
+    return list(layer.get("bonds") or [])
+
+
+def null_names(layers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All nulls, the one that applies to most bonds first."""
+    count: dict[str, int] = {}
+    for bond in (bond for layer in layers for bond in layer.get("bonds") or []):
+        for null in bond.get("nulls") or []:
+            count[null["name"]] = count.get(null["name"], 0) + (distance(null) is not None)
+    return sorted(count, key=lambda name: -count[name])
+
+
+def distance(null: Mapping[str, Any] | None) -> Number | None:
+    """How far a bond is from a null; None where that was not measured or means nothing."""
+    far = null.get("distance") if null and null.get("applies", True) else None
+    return far if far is not None and isfinite(far) else None
+
+
+def null_of(bond: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """A bond's null of that name."""
+    return next((null for null in bond.get("nulls") or [] if null["name"] == name), None)
 
 
 def packed(value: Any) -> Markup:
@@ -97,12 +123,8 @@ def layer(given: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
             "diagram": pictures.add(svg(net)),
             "floors": pictures.add(stack_svg(net, order)),
         }
-    bonds = [bond | {"features": columns(bond.get("features") or [])} for bond in _bonds(given)]
+    bonds = [{**bond, "features": columns(bond.get("features") or [])} for bond in bonds_of(given)]
     return {**given, **drawn, "bonds": bonds}
-
-
-def _bonds(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [dict(bond) for bond in given.get("bonds") or []]
 
 
 def network_of(given: Mapping[str, Any]) -> Network | None:

@@ -12,7 +12,6 @@ from bondwise.report.groups import Report, title
 from bondwise.report.healing import healing
 from bondwise.report.markup import Markup, el
 from bondwise.report.strip import curves, strip
-from bondwise.report.weights import weights
 
 # Nothing may be fetched, whatever a name in the report contains.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -36,7 +35,7 @@ def page(report: Report) -> str:
             part("samples", "In its own words", sections.samples(report)),
             part("sizes", "Sizes", sections.sizes(report)),
             part("steps", "Steps", sections.steps(report)),
-            part("weights", "All weights", weights(report)),
+            part("weights", "All weights", sections.weights(report)),
             part("untouched", "Left alone", sections.untouched(report)),
             part("repeat", "Repeat it", sections.repeat(report)),
         ),
@@ -110,7 +109,7 @@ def finite(value: Any) -> Any:
 
 def asset(name: str) -> Markup:
     """A style sheet or a script of this room."""
-    return Markup(files("bondwise.report").joinpath(name).read_text(encoding="utf-8"))
+    return Markup(files("bondwise.report").joinpath("assets", name).read_text(encoding="utf-8"))
 
 
 def head(words: str, *styles: str) -> Markup:

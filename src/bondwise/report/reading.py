@@ -1,19 +1,23 @@
 """A model read through its bonds, as one HTML file: opens offline and carries its own data.
 
 The model as a strip of networks is drawn here, so that it is seen at once and without scripts. A
-layer, a bond and an index are drawn by ``reading.js`` when they are opened: each layer's numbers
-are JSON in a script element of their own, and are not looked at before. Views have addresses:
-``#layer/NAME``, ``#bond/NAME/BOND`` and ``#feature/NAME/BOND/INDEX``.
+layer, a bond and an index are drawn by the scripts in ``assets`` when they are opened: each
+layer's numbers are JSON in a script element of their own, and are not looked at before. Views have
+addresses: ``#layer/NAME``, ``#bond/NAME/BOND`` and ``#feature/NAME/BOND/INDEX``.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bondwise.report import packed
-from bondwise.report.atlas import atlas
-from bondwise.report.listing import listing
+from bondwise.report.atlas import atlas, link
 from bondwise.report.markup import Markup, el
+from bondwise.report.packed import bonds_of, distance, null_names, null_of
 from bondwise.report.page import asset, document, head, write_whole
+from bondwise.report.units import decimal
+
+SCRIPTS = ("tip.js", "plots.js", "layer.js", "bond.js", "address.js")  # in this order
 
 Reading = dict[str, Any]
 """Plain data. Whatever is missing or None is "not measured" on the page::
@@ -66,7 +70,7 @@ def reading_page(reading: Reading) -> str:
         el("div", id="tip", role="status", hidden=True),
         el("p", id="said", class_="unseen", aria_live="polite"),
         _json("contents", packed.packed(_contents(reading))),
-        el("script", asset("tip.js"), asset("plots.js"), asset("reading.js")),
+        el("script", *map(asset, SCRIPTS)),
         # below what is needed for the first look
         _json("corpus", packed.packed(packed.corpus(reading))),
         _json("pictures", packed.packed(list(pictures.known))),
@@ -177,3 +181,46 @@ def _notes(reading: Reading) -> Markup | None:
         el("ul", *(el("li", str(note)) for note in notes)),
         id="notes",
     )
+
+
+def listing(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Every bond with its distance from each null, behind a summary; None without layers."""
+    if not layers:
+        return None
+    nulls = null_names(layers)
+    heads = ["layer", "shape", "format", "bond", "rank", "effective rank", "entropy / log rank"]
+    heads += [f"from {name}" for name in nulls]
+    rows = [row for layer in layers for row in _rows(layer, nulls)]
+    table = el(
+        "table",
+        el("caption", "Every bond, and its distance from each null in standard deviations"),
+        el("thead", el("tr", *(el("th", head, scope="col") for head in heads))),
+        el("tbody", *rows),
+        class_="bonds",
+    )
+    scroll = el("div", table, class_="tall", tabindex=0, role="region", aria_label="all bonds")
+    return el("details", el("summary", "The same as a table"), scroll, id="table")
+
+
+def _rows(layer: Mapping[str, Any], nulls: Sequence[str]) -> list[Markup]:
+    name = el("th", el("a", layer["name"], href=link("layer", layer["name"])), scope="row")
+    form = str(layer.get("format") or "-") if layer.get("tensorized", True) else "dense"
+    first = [name, el("td", " x ".join(map(str, layer.get("shape") or []))), el("td", form)]
+    bonds = bonds_of(layer)
+    if not bonds:
+        return [el("tr", *first, el("td", "no bond", colspan=4 + len(nulls)))]
+    return [el("tr", *first, *_numbers(layer, bond, nulls)) for bond in bonds]
+
+
+def _numbers(
+    layer: Mapping[str, Any], bond: Mapping[str, Any], nulls: Sequence[str]
+) -> list[Markup]:
+    there = el("a", bond["name"], href=link("bond", layer["name"], bond["name"]))
+    fars = [distance(null_of(bond, name)) for name in nulls]
+    texts = [
+        str(bond.get("size", "-")),
+        decimal(bond.get("effective_rank"), 1),
+        decimal(bond.get("normalised_entropy")),
+        *("-" if far is None else decimal(far, 1) for far in fars),
+    ]
+    return [el("td", there), *(el("td", text) for text in texts)]

@@ -1,15 +1,18 @@
-"""The parts of the page: headline, evaluation, sizes, steps, samples, and how to repeat it."""
+"""The parts of the page: headline, evaluation, sizes, samples, steps, weights, how to repeat it."""
 
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import yaml
 
-from bondwise.report.groups import Report, changed, left, shape, template
+from bondwise.report.groups import Report, Weight, becomes, changed, kept, left, shape, template
 from bondwise.report.markup import Markup, el, join
 from bondwise.report.table import interval, windows
 from bondwise.report.units import Number, count, decimal, duration, percent, size
+
+WEIGHTS = ("weight", "kind", "shape", "becomes", "before", "after", "kept", "error")
 
 
 def section(name: str, title: str, *children: str | None) -> Markup:
@@ -187,6 +190,44 @@ def steps(report: Report) -> Markup:
 
 def _bar(part: Number) -> Markup:
     return el("i", class_="bar", style=f"width:{100 * part:.1f}%")
+
+
+def weights(report: Report) -> Markup:
+    """Every weight on a line of its own: a table to sort and filter where scripts run."""
+    box = el(
+        "p",
+        el(
+            "label",
+            "Filter ",
+            el("input", type="search", id="filter", placeholder="q_proj, mpo, 3 .. "),
+        ),
+        el("output", f"{len(report['weights'])} weights", id="shown", for_="filter"),
+        class_="scripted",
+    )
+    head = el("tr", *(el("th", head, scope="col") for head in WEIGHTS))
+    rows = [_weight(weight) for weight in report["weights"]]
+    table = el("table", el("thead", head), el("tbody", *rows), id="table", class_="all")
+    region = el(
+        "div", table, class_="scroll tall", tabindex=0, role="region", aria_label="all weights"
+    )
+    return Markup(box + region)
+
+
+def _weight(weight: Weight) -> Markup:
+    numbers = (weight["before"], weight["after"], kept(weight), weight["error"])
+    texts = (count(numbers[0]), count(numbers[1]), decimal(numbers[2]), decimal(numbers[3]))
+    what = becomes(weight)
+    return el(
+        "tr",
+        el("th", str(weight["name"]), scope="row"),
+        el("td", str(weight["kind"])),
+        el("td", shape(weight), data_v=prod(weight["shape"])),
+        el("td", what, title=str(weight["reason"]) or None),
+        *(
+            el("td", text, data_v=-1.0 if value is None else value)
+            for text, value in zip(texts, numbers, strict=True)
+        ),
+    )
 
 
 def untouched(report: Report) -> Markup:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bondwise.report.groups import Report
-from bondwise.report.table import Row, beside, compared, line
+from bondwise.report.table import Line, beside, compared, line
 from bondwise.report.units import count, decimal, instant, rate, size
 
 
@@ -31,7 +31,7 @@ def _conditions(report: Report) -> str:
     )
 
 
-def _speeds(report: Report) -> list[Row]:
+def _speeds(report: Report) -> list[Line]:
     prompt, batch = report["prompt"], report["batch"]
     labels = {
         "decode": f"decode of {report['tokens']}, tokens/s",
@@ -48,7 +48,7 @@ def _speeds(report: Report) -> list[Row]:
     ]
 
 
-def _timed(report: Report, name: str, label: str) -> list[Row]:
+def _timed(report: Report, name: str, label: str) -> list[Line]:
     unit = instant if name == "time_to_first_token" else rate
     found = [report[side].get(name) for side in ("before", "after", "ratio")]
     units = (unit, unit, decimal)
@@ -64,7 +64,7 @@ def _range(spread: Mapping[str, Any], unit: Callable[[Any], str]) -> str:
     return f"{number if high.endswith(f' {name}') else low}..{high}"
 
 
-def _counts(report: Report) -> list[Row]:
+def _counts(report: Report) -> list[Line]:
     rows = [
         _counted(report, "peak memory of a process", size, "peak_bytes"),
         _counted(report, "the model in memory", size, "resident_bytes"),
@@ -76,7 +76,7 @@ def _counts(report: Report) -> list[Row]:
     ]
 
 
-def _counted(report: Report, label: str, unit: Callable[[Any], str], *path: str) -> Row:
+def _counted(report: Report, label: str, unit: Callable[[Any], str], *path: str) -> Line:
     """One number of each model, found by its keys."""
 
     def shown(side: str, unit: Callable[[Any], str]) -> str:

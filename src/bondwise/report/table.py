@@ -1,30 +1,20 @@
-"""Numbers as tables that fit a terminal of 80 columns, with colour or without."""
+"""What was measured, as tables that fit a terminal of 80 columns, with colour or without."""
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bondwise.report.groups import (
-    Report,
-    Weight,
-    becomes,
-    changed,
-    cut,
-    left,
-    shape,
-    template,
-    title,
-)
-from bondwise.report.units import count, decimal, duration, percent, size, span
+from bondwise.report.groups import Report, changed, title
+from bondwise.report.units import count, decimal, duration, percent, size
 
 WIDTH = 80
 
-Row = tuple[Text, str, str, str]
+Line = tuple[Text, str, str, str]
 
 
 def render(renderable: RenderableType, width: int = WIDTH) -> str:
@@ -51,6 +41,27 @@ def evaluation(report: Report) -> Table:
     return compared(heading, "", (_evaluation(report),), heads)
 
 
+def healing(report: Report) -> Table:
+    """What healing did, 80 columns wide."""
+    told = report["healing"]
+    rows: list[Line] = [line("steps of the whole model", after=steps_done(told))]
+    before, after = told["before"], told["after"]
+    if before is not None and after is not None:
+        ratio = decimal(after / before) if before else ""
+        rows.append(
+            line(f"{told['measured']}, held out", decimal(before, 2), decimal(after, 2), ratio)
+        )
+    times = [line(str(step["name"]), after=duration(step["seconds"])) for step in report["steps"]]
+    heading, _ = beside({"source": told["student"], "vs": told["teacher"]})
+    return compared(heading, "", (rows, times), ("before", "healed", "ratio"))
+
+
+def steps_done(told: Mapping[str, Any]) -> str:
+    """Steps that were made, of those that were meant where it ended early."""
+    done, meant = len(told["history"]), told["steps"]
+    return str(done) if done == meant else f"{done} of {meant}"
+
+
 def beside(report: Report) -> tuple[Text, tuple[str, str, str]]:
     """The line above a comparison of two models, and its heads; one model leaves some empty."""
     one, other = title(report), title({"source": report["vs"]}) if report.get("vs") else ""
@@ -61,7 +72,7 @@ def beside(report: Report) -> tuple[Text, tuple[str, str, str]]:
 def compared(
     title: Text,
     caption: str,
-    groups: Sequence[list[Row]],
+    groups: Sequence[list[Line]],
     heads: tuple[str, str, str] = ("before", "after", "ratio"),
 ) -> Table:
     """Groups of lines with three columns of numbers, one table 80 columns wide."""
@@ -74,8 +85,8 @@ def compared(
         column.justify, column.no_wrap = "right", True
     table.columns[0].no_wrap, table.columns[0].overflow = True, "ellipsis"
     for group in groups:
-        for row in group:
-            table.add_row(*row)
+        for each in group:
+            table.add_row(*each)
         table.add_section()
     return table
 
@@ -92,7 +103,7 @@ def samples(report: Report) -> Table:
     return table
 
 
-def line(label: str, before: str = "", after: str = "", ratio: str = "", style: str = "") -> Row:
+def line(label: str, before: str = "", after: str = "", ratio: str = "", style: str = "") -> Line:
     """One line of `compared`."""
     return Text(label, style), before, after, ratio
 
@@ -111,12 +122,12 @@ def _caption(report: Report) -> str:
     return f"On disk the result is {times:.2f} times the size of the file it came from."
 
 
-def _pair(label: str, pair: Mapping[str, Any], unit: Any) -> Row:
+def _pair(label: str, pair: Mapping[str, Any], unit: Any) -> Line:
     ratio = pair["after"] / pair["before"] if pair["before"] else None
     return line(label, unit(pair["before"]), unit(pair["after"]), decimal(ratio))
 
 
-def _sizes(report: Report) -> list[Row]:
+def _sizes(report: Report) -> list[Line]:
     stored = report["bytes"]
     rows = [
         _pair(f"targeted numbers (asked to keep {report['keep']:g})", report["targeted"], count),
@@ -131,11 +142,11 @@ def _sizes(report: Report) -> list[Row]:
     return rows
 
 
-def _evaluation(report: Report) -> list[Row]:
+def _evaluation(report: Report) -> list[Line]:
     return [row for entry in report.get("evaluation") or [] for row in _quality(entry)]
 
 
-def _quality(entry: Mapping[str, Any]) -> list[Row]:
+def _quality(entry: Mapping[str, Any]) -> list[Line]:
     before, after = entry["before"], entry["after"]
     alone = "perplexity" not in before
     rows = [
@@ -169,7 +180,7 @@ def interval(entry: Mapping[str, Any]) -> str:
     return f"{decimal(entry['ratio_low'])} to {decimal(entry['ratio_high'])}"
 
 
-def _similarity(report: Report) -> list[Row]:
+def _similarity(report: Report) -> list[Line]:
     entries: Sequence[Mapping[str, Any]] = report.get("similarity") or []
     rows = [
         line(
@@ -183,7 +194,7 @@ def _similarity(report: Report) -> list[Row]:
     return [line("agreement with human ratings", style="bold"), *rows] if rows else []
 
 
-def _steps(report: Report) -> list[Row]:
+def _steps(report: Report) -> list[Line]:
     steps: Sequence[Mapping[str, Any]] = report.get("steps") or []
     if not steps:
         return []
@@ -195,102 +206,6 @@ def _steps(report: Report) -> list[Row]:
     peak = size(max(step["peak_bytes"] for step in steps))
     head = (Text("step", "bold"), "time", "peak memory", "")
     return [head, *rows, line("  all steps", total, peak)]
-
-
-def plan_table(report: Report, full: bool = False) -> Group:
-    """What becomes of every weight: its format, ranks, numbers and error, or why it is left alone.
-
-    The same weight of many blocks is one line with its smallest and largest rank, the numbers of
-    all blocks together and the worst error; ``full=True`` gives every weight its own line.
-    """
-    parts: list[RenderableType] = []
-    if changed(report["weights"]):
-        parts.append(_changes(_lines(changed(report["weights"]), full)))
-    if left(report["weights"]):
-        parts.append(_left_alone(_lines(left(report["weights"]), full)))
-    before, after = report["targeted"]["before"], report["targeted"]["after"]
-    if before:
-        kept = f"{count(before)} -> {count(after)} targeted numbers, {after / before:.3f} kept."
-        parts.append(Text(kept, "bold"))
-    spaced = [part for pair in zip(parts, [Text()] * len(parts), strict=True) for part in pair]
-    return Group(*spaced[:-1])
-
-
-def _lines(weights: Sequence[Weight], full: bool) -> list[list[Weight]]:
-    """The weights that share a line."""
-    lines: dict[Any, list[Weight]] = {}
-    for weight in weights:
-        alike = template(weight["name"]), weight["kind"], shape(weight), weight["reason"]
-        key = weight["name"] if full else (*alike, weight["format"])
-        lines.setdefault(key, []).append(weight)
-    return list(lines.values())
-
-
-def _changes(lines: list[list[Weight]]) -> Table:
-    kinds = {str(line[0]["kind"]) for line in lines}
-    fitted = any(weight["error"] is not None for line in lines for weight in line)
-    columns = {
-        "shape": [shape(line[0]) for line in lines],
-        "becomes": [cut(_form(line), 20) for line in lines],
-        "before": [count(sum(weight["before"] for weight in line)) for line in lines],
-        "after": [count(sum(weight["after"] for weight in line)) for line in lines],
-    }
-    if fitted:
-        columns["error"] = [_worst(line) for line in lines]
-    if len(kinds) == 1:
-        return _named(f"{kinds.pop()} to network", lines, columns)
-    return _named("to network", lines, {"kind": _kinds(lines)} | columns)
-
-
-def _left_alone(lines: list[list[Weight]]) -> Table:
-    reasons = [cut(str(line[0]["reason"]), 34) for line in lines]
-    shapes = [shape(line[0]) for line in lines]
-    columns = {"kind": _kinds(lines), "shape": shapes, "because": reasons}
-    return _named("left alone", lines, columns)
-
-
-def _kinds(lines: list[list[Weight]]) -> list[str]:
-    return [cut(str(line[0]["kind"]), 9) for line in lines]
-
-
-def _named(title: str, lines: list[list[Weight]], columns: dict[str, list[str]]) -> Table:
-    """A table whose first column, the names, takes what the others leave of the 80 columns."""
-    used = {head: max(map(len, [head, *cells])) for head, cells in columns.items()}
-    room = WIDTH - sum(used.values()) - 2 * len(used)
-    table = Table(box=box.SIMPLE_HEAD, width=WIDTH, padding=(0, 1, 0, 0), show_edge=False)
-    table.pad_edge = False
-    table.add_column(cut(title, room), width=room, no_wrap=True)
-    for head, width in used.items():
-        right = head in ("shape", "before", "after", "error")
-        table.add_column(head, width=width, no_wrap=True, justify="right" if right else "left")
-    for k, line in enumerate(lines):
-        table.add_row(_name(line, room), *(Text(cells[k]) for cells in columns.values()))
-    return table
-
-
-def _name(line: list[Weight], room: int) -> Text:
-    if len(line) == 1:
-        return Text(_tail(str(line[0]["name"]), room))
-    times = f" x{len(line)}"
-    return Text(_tail(template(line[0]["name"]), room - len(times)) + times)
-
-
-def _tail(name: str, room: int) -> str:
-    """The last parts of a dotted name that fit."""
-    parts = name.split(".")
-    endings = [name, *(".." + ".".join(parts[k:]) for k in range(1, len(parts)))]
-    return next((e for e in endings if room // 2 <= len(e) <= room), clip(name, room))
-
-
-def _form(line: list[Weight]) -> str:
-    if len(line) == 1:
-        return becomes(line[0])
-    ranks = [rank for weight in line for rank in (weight["ranks"] or {}).values()]
-    return f"{line[0]['format'] or 'network'} {span(ranks) if ranks else ''}".strip()
-
-
-def _worst(line: list[Weight]) -> str:
-    return decimal(max((w["error"] for w in line if w["error"] is not None), default=None))
 
 
 def clip(text: str, room: int) -> str:

@@ -1,4 +1,4 @@
-"""The loop of the global stage: a rate that rises and falls, the best kept, a run that goes on.
+"""The loop of a training: a rate that rises and falls, the best kept, a run that goes on.
 
 All that is random in a step follows from the seed and the number of the step, so that a run that
 was cut off and resumed is the run that was not: bit for bit on a CPU.
@@ -7,7 +7,7 @@ was cut off and resumed is the run that was not: bit for bit on a CPU.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, cos, inf, isfinite, pi
+from math import ceil, inf, isfinite
 from statistics import median
 from typing import Any
 
@@ -16,17 +16,18 @@ import torch
 from bondwise.errors import DataError
 from bondwise.progress import Progress, silent
 from bondwise.train.descent import Course, Descent
-from bondwise.train.nonfinite import culprit
+from bondwise.train.nonfinite import first_nonfinite
 from bondwise.train.processes import agreed
 from bondwise.train.recipe import MEASURED, VALIDATIONS, Healing
+from bondwise.train.schedule import scheduled
 from bondwise.train.state import Store
 
 Entry = dict[str, Any]
 """One line of a history: step, loss, rate, seconds, and what was measured."""
-Tell = Callable[[Entry], None]
+Callback = Callable[[Entry], None]
 
 
-def nothing(entry: Entry) -> None:
+def no_callback(entry: Entry) -> None:
     """A listener that does nothing."""
 
 
@@ -49,18 +50,6 @@ class Trained:
     stopped: str = ""
 
 
-def share(step: int, steps: int, warm: int, floor: float = 0.0) -> float:
-    """The rate of a step as a share of the largest: it rises evenly, then falls as a cosine.
-
-    >>> [round(share(step, 8, 2), 2) for step in range(8)]
-    [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
-    """
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return floor + (1 - floor) * (1 + cos(pi * done)) / 2
-
-
 def train(
     course: Course,
     recipe: Healing,
@@ -69,7 +58,7 @@ def train(
     steps: int | None,
     decide: Callable[[float, float], int] | None = None,
     progress: Progress = silent,
-    tell: Tell = nothing,
+    tell: Callback = no_callback,
 ) -> Trained:
     """Train what is meant to train, and leave the best of it in the student.
 
@@ -105,7 +94,7 @@ class _Run:
         steps: int | None,
         decide: Callable[[float, float], int] | None,
         progress: Progress,
-        tell: Tell,
+        tell: Callback,
     ) -> None:
         self.course, self.recipe, self.store = course, recipe, store
         self.decide, self.progress, self.tell = decide, progress, tell
@@ -155,7 +144,7 @@ class _Run:
         """A step, what is to be looked at after it, and a state where it is time for one."""
         start = time.perf_counter()
         warm = self._warm()
-        risen = share(self.step, self.out.steps, warm, self.recipe.floor)
+        risen = scheduled(1.0, self.step, self.out.steps, warm, floor=self.recipe.floor, start=warm)
         loss, norm = self.descent(self.step, risen)
         if not (isfinite(loss) and isfinite(norm)):
             self._stop_at_nan(loss)
@@ -225,7 +214,9 @@ class _Run:
             return
         self.tell({"step": 0, self.course.measured: found})
         if not isfinite(found):
-            layer = culprit(self.course.student, lambda: self.course.loss(0, 0), gradients=False)
+            layer = first_nonfinite(
+                self.course.student, lambda: self.course.loss(0, 0), gradients=False
+            )
             raise DataError(
                 f"The student's {self.course.measured} is {found} before it is healed, first in "
                 f"{layer}; check its weights for NaN."
@@ -233,7 +224,7 @@ class _Run:
 
     def _stop_at_nan(self, loss: float) -> None:
         """Find where the first number that is not finite arose."""
-        layer = culprit(self.course.student, lambda: list(self.descent.losses(self.step)))
+        layer = first_nonfinite(self.course.student, lambda: list(self.descent.losses(self.step)))
         what, last = ("gradient", "their norm") if isfinite(loss) else ("loss", "the loss")
         self.out.stopped = (
             f"the {what} was not finite at step {self.step + 1}, first in {layer or last}; "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-def culprit(model: nn.Module, run: Callable[[], object], *, gradients: bool = True) -> str:
+def first_nonfinite(model: nn.Module, run: Callable[[], object], *, gradients: bool = True) -> str:
     """The layer that first gave NaN or infinity when a loss is made once more; empty for none.
 
     Where every layer's output is finite, it is the last parameter whose gradient is not: the
@@ -20,7 +20,7 @@ def culprit(model: nn.Module, run: Callable[[], object], *, gradients: bool = Tr
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> _ = nn.init.constant_(model[1].bias, float("nan"))
-    >>> culprit(model, lambda: model(torch.zeros(1, 2)).sum())
+    >>> first_nonfinite(model, lambda: model(torch.zeros(1, 2)).sum())
     '1 (its bias is not finite)'
     """
     found: list[str] = []

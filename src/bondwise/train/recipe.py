@@ -1,6 +1,5 @@
 """The recipe of a healing: everything that decides a run, as plain numbers and words."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite, sqrt
@@ -52,18 +51,10 @@ class Healing:
     """Everything that decides the outcome of one healing.
 
     Attributes:
-        steps: of both stages together; None where a time is given.
-        minutes: for both stages together; it becomes a number of steps after ten measured ones.
-        local: share of the steps or of the time for the local stage; 0 leaves it out, which is
-            best where blocks were refined already.
-        slice: blocks that the local stage trains as one.
-        inputs: share of the local stage's batches whose inputs are the student's own.
-        chained: whether these are what the healed slices before give; one process then.
-        local_rate: largest step of Adam in the local stage.
-        local_windows: windows (samples) that the local stage sees.
-        local_batch: of them, per step of the local stage.
+        steps: of AdamW; None where a time is given.
+        minutes: of steps; it becomes a number of them after ten measured ones.
         train: "all", "cores", "norms", or patterns of parameter names.
-        rate: largest step of AdamW in the global stage, for dense weights; cores have their own.
+        rate: largest step of AdamW, for dense weights; cores have their own.
             Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's steps go with the square root of
             the batch (Malladi, Lyu, Panigrahi and Arora 2022).
         warmup: share of the steps over which the rate rises; with a time, the ten measured steps.
@@ -94,13 +85,6 @@ class Healing:
 
     steps: int | None = None
     minutes: float | None = None
-    local: float = 0.0
-    slice: int = 1
-    inputs: float = 0.0
-    chained: bool = False
-    local_rate: float = 1e-3
-    local_windows: int = 64
-    local_batch: int = 8
     train: tuple[str, ...] = ("all",)
     rate: float = BOLD * sqrt(WINDOWS / SAMPLES)
     warmup: float = 0.05
@@ -167,10 +151,8 @@ class Healing:
 
 _MANY = 2**63 - 1
 _RANGES: dict[str, tuple[float | int, float | int]] = {
-    "steps": (1, _MANY), "local": (0, 1), "slice": (1, _MANY), "inputs": (0, 1),
-    "local_rate": (0, 1), "local_windows": (1, _MANY), "local_batch": (1, _MANY),
-    "rate": (0, 1), "warmup": (0, 1), "floor": (0, 1), "clip": (0, _MANY), "decay": (0, _MANY),
-    "batch": (1, _MANY), "micro": (1, _MANY), "length": (2, _MANY),
+    "steps": (1, _MANY), "rate": (0, 1), "warmup": (0, 1), "floor": (0, 1), "clip": (0, _MANY),
+    "decay": (0, _MANY), "batch": (1, _MANY), "micro": (1, _MANY), "length": (2, _MANY),
     "windows": (1, _MANY), "validate": (0, _MANY), "every": (1, _MANY), "patience": (0, _MANY),
     "top_k": (1, _MANY), "seed": (0, 2**62), "save_every": (0, _MANY),
 }  # fmt: skip
@@ -197,36 +179,27 @@ def healing(**choices: Any) -> Healing:
     return recipe
 
 
-def suited(recipe: Healing, given: Mapping[str, Any], speaks: bool, processes: int = 1) -> Healing:
+def suited(
+    recipe: Healing, given: Mapping[str, Any], is_causal: bool, processes: int = 1
+) -> Healing:
     """A recipe whose batch and rate, where they were not given, are those of what is healed.
 
     Args:
         recipe: as `healing` made it.
         given: the choices that it was made of.
-        speaks: whether a language model is healed.
+        is_causal: whether a language model is healed.
         processes: that share a batch.
 
-    >>> found = suited(healing(steps=9), {}, speaks=False)
+    >>> found = suited(healing(steps=9), {}, is_causal=False)
     >>> found.batch, found.rate
     (8, 6e-05)
     """
     batch, rate = recipe.batch, recipe.rate
     if given.get("batch") is None:
-        batch = ceil((WINDOWS if speaks else SAMPLES) / processes) * processes
+        batch = ceil((WINDOWS if is_causal else SAMPLES) / processes) * processes
     if given.get("rate") is None:
         rate = BOLD * sqrt(batch / SAMPLES)
     return replace(recipe, batch=batch, rate=rate)
-
-
-def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    """Which choices differ, in words; empty where none does.
-
-    >>> difference({"rate": 0.1, "seed": 0}, {"rate": 0.2, "seed": 0})
-    'rate 0.1, not 0.2'
-    """
-    names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
-    said = (f"{n} {json.dumps(one.get(n))}, not {json.dumps(two.get(n))}" for n in names)
-    return "; ".join(said)
 
 
 def _as(name: str, value: Any, default: Any) -> Any:

@@ -10,13 +10,13 @@ from bondwise.errors import BudgetError
 from bondwise.train.processes import rank, world
 
 
-def turns(step: int, batch: int, count: int, seed: int) -> list[int]:
+def sample_order(step: int, batch: int, count: int, seed: int) -> list[int]:
     """The samples of a step, of all processes together.
 
     The first time through they come in their own order, which is random already; every other time
     in another one.
 
-    >>> turns(0, 3, 4, 0), turns(1, 3, 4, 0)[0]
+    >>> sample_order(0, 3, 4, 0), sample_order(1, 3, 4, 0)[0]
     ([0, 1, 2], 3)
     """
     places = range(step * batch, (step + 1) * batch)
@@ -32,13 +32,13 @@ def _order(again: int, count: int, seed: int) -> Sequence[int]:
     return torch.randperm(count, generator=draw).tolist()
 
 
-def mine(batch: int, micro: int) -> list[range]:
+def micro_batches(batch: int, micro: int) -> list[range]:
     """The places in a batch that this process has, some at a time.
 
     Raises:
         BudgetError: a batch that cannot be shared evenly.
 
-    >>> mine(8, 3)
+    >>> micro_batches(8, 3)
     [range(0, 3), range(3, 6), range(6, 8)]
     """
     many = world()
@@ -52,10 +52,10 @@ def mine(batch: int, micro: int) -> list[range]:
     return [range(k, min(k + micro, start + own)) for k in range(start, start + own, micro)]
 
 
-def spread(count: int) -> list[tuple[int, float]]:
+def padded_shard(count: int) -> list[tuple[int, float]]:
     """The samples that this process judges, each with its weight: as many in every process.
 
-    >>> spread(2)
+    >>> padded_shard(2)
     [(0, 1.0), (1, 1.0)]
     """
     many = world()
@@ -63,6 +63,6 @@ def spread(count: int) -> list[tuple[int, float]]:
     return [(k % count, float(k < count)) for k in own]
 
 
-def cut(items: Sequence[tuple[int, float]], size: int) -> list[list[tuple[int, float]]]:
+def chunked(items: Sequence[tuple[int, float]], size: int) -> list[list[tuple[int, float]]]:
     """Some at a time."""
     return [list(items[k : k + size]) for k in range(0, len(items), size)]

@@ -1,15 +1,13 @@
 """A run on disk: written beside, then renamed, so that a cut leaves the last state whole.
 
-A folder holds ``heal.json`` (what the run is, and what was decided in it), and of the global stage
+A folder holds ``heal.json`` (what the run is, and what was decided in it), and in ``steps``
 ``run.json`` (where it is), ``at-..`` (parameters and the optimizer's moments at that step) and
 ``best-..`` (parameters where the validation was best). ``run.json`` is written last and names the
 others, which are removed only afterwards.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,18 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError
-from bondwise.flow.files import beside, write
+from bondwise.flow.files import read_json, write, write_json
+from bondwise.flow.identity import difference
 from bondwise.train.processes import agreed, rank, wait
-from bondwise.train.recipe import difference
 
 ABOUT, RUN = "heal.json", "run.json"
-SCHEMA = 3
-MADE_OF = {"student": "another student", "teacher": "another teacher", "data": "other data"}
-SAMPLES = 64  # values of each tensor that tell one from another
+SCHEMA = 4
 Values = dict[str, Any]
 
 
-class Place:
+class RunFolder:
     """The folder of a run, and what was decided in it.
 
     Args:
@@ -45,10 +41,10 @@ class Place:
         self.folder = folder.absolute()
         found = self._found(resume) if rank() == 0 else None
         if rank() == 0 and found is None:
-            _put(self.folder / ABOUT, {"schema": SCHEMA, "identity": identity, "decided": {}})
+            write_json(self.folder / ABOUT, {"schema": SCHEMA, "identity": identity, "decided": {}})
         wait()
-        about = get(self.folder / ABOUT)
-        differs = _difference(cast(Values, about["identity"]), identity)
+        about = read_json(self.folder / ABOUT)
+        differs = difference(cast(Values, about["identity"]), identity)
         if differs:
             raise CheckpointError(
                 f"{self.folder} holds the state of another healing ({differs}); name another "
@@ -64,7 +60,7 @@ class Place:
                 f"{self.folder} holds no state of a healing; name another folder for it."
             )
         if ours and resume:
-            about = get(self.folder / ABOUT)
+            about = read_json(self.folder / ABOUT)
             if about.get("schema") != SCHEMA:
                 raise CheckpointError(
                     f"{self.folder} holds a state of schema {about.get('schema')}, and this "
@@ -77,8 +73,8 @@ class Place:
 
     @property
     def begun(self) -> bool:
-        """Whether a state or a healed slice is there: something that took time."""
-        return any(self.folder.glob("local/slice-*")) or (self.folder / "global" / RUN).is_file()
+        """Whether a state is there: something that took time."""
+        return (self.folder / "steps" / RUN).is_file()
 
     def forget(self) -> None:
         """Remove it."""
@@ -87,19 +83,19 @@ class Place:
 
     def decided(self, name: str) -> Any:
         """What was decided under that name; None for nothing yet."""
-        return get(self.folder / ABOUT)["decided"].get(name)
+        return read_json(self.folder / ABOUT)["decided"].get(name)
 
     def decide(self, **values: Any) -> None:
         """Keep what was decided, so that a resumed run does the same."""
         if rank() == 0:
-            about = get(self.folder / ABOUT)
+            about = read_json(self.folder / ABOUT)
             about["decided"] |= values
-            _put(self.folder / ABOUT, about)
+            write_json(self.folder / ABOUT, about)
         wait()
 
 
 class Store:
-    """States of the global stage: parameters by name, an optimizer, and plain values.
+    """States of a training: parameters by name, an optimizer, and plain values.
 
     Processes that hold shards of the parameters (FSDP) write a file each; otherwise the first does.
 
@@ -139,7 +135,7 @@ class Store:
         """
         if not (self.folder / RUN).is_file():
             return None
-        run = get(self.folder / RUN)
+        run = read_json(self.folder / RUN)
         self.kept = self.best = run["best"]
         if run["done"]:
             return run["values"] | {"done": True}
@@ -188,7 +184,7 @@ class Store:
     def _commit(self, step: int, values: Values, *, done: bool) -> None:
         if rank() == 0:
             run = {"step": step, "best": self.best, "done": done, "values": values}
-            _put(self.folder / RUN, run)
+            write_json(self.folder / RUN, run)
         wait()
         self.kept = self.best
         named = {f"best-{self.best or 0:08d}"} | (set() if done else {f"at-{step:08d}"})
@@ -231,13 +227,6 @@ class Store:
             self._file(name).unlink(missing_ok=True)
 
 
-def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    """Which choices differ, in words, and which of what it is made of is another one."""
-    others = [said for name, said in MADE_OF.items() if one.get(name) != two.get(name)]
-    chosen = ({n: v for n, v in each.items() if n not in MADE_OF} for each in (one, two))
-    return "; ".join([*others, *filter(None, [difference(*chosen)])])
-
-
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: all, or its shard."""
     own = getattr(tensor, "to_local", None)
@@ -248,39 +237,3 @@ def local(tensor: Tensor) -> Tensor:
 def _fill(tensor: Tensor, value: Tensor) -> None:
     """Write into a tensor, or into the shard of it that is here."""
     local(tensor).copy_(value)
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short name for some tensors: their names, shapes and a sample of their values.
-
-    >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.ones(2)})
-    False
-    """
-    found = sha256()
-    for name, tensor in tensors.items():
-        own = local(tensor).reshape(-1)
-        sample = own[:: max(1, own.numel() // SAMPLES)].double().cpu()
-        found.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def get(path: Path) -> Values:
-    """What a JSON file of ours holds.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); remove {path.parent} and begin anew."
-        ) from error
-    return cast(Values, found)
-
-
-def _put(path: Path, values: Mapping[str, Any]) -> None:
-    with beside(path) as half:
-        half.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

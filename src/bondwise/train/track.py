@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from bondwise.errors import MissingExtraError
-from bondwise.train.loop import Entry, Tell
+from bondwise.train.loop import Callback, Entry
 from bondwise.train.recipe import Healing
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}  # any of them
 
 
 @contextmanager
-def tracking(kind: Any, folder: Path, recipe: Healing, accelerator: Any = None) -> Generator[Tell]:
+def tracking(
+    kind: Any, folder: Path, recipe: Healing, accelerator: Any = None
+) -> Generator[Callback]:
     """What a tracker is told the history by, as the ``tell`` of `bondwise.heal.heal.heal`.
 
     Args:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ BORDERS = ("\n\n", "\n", " ")  # between documents, or lines, or words
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """Batches to train on, and batches to judge on.
 
     Attributes:
@@ -33,9 +32,9 @@ class Material:
     notes: tuple[str, ...] = ()
 
 
-def material(
+def training_data(
     model: nn.Module, data: Any, tokenizer: Any, recipe: Healing, validation: Any = None
-) -> Material:
+) -> TrainingData:
     """What a healing needs of some data.
 
     Of a text, the end is held out, from the last border between documents before it; of samples and
@@ -74,7 +73,7 @@ def material(
         why = "too little data came to hold any out" if recipe.validate else "nothing is held out"
         notes = (f"{why}: the last weights are kept, not the best",)
     held = held[: recipe.validate] if isinstance(held, Tensor) else held
-    return Material(shown, held, notes)
+    return TrainingData(shown, held, notes)
 
 
 def _check(given: Any, tokenizer: Any) -> None:
@@ -107,27 +106,13 @@ def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
-def token_ids(found: Material) -> Tensor | None:
+def token_ids(found: TrainingData) -> Tensor | None:
     """Some token ids, where the data has any."""
     shown: Any = found.shown if isinstance(found.shown, Tensor) else found.shown[0]
     ids = shown if isinstance(shown, Tensor) else shown.get("input_ids")
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
         return None
     return ids if ids.shape[1] > 1 else None
-
-
-def digest_of(data: Tensor | Sequence[Batch]) -> str:
-    """A short name for some data."""
-    found = sha256()
-    for batch in [data] if isinstance(data, Tensor) else data:
-        parts = {"": batch} if isinstance(batch, Tensor) else batch
-        own = {k: v for k, v in parts.items() if isinstance(v, Tensor)}
-        for name, tensor in own.items():
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return found.hexdigest()[:16]
 
 
 def _rows(batch: Batch) -> list[Tensor]:

@@ -31,7 +31,7 @@ def cost(net: Network, bits: int) -> int:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class ByRank:
     """The networks that one weight may become: one per rank, while smaller than dense."""
 
     weight: Weight
@@ -93,7 +93,7 @@ def builder(form: str) -> Build:
     return build
 
 
-def uniform(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
+def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
     """A network for each weight, all cut by the same factor, so that together they store ``keep``.
 
     The same factor for all comes first, ranks in multiples of 8; what is left of the budget goes, 8
@@ -104,20 +104,20 @@ def uniform(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
         BudgetError: keep is outside (0, 1], or below what ranks of 1 store.
     """
     check_keep(keep)
-    before = sum(ladder.weight.numbers for ladder in ladders)
+    before = sum(nets.weight.numbers for nets in series)
     budget = keep * before
     if keep == 1:
         return {}
-    stuck = [ladder for ladder in ladders if not ladder.top]
-    free = [ladder for ladder in ladders if ladder.top]
-    room = budget - sum(ladder.weight.numbers for ladder in stuck)
-    least = sum(ladder.cost(1) for ladder in free)
+    stuck = [nets for nets in series if not nets.top]
+    free = [nets for nets in series if nets.top]
+    room = budget - sum(nets.weight.numbers for nets in stuck)
+    least = sum(nets.cost(1) for nets in free)
     if not free:
         raise BudgetError(
             "No weight stores less in this format than dense; write another, such as lowrank."
         )
     if least > room:
-        smallest = (least + before - sum(ladder.weight.numbers for ladder in free)) / before
+        smallest = (least + before - sum(nets.weight.numbers for nets in free)) / before
         raise BudgetError(
             f"keep={keep:g} is below what these formats can reach; "
             f"write at least {ceil(1000 * smallest) / 1000:g}."
@@ -126,7 +126,7 @@ def uniform(ladders: Sequence[Ladder], keep: float) -> dict[str, Network]:
     for step in (STEP, 1):
         while _spend(free, ranks, room, step):
             pass
-    return {ladder.weight.name: ladder.at(rank) for ladder, rank in zip(free, ranks, strict=True)}
+    return {nets.weight.name: nets.at(rank) for nets, rank in zip(free, ranks, strict=True)}
 
 
 def check_keep(keep: float) -> None:
@@ -143,43 +143,54 @@ def check_keep(keep: float) -> None:
         )
 
 
-def _evenly(ladders: Sequence[Ladder], room: float) -> list[int]:
-    """Ranks by one common fraction, the largest whose total fits (bisection)."""
+def common_fraction(fits: Callable[[float], bool]) -> float:
+    """The largest fraction, the same for all weights, that fits (bisection).
+
+    >>> round(common_fraction(lambda fraction: 8 * fraction <= 5), 6)
+    0.625
+    """
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        ranks = [max(1, ladder.best(middle * ladder.weight.numbers)) for ladder in ladders]
-        fits = _total(ladders, ranks) <= room
-        low, high = (middle, high) if fits else (low, middle)
-    return [max(1, ladder.best(low * ladder.weight.numbers)) for ladder in ladders]
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
-def _spend(ladders: Sequence[Ladder], ranks: list[int], room: float, step: int) -> bool:
+def _evenly(series: Sequence[ByRank], room: float) -> list[int]:
+    """Ranks by one common fraction, the largest whose total fits."""
+
+    def cut(fraction: float) -> list[int]:
+        return [max(1, nets.best(fraction * nets.weight.numbers)) for nets in series]
+
+    return cut(common_fraction(lambda fraction: _total(series, cut(fraction)) <= room))
+
+
+def _spend(series: Sequence[ByRank], ranks: list[int], room: float, step: int) -> bool:
     """Raise ranks by ``step`` where least is kept, until the total fills the room to 0.2 %.
 
     Returns whether any rank was raised.
     """
     before = list(ranks)
-    left = room - _total(ladders, ranks)
+    left = room - _total(series, ranks)
     enough = 0.002 * room
     order = sorted(
-        range(len(ladders)),
-        key=lambda k: ladders[k].cost(ranks[k]) / ladders[k].weight.numbers,
+        range(len(series)),
+        key=lambda k: series[k].cost(ranks[k]) / series[k].weight.numbers,
     )
     for k in order:
-        ladder, rank = ladders[k], ranks[k]
+        nets, rank = series[k], ranks[k]
         if left <= enough:
             break
-        if rank + step <= ladder.top and (step == 1 or rank % step == 0):
-            price = ladder.cost(rank + step) - ladder.cost(rank)
+        if rank + step <= nets.top and (step == 1 or rank % step == 0):
+            price = nets.cost(rank + step) - nets.cost(rank)
             if price <= left:
                 ranks[k] += step
                 left -= price
     return ranks != before
 
 
-def _total(ladders: Sequence[Ladder], ranks: Sequence[int]) -> int:
-    return sum(ladder.cost(rank) for ladder, rank in zip(ladders, ranks, strict=True))
+def _total(series: Sequence[ByRank], ranks: Sequence[int]) -> int:
+    return sum(nets.cost(rank) for nets, rank in zip(series, ranks, strict=True))
 
 
 def _sizes(shape: Network, out: int, inp: int) -> dict[str, int]:

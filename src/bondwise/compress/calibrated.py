@@ -1,0 +1,137 @@
+"""What the model is shown, and what then enters its blocks and the layers outside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bondwise.choose.candidates import Group
+from bondwise.choose.survey import outside_groups
+from bondwise.choose.table import Line
+from bondwise.compress.continuations import continuations
+from bondwise.compress.recipe import Recipe
+from bondwise.flow.blocks import capture, chains, holds
+from bondwise.flow.chain import Chain
+from bondwise.flow.data import Batch, batches, fitted_on, is_vectors, part, samples
+from bondwise.flow.text import fitting
+from bondwise.progress import Progress
+
+HELD_OUT = 8  # one batch in so many is measured on and never fitted on
+COMPARED = 2  # samples of a batch that a whole model's output is compared on
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the model is shown.
+
+    Attributes:
+        given: the user's batches, those held out cut small.
+        held_out: which of them are held out; none where a sample is all that came.
+        drawn: batches that the model drew itself.
+    """
+
+    given: Sequence[Batch]
+    held_out: Sequence[int]
+    drawn: Sequence[Batch] = ()
+
+    @property
+    def every(self) -> list[Batch]:
+        """Those given, then those drawn."""
+        return [*self.given, *self.drawn]
+
+    @property
+    def compared(self) -> Batch:
+        """The batch that outputs of whole models are compared on."""
+        return self.given[self.held_out[0] if self.held_out else 0]
+
+    def with_drawn(self, model: nn.Module, times: int, seed: int, progress: Progress) -> "Shown":
+        """The same, and what the model draws from what is fitted on."""
+        fitted = [self.given[k] for k in fitted_on(len(self.given), self.held_out)]
+        return replace(self, drawn=continuations(model, fitted, times, seed, progress))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model's chains of blocks with what enters them, and the groups of weights outside."""
+
+    shown: Shown
+    chains: Sequence[Chain]
+    outside: Sequence[Group]
+
+    def as_given(self) -> "Calibrated":
+        """The same without what the model drew itself."""
+        given = range(len(self.shown.given))
+        short = [replace(chain, stream=chain.stream.part(given)) for chain in self.chains]
+        return replace(self, shown=replace(self.shown, drawn=()), chains=short)
+
+
+def listed_batches(
+    model: nn.Module, recipe: Recipe, data: Any, tokenizer: Any
+) -> tuple[list[Batch], list[str]]:
+    """The batches that data of any kind holds, and a note where windows had to be shorter.
+
+    Raises:
+        DataError: data that cannot be used.
+    """
+    is_text = isinstance(data, str | Path)
+    length = fitting(model, recipe.length) if is_text else recipe.length
+    found = batches(data, tokenizer, count=recipe.windows, length=length, seed=recipe.seed)
+    if length == recipe.length:
+        return list(found), []
+    return list(found), [f"windows of {length} tokens were shown: the model has no more positions"]
+
+
+def held_apart(batches: Sequence[Batch]) -> Shown:
+    """The batches, one in `HELD_OUT` of them held out, or a part of the last one."""
+    shown, count = list(batches), len(batches) // HELD_OUT or int(len(batches) > 2)
+    if not count and samples(batches[-1]) > 1:
+        *shown, last = batches
+        size = samples(last)
+        cut = size - max(1, size // HELD_OUT)
+        shown += [part(last, 0, cut), part(last, cut, size)]
+        count = 1
+    start = len(shown) - count
+    small = [piece for batch in shown[start:] for piece in _small(batch)]
+    return Shown([*shown[:start], *small], range(start, start + len(small)))
+
+
+def calibrate(
+    model: nn.Module, lines: Mapping[str, Line], shown: Shown, progress: Progress
+) -> Calibrated:
+    """Run the model on what it is shown, and keep what enters the weights of some lines."""
+    plain = [
+        name
+        for name, line in lines.items()
+        if line.weight.kind != "Embedding" and not line.weight.aliases
+    ]
+    found: list[Chain] = []
+    for blocks in chains(model, plain):
+        names = [n for n in plain if any(holds(block, n) for block in blocks)]
+        stream = None if _tied(model, blocks) else capture(model, blocks, shown.every, progress)
+        if stream is not None:
+            found.append(Chain(blocks, names, stream, shown.held_out))
+    inside = {name for chain in found for name in chain.weights}
+    rest = {name: model.get_submodule(name) for name in lines if name not in inside}
+    outside = outside_groups(model, rest, shown.given, shown.held_out, progress)
+    return Calibrated(shown, found, outside)
+
+
+def _small(batch: Batch) -> list[Batch]:
+    """A batch in parts whose outputs are small enough to be kept: logits are wide."""
+    size = samples(batch)
+    if is_vectors(batch) or size <= COMPARED:
+        return [batch]
+    return [part(batch, k, min(k + COMPARED, size)) for k in range(0, size, COMPARED)]
+
+
+def _tied(model: nn.Module, blocks: Sequence[str]) -> bool:
+    """Whether a parameter of a block is used elsewhere too, so that blocks cannot be copied."""
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    return any(
+        len(places) > 1 and any(holds(block, p) for p in places for block in blocks)
+        for places in paths.values()
+    )

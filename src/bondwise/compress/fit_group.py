@@ -1,0 +1,139 @@
+"""Networks for weights that get one input, fitted in its metric, in plain form and float32."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.choose.candidates import Candidate, Group
+from bondwise.choose.columns import low_rank_with_columns
+from bondwise.choose.curves import shared_cores
+from bondwise.fit.fit import fit
+from bondwise.fit.metric import Metric, held_out_shrinkage
+from bondwise.fit.whitened import metric_norm
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.remainder import Columns
+from bondwise.layers.storage import TensorLayer, share
+from bondwise.network.network import Network
+
+NEAR = (0.25, 1.0, 4.0)  # shrinkages to try, times what the number of tokens suggests
+
+
+@dataclass(frozen=True, eq=False)
+class New:
+    """A layer in the place of a dense one.
+
+    Attributes:
+        layer: with its network in plain form, so that it can be trained.
+        error: relative, on the tokens that were fitted on.
+        held_out: the same on others.
+    """
+
+    layer: TensorLayer
+    error: float
+    held_out: float | None
+
+
+def fit_group(
+    group: Group, picks: Mapping[str, Candidate], layers: Mapping[str, nn.Module], seed: int
+) -> dict[str, New]:
+    """New layers for those weights of a group that were picked, by name.
+
+    Args:
+        group: the weights and what their inputs look like, its shrinkage chosen (`shrunk`).
+        picks: what becomes of each weight.
+        layers: the dense layers, by name.
+        seed: of the starts of fits that have random ones.
+    """
+    new: dict[str, New] = {}
+    for candidate in dict.fromkeys(picks[w] for w in group.weights if w in picks):
+        name, *others = candidate.weights
+        if others:
+            new |= _shared(candidate, group, layers)
+            continue
+        (net,) = candidate.networks
+        if candidate.remainder:
+            new[name] = _beside_columns(name, net, candidate.remainder, group, layers[name])
+        else:
+            new[name] = _alone(name, net, group, layers[name], seed)
+    return new
+
+
+def shrunk(group: Group, picks: Mapping[str, Candidate]) -> Group:
+    """The group with the shrinkage, near what its tokens suggest, that is best on other tokens.
+
+    Tried on the largest weight, at the rank that was chosen for it; one for all weights.
+    """
+    metric, held_out = group.metric, group.held_out
+    name = max(picks.keys() & group.weights, key=lambda w: (group.weights[w].numel(), w))
+    bonds = [size for net in picks[name].networks for size in net.bonds.values()]
+    if not isinstance(metric, Metric) or not isinstance(held_out, Metric) or not bonds:
+        return group
+    weight = group.weights[name].float()
+    near = [min(1.0, factor * metric.shrinkage) for factor in NEAR]
+    plain = replace(held_out, shrinkage=0.0)
+    rank = min(max(bonds), *weight.shape)
+    return replace(group, metric=held_out_shrinkage(weight, metric, plain, rank, near))
+
+
+def _alone(name: str, net: Network, group: Group, layer: nn.Module, seed: int) -> New:
+    """One network of one weight."""
+    held_out = group.held_out  # what is measured in is never shrunk
+    if isinstance(held_out, Metric):
+        held_out = replace(held_out, shrinkage=0.0)
+    weight = group.weights[name]
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    done = fit(wide, net, group.metric, seed=seed, held_out=held_out)
+    return New(_plain(done.network, done.cores, layer), done.error, done.held_out)
+
+
+def _shared(candidate: Candidate, group: Group, layers: Mapping[str, nn.Module]) -> dict[str, New]:
+    """Low rank of several weights with one common core on the side of the inputs."""
+    names = candidate.weights
+    moments = group.moments()
+    weights = [group.weights[name].double() for name in names]
+    ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
+    lefts, right = _balanced(*shared_cores(weights, moments[0], rank))
+    new: dict[str, New] = {}
+    for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
+        layer = _plain(net, (left.float(), right.float()), layers[name])
+        new[name] = New(layer, *_errors(weight, left @ right, moments))
+    share([each.layer for each in new.values()])
+    return new
+
+
+def _beside_columns(name: str, net: Network, count: int, group: Group, layer: nn.Module) -> New:
+    """Low rank with some columns dense beside it, both fitted at once."""
+    weight, moments = group.weights[name].double(), group.moments()
+    (rank,) = net.bonds.values()
+    best = low_rank_with_columns(weight, moments[0], rank, count)
+    (left,), right = _balanced([best.left], best.right)
+    rest = Columns(best.positions, best.values)
+    made = _plain(net, (left.float(), right.float()), layer, rest)
+    return New(made, *_errors(weight, best.dense(), moments))
+
+
+def _balanced(lefts: Sequence[Tensor], right: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The same products, with singular values split evenly, as training likes them."""
+    rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
+    root = scale.sqrt()
+    return [left @ rotation * root for left in lefts], root[:, None] * right
+
+
+def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Relative errors on the tokens that were fitted on, and on held-out ones."""
+    fitting, held_out = (
+        metric_norm(weight - new, m) / (metric_norm(weight, m) or 1.0) for m in moments
+    )
+    return fitting, held_out
+
+
+def _plain(
+    net: Network, cores: Sequence[Tensor], layer: nn.Module, rest: Columns | None = None
+) -> TensorLayer:
+    if isinstance(layer, nn.Embedding):
+        return TensorEmbedding(net, cores)
+    bias = cast(Tensor | None, layer.bias)
+    return TensorLinear(net, cores, bias, origin=type(layer).__name__, remainder=rest)

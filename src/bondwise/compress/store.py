@@ -1,0 +1,88 @@
+"""Networks as they are kept: without their gauge, rounded in the metric of their inputs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.choose.candidates import Candidate
+from bondwise.fit.metric import Metric
+from bondwise.gauge.compact import Compact, compact
+from bondwise.gauge.shared import compact_shared
+from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.storage import TensorLayer, share
+
+ROUGH = 4  # bytes of a number from which on its rounding is nothing
+
+Weighing = Metric | Tensor | None
+
+
+def store(
+    candidate: Candidate,
+    layers: Mapping[str, nn.Module],
+    sources: Mapping[str, nn.Module],
+    own: torch.dtype,
+    asked: torch.dtype | None,
+    metric: Weighing,
+) -> dict[str, nn.Module]:
+    """The layers of one candidate without their gauge, by name.
+
+    They hold numbers of the dtype that the weight had. Where the model will be cast to a coarser
+    one, they are rounded to that here, as the metric wants it, so that the cast loses nothing.
+
+    Args:
+        candidate: what was picked.
+        layers: the fitted layers, in plain form.
+        sources: where biases and the like come from.
+        own: the dtype of the dense weight.
+        asked: that of the model in the end; None for the same.
+        metric: how a rounding error is weighed.
+    """
+    plain = [cast(TensorLayer, layers[w]) for w in candidate.weights]
+    nets = [layer.network for layer in plain]
+    cores = [[core.detach() for core in layer.cores()] for layer in plain]
+    dtype = _coarser(own, asked)
+    scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
+    if len(plain) > 1:
+        forms = compact_shared(nets, cores, dtype, scale)
+    else:
+        forms = [compact(nets[0], cores[0], dtype, scale)]
+    forms = [replace(form, free=tuple(free.to(own) for free in form.free)) for form in forms]
+    made = [
+        _layer(form, sources[w], layer)
+        for form, w, layer in zip(forms, candidate.weights, plain, strict=True)
+    ]
+    if len(made) > 1:
+        share(made)
+    return dict(zip(candidate.weights, made, strict=True))
+
+
+def restore(block: nn.Module, dense: nn.Module) -> None:
+    """Give all but the networks the dtype, and the wish for gradients, that it had."""
+    old = dict(dense.named_parameters()) | dict(dense.named_buffers())
+    for path, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        if path in old and tuple(old[path].shape) == tuple(tensor.shape):
+            tensor.data = tensor.data.to(old[path].dtype)
+            tensor.requires_grad_(old[path].requires_grad)
+    for layer in block.modules():
+        if isinstance(layer, TensorLayer):
+            for name, parameter in layer.named_parameters():
+                if name != "bias":  # a frozen one stays frozen
+                    parameter.requires_grad_(True)
+
+
+def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    if asked is None or torch.finfo(asked).eps <= torch.finfo(own).eps:
+        return own
+    return asked
+
+
+def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
+    if isinstance(source, nn.Embedding):
+        return TensorEmbedding.from_compact(form, source)
+    rest = plain.rest() if isinstance(plain, TensorLinear) else None
+    made = TensorLinear.from_compact(form, source, rest)
+    made.origin = source.origin if isinstance(source, TensorLinear) else made.origin
+    return made

@@ -1,0 +1,170 @@
+"""What enters the layers of a model while it runs: the hook that all who look there build on."""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import DataError
+from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.progress import Progress, silent
+
+ROOM = 2**30  # bytes of inputs that are there at once
+
+
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """What enters one layer.
+
+    Attributes:
+        name: of the layer.
+        x: its input, (*any, in).
+        mask: which positions are tokens and not padding; None where all are.
+        first: the layer that got this very tensor first; the layer's own name where it is that.
+    """
+
+    name: str
+    x: Tensor
+    mask: Tensor | None
+    first: str
+
+    @property
+    def tokens(self) -> Tensor:
+        """The input without padding, (tokens, in)."""
+        return (self.x if self.mask is None else self.x[self.mask]).reshape(-1, self.x.shape[-1])
+
+    def check(self) -> None:
+        """Refuse what is not finite.
+
+        Raises:
+            DataError: with the name of the layer.
+        """
+        if not bool(self.x.isfinite().all()):
+            raise DataError(
+                f"Inputs of {self.name} are not finite; give a model and data that are."
+            )
+
+
+See = Callable[[Entering], None]
+Begin = Callable[[Any], None]
+
+
+@contextmanager
+def watching(layers: Mapping[str, nn.Module], see: See) -> Generator[Begin]:
+    """While it lasts, ``see`` is told what enters each of some layers.
+
+    It gives a function that is to be called before each batch with the mask of its tokens, None
+    where all positions are tokens; a mask of another shape than an input's says nothing of it.
+
+    >>> with watching({"a": nn.Linear(3, 2)}, lambda entering: print(entering.name)) as begin:
+    ...     begin(None)
+    """
+    mask: Any = None
+    last: tuple[Tensor, str] | None = None
+
+    def begin(own: Any) -> None:
+        nonlocal mask, last
+        mask, last = own, None
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def look(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal last
+            x: Tensor = args[0]
+            if last is None or last[0] is not x:
+                last = (x, name)
+            fits = isinstance(mask, Tensor) and mask.shape == x.shape[:-1]
+            see(Entering(name, x, mask.to(x.device).bool() if fits else None, last[1]))
+
+        return look
+
+    handles = [m.register_forward_pre_hook(hook(name)) for name, m in layers.items()]
+    try:
+        yield begin
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def watch(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    see: See,
+    progress: Progress = silent,
+) -> None:
+    """Run a model over batches; ``see`` is told what enters each layer.
+
+    Raises:
+        DataError: there was no batch, or whatever ``see`` raises.
+    """
+    core = without_head(model, layers.values())
+    total, seen = length_hint(batches), 0
+    progress("calibrate", 0, max(total, 1))
+    with torch.no_grad(), evaluating(model), watching(layers, see) as begin:
+        for batch in batches:
+            begin(None if isinstance(batch, Tensor) else batch.get("attention_mask"))
+            feed(core, batch)
+            seen += 1
+            progress("calibrate", seen, max(total, seen))
+    if not seen:
+        raise DataError("The data held no batch; give at least one.")
+
+
+def collect(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], limit: int
+) -> dict[str, Tensor]:
+    """The first so many inputs of some layers, each (tokens, in), of those that were reached.
+
+    Layers that get the same tensor share one. For many layers see `in_turns`.
+
+    Raises:
+        DataError: there was no batch, or an input was not finite.
+    """
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    seen = dict.fromkeys(names, 0)
+    last: tuple[Tensor, Tensor] | None = None
+
+    def see(entering: Entering) -> None:
+        nonlocal last
+        entering.check()
+        room = limit - seen[entering.name]
+        if room <= 0:
+            return
+        if last is None or last[0] is not entering.x:
+            last = (entering.x, entering.tokens.detach().clone())
+        new = last[1][:room]
+        kept[entering.name].append(new)
+        seen[entering.name] += len(new)
+
+    watch(model, {name: model.get_submodule(name) for name in names}, batches, see)
+    return {name: torch.cat(parts) for name, parts in kept.items() if parts}
+
+
+def in_turns(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Layers in groups whose inputs fit into the `ROOM` together, so many tokens each.
+
+    >>> in_turns({"a": 4, "b": 4}, 8)
+    [['a', 'b']]
+    """
+    groups, used = [list[str]()], 0
+    for name, width in sizes.items():
+        need = 4 * width * limit
+        if groups[-1] and used + need > ROOM:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += need
+    return groups
+
+
+def without_head(model: nn.Module, layers: Iterable[nn.Module] = ()) -> nn.Module:
+    """The part of a Hugging Face model below its head, where no layer to watch lies in the head."""
+    base = getattr(model, "base_model", model)
+    if base is model or not isinstance(base, nn.Module):
+        return model
+    below = set(base.modules())
+    return base if all(layer in below for layer in layers) else model
