@@ -1,8 +1,11 @@
 """Networks of every kind, and the weights that they stand for by numpy alone."""
 
+from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +59,21 @@ LOOPS = [
     parse("o1 b a, b a i1 c, c i2 o2 -> (o1 o2) (b i1 i2)", o1=4, b=3, a=2, i1=4, c=3, i2=2, o2=5),
     parse("g x a b, g b y c, g c z a -> (x y g) (z g)", g=2, x=5, y=5, z=6, a=2, b=2, c=2),
 ]  # fmt: skip
+
+
+# one of each kind: two cores, a chain, a star, blocks, a tree, Kronecker, parallel bonds, one core,
+# open on both sides; a ring, CP, block indices with loops
+CANON = [*(TREES[k] for k in (0, 3, 6, 7, 9, 10, 13, 15, 18)), *(LOOPS[k] for k in (0, 2, 7))]
+
+
+def thorough(*values: object) -> list[Any]:
+    """Parameters of a test that count where all is run."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
+
+
+def canon_first(nets: Iterable[Network]) -> list[Any]:
+    """Networks as parameters of a test: those of `CANON` always, the others where all is run."""
+    return [net if net in CANON else thorough(net)[0] for net in nets]
 
 
 def random_cores(net: Network, seed: int = 0) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
 from bondwise.topology.tucker import tucker
-from nets import LOOPS, TREES, noise, numpy_dense, weight_of
+from nets import LOOPS, TREES, canon_first, noise, numpy_dense, thorough, weight_of
 
 ALL = [*TREES, *LOOPS]
 
@@ -28,14 +28,14 @@ def true_error(weight: torch.Tensor, got: Fit) -> float:
     return float(np.linalg.norm(off) / np.linalg.norm(wide))
 
 
-@pytest.mark.parametrize("net", TREES, ids=str)
+@pytest.mark.parametrize("net", canon_first(TREES), ids=str)
 def test_without_loops_what_is_such_a_network_is_found_to_rounding(net: Network):
     got = fit(weight_of(net), net)
     assert got.error < 1e-12
     assert true_error(weight_of(net), got) < 1e-12
 
 
-@pytest.mark.parametrize("net", LOOPS, ids=str)
+@pytest.mark.parametrize("net", canon_first(LOOPS), ids=str)
 def test_with_loops_what_is_such_a_network_is_found(net: Network):
     """Least squares may end in a local optimum; for these weights and this seed it does not."""
     got = fit(weight_of(net, seed=1), net)
@@ -43,7 +43,7 @@ def test_with_loops_what_is_such_a_network_is_found(net: Network):
     assert true_error(weight_of(net, seed=1), got) < 1e-9
 
 
-@pytest.mark.parametrize("net", ALL, ids=str)
+@pytest.mark.parametrize("net", canon_first(ALL), ids=str)
 def test_the_error_is_that_of_the_cores_returned(net: Network):
     weight = noise(net.shape)
     got = fit(weight, net)
@@ -55,7 +55,7 @@ def test_the_error_is_that_of_the_cores_returned(net: Network):
     assert all(kept < asked == net.bonds[bond] for bond, (asked, kept) in got.capped.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *thorough(torch.float16, torch.float32)])
 @pytest.mark.parametrize("net", [lowrank(12, 18, 4), mpo((6, 4), (4, 6), 5), LOOPS[0]], ids=str)
 def test_cores_keep_the_dtype_and_the_error_counts_their_rounding(net: Network, dtype: torch.dtype):
     weight = weight_of(net).to(dtype)
@@ -66,14 +66,14 @@ def test_cores_keep_the_dtype_and_the_error_counts_their_rounding(net: Network, 
     assert all(core.is_contiguous() for core in got.cores)
 
 
-@pytest.mark.parametrize("net", [TREES[3], TREES[9], LOOPS[0], LOOPS[2]], ids=str)
+@pytest.mark.parametrize("net", [TREES[3], LOOPS[0], *thorough(TREES[9], LOOPS[2])], ids=str)
 def test_the_same_seed_gives_the_same_cores(net: Network):
     weight = noise(net.shape)
     one, two = fit(weight, net, seed=3), fit(weight, net, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(one.cores, two.cores, strict=True))
 
 
-@pytest.mark.parametrize("net", ALL, ids=str)
+@pytest.mark.parametrize("net", canon_first(ALL), ids=str)
 def test_zeros_are_fitted_by_finite_cores(net: Network):
     got = fit(torch.zeros(net.shape), net)
     assert got.error == 0
@@ -81,7 +81,7 @@ def test_zeros_are_fitted_by_finite_cores(net: Network):
     assert fit(torch.zeros(net.shape), net, tol=0.5).error == 0
 
 
-@pytest.mark.parametrize("net", [*TREES[::2], LOOPS[2]], ids=str)
+@pytest.mark.parametrize("net", canon_first([*TREES[::2], LOOPS[2]]), ids=str)
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_scale_of_the_weight_does_not_matter(net: Network, scale: float):
     weight = noise(net.shape)
@@ -90,7 +90,7 @@ def test_the_scale_of_the_weight_does_not_matter(net: Network, scale: float):
     )
 
 
-@pytest.mark.parametrize("net", TREES, ids=str)
+@pytest.mark.parametrize("net", canon_first(TREES), ids=str)
 def test_names_and_axis_order_change_nothing(net: Network):
     """The structure decides: renamed indices and permuted core axes give the same error."""
     weight = noise(net.shape)
@@ -125,7 +125,7 @@ def test_every_known_topology_fits_a_weight_of_its_own_choosing(name: str):
     assert got.error < 1
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(
     st.sampled_from(["lowrank", "mpo", "ring", "tucker", "cp", "btt", "tree", "kron"]),
     st.integers(1, 13),
@@ -139,7 +139,7 @@ def test_any_sizes_work_primes_and_ones_too(name: str, out: int, inp: int, rank:
     assert got.error == pytest.approx(true_error(weight, got), abs=1e-12)
 
 
-@pytest.mark.parametrize("build", [mpo, tree])
+@pytest.mark.parametrize("build", [mpo, *thorough(tree)])
 def test_more_than_eight_modes_work(build):
     net = build((2,) * 10, (1,) * 4 + (2,) * 6, 3)
     weight = noise(net.shape)
@@ -161,10 +161,12 @@ def test_ranks_above_the_useful_are_capped_and_reported():
     [
         lowrank(12, 18, 12),
         mpo((3, 4, 2), (2, 3, 3), 20),
-        tucker((4, 6), (5, 4), 6),
-        tree((3, 2, 3, 2), (2, 3, 2, 3), 9),
-        ring((4, 3), (3, 4), 6),
-        parse("o1 x a, x a i -> (o1 x) (i)", o1=6, x=3, a=6, i=9),
+        *thorough(
+            tucker((4, 6), (5, 4), 6),
+            tree((3, 2, 3, 2), (2, 3, 2, 3), 9),
+            ring((4, 3), (3, 4), 6),
+            parse("o1 x a, x a i -> (o1 x) (i)", o1=6, x=3, a=6, i=9),
+        ),
     ],
     ids=str,
 )
@@ -182,11 +184,13 @@ def test_a_tolerance_is_met_with_fewer_numbers_the_larger_it_is(net: Network):
     assert sizes[0] < sizes[-1]
 
 
-def test_a_tolerance_with_loops_takes_smaller_ranks_in_step():
-    net = ring((4, 3, 4), (3, 4, 3), 3)
-    weight = weight_of(ring((4, 3, 4), (3, 4, 3), 2), seed=1)
-    got = fit(weight, net, tol=1e-6)
-    assert got.network.bonds == {"z": 2, "a": 2, "b": 2}
+@pytest.mark.parametrize(
+    "net", [cp((4, 6), (5, 4), 3), *thorough(ring((4, 3, 4), (3, 4, 3), 3))], ids=str
+)
+def test_a_tolerance_with_loops_takes_smaller_ranks_in_step(net: Network):
+    two = dict.fromkeys(net.bonds, 2)
+    got = fit(weight_of(net.resize(**two), seed=1), net, tol=1e-6)
+    assert got.network.bonds == two
     assert got.error <= 1e-6
 
 

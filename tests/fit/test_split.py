@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bondwise.fit.split import split
+from nets import thorough
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
 def test_a_split_is_the_best_of_its_rank(m: int, n: int, rank: int, seed: int):
     matrix = normal(m, n, seed=seed)
@@ -26,7 +27,7 @@ def test_a_split_is_the_best_of_its_rank(m: int, n: int, rank: int, seed: int):
     torch.testing.assert_close(cut.left.mT @ cut.left, torch.eye(cut.rank, dtype=torch.float64))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 4), st.integers(0, 5))
 def test_a_tolerance_takes_the_smallest_rank(m: int, n: int, tol: float, seed: int):
     matrix = normal(m, n, seed=seed)
@@ -56,7 +57,7 @@ def test_small_errors_are_exact_too(shape: tuple[int, int]):
         assert split(matrix, tol=error * 1.01).rank == rank
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *thorough(torch.float16, torch.float32)])
 def test_halves_are_computed_in_float64(dtype: torch.dtype):
     matrix = normal(6, 7).to(dtype)
     cut = split(matrix, 6)

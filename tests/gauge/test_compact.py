@@ -1,6 +1,5 @@
 """Gauge-free storage: exact, bounded, no larger than promised, and differentiable."""
 
-import json
 import time
 
 import numpy as np
@@ -25,6 +24,7 @@ from bondwise.gauge.compact import (
 )
 from bondwise.gauge.pivots import BOUND, dominant_rows, pack, unpack
 from bondwise.topology import registry
+from nets import thorough
 
 PARSED = [
     bw.parse(text, **dict(zip(names.split(), map(int, sizes), strict=True)))
@@ -50,7 +50,8 @@ KNOWN = [
     for name in registry.names()
     for net in (registry.find(name).sized(24, 36, 3), registry.find(name).sized(16, 81, 2))
 ]
-NETS = [*KNOWN, *PARSED]
+FEW = [*KNOWN[::2], *(PARSED[k] for k in (1, 3, 5, 6))]
+NETS = [*FEW, *thorough(*(net for net in (*KNOWN, *PARSED) if net not in FEW))]
 OVERSIZE = [
     bw.lowrank(4, 6, 5),
     bw.lowrank(4, 6, 9),
@@ -107,7 +108,7 @@ def test_every_network_is_stored_without_loss(net):
 
 
 @pytest.mark.parametrize("net", NETS, ids=str)
-@pytest.mark.parametrize("spoil", ["columns", "rows", "deficient", "zero", "one zero"])
+@pytest.mark.parametrize("spoil", ["columns", "rows", *thorough("deficient", "zero"), "one zero"])
 def test_bad_cores_pass(net, spoil):
     cores = draw(net)
     for k, (core, names) in enumerate(zip(cores, net.names, strict=True)):
@@ -156,7 +157,7 @@ def test_low_rank_is_pinned_on_either_side_and_a_chain_at_any_site():
     }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(out=st.integers(1, 12), inp=st.integers(1, 12), data=st.data())
 def test_low_rank_stores_as_many_numbers_as_a_matrix_of_that_rank_has(out, inp, data):
     r = data.draw(st.integers(1, min(out, inp)))
@@ -167,7 +168,7 @@ def test_low_rank_stores_as_many_numbers_as_a_matrix_of_that_rank_has(out, inp, 
         assert c.parameters == out * inp
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(
     kind=st.sampled_from(["mpo", "ring", "tucker", "cp", "tree", "kron", "btt"]),
     sizes=st.tuples(*[st.integers(1, 5)] * 4),
@@ -198,14 +199,6 @@ def test_the_form_is_decided_by_the_network_alone():
     assert gauge_form(bw.lowrank(4, 6, 9)) == GaugeForm((None, None))
     assert gauge_form(bw.mpo((4, 4, 4), (4, 4, 4), 2)) == GaugeForm((None, "a", "b"))
     assert gauge_form(bw.ring((4, 4), (4, 4), 2)) == GaugeForm((None, "z a"))
-
-
-@pytest.mark.parametrize("net", NETS, ids=str)
-def test_the_form_goes_through_json(net):
-    form = gauge_form(net)
-    again = GaugeForm.from_list(json.loads(json.dumps(form.to_list())))
-    assert again == form
-    assert stored_numbers(net, again) == stored_numbers(net)
 
 
 def test_low_rank_runs_as_it_is_stored():
@@ -259,7 +252,7 @@ def test_bfloat16_in_bfloat16_out(net):
     assert all(f.dtype == torch.float32 for f in compact(net, cores, torch.float32).free)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(count=st.integers(1, 300), data=st.data())
 def test_positions_are_packed_and_unpacked(count, data):
     chosen = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
@@ -274,7 +267,7 @@ def test_positions_are_packed_and_unpacked(count, data):
     assert stored.numel() * stored.element_size() <= min(-(-count // 8), 4 * len(chosen))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(rows=st.integers(1, 40), seed=st.integers(0, 99), data=st.data())
 def test_dominant_rows_bound_all_entries(rows, seed, data):
     rank = data.draw(st.integers(1, rows))

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from bondwise.fit.named import Named, balance, contract, prime, twin
+from bondwise.fit.solvers import solve
 from bondwise.fit.sweep import fit_tree, tree_of
 from bondwise.fit.target import BLOCK, Target, core_names
 from bondwise.network.network import Network
 
-_RIDGE = 1e-12  # of the mean of diag G
 _ROUNDING = 1e-26  # a relative squared error that is rounding
 _PROGRESS = 2e-5  # relative gain in squared error per sweep, below which sweeping stops
 _NOISE = 1e-2  # of the size of a core, on the numbers that a start leaves open
@@ -99,19 +99,6 @@ def _half_step(goal: Target, part: Named, others: list[Named]) -> Named:
     old, g = part.matrix(batch, own, bonds), gram.matrix(batch, bonds, primed)
     new = old + solve(g, right.matrix(batch, own, bonds) - old @ g)
     return Named(new.reshape(right.tensor.shape), right.names)
-
-
-def solve(gram: Tensor, right: Tensor) -> Tensor:
-    """``right (G + lambda I)^-1``, with lambda raised until the factorisation holds."""
-    size = gram.shape[-1]
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
-    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
-    ridge = _RIDGE
-    while True:
-        factor, info = torch.linalg.cholesky_ex(gram + (ridge * mean)[:, None, None] * eye)
-        if not info.any() or ridge >= 1:
-            return torch.cholesky_solve(right.mT, factor).mT
-        ridge *= 100
 
 
 def _leap(goal: Target, before: State, after: State, step: float) -> State:

@@ -13,28 +13,21 @@ from the fit above in coordinates that a Kronecker product of the metric whitens
 alternating least squares in the metric itself.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from bondwise.compute.run import dense
 from bondwise.errors import FitError, ShapeError
-from bondwise.fit.als import fit_plain, smaller_networks
-from bondwise.fit.metric import Metric, second_moment
-from bondwise.fit.named import Named, balance
-from bondwise.fit.split import Split
-from bondwise.fit.starts import fit_weighted, whitened_target
-from bondwise.fit.sweep import edge_name, shared, smaller_trees, tree_of, unfold
-from bondwise.fit.target import BLOCK, Target, as_cores, target, zeros
-from bondwise.fit.weighted import Weighted
-from bondwise.fit.whitened import whitened_split
+from bondwise.fit.dispatch import Problem, in_metric
+from bondwise.fit.metric import Metric
+from bondwise.fit.target import zeros
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
 from bondwise.network.shapes import balanced
+
+Capped = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +46,7 @@ class Fit:
     network: Network
     cores: tuple[Tensor, ...]
     error: float
-    capped: dict[str, tuple[int, int]]
+    capped: Capped
     held_out: float | None = None
     seconds: float = 0.0
     sweeps: tuple[float, ...] = ()
@@ -118,138 +111,45 @@ def fit(
     began = perf_counter()
     _check(weight, net, tol)
     useful = useful_ranks(net)
-    lowered = {
-        bond: (size, useful[bond]) for bond, size in net.bonds.items() if useful[bond] < size
-    }
+    capped = {b: (size, useful[b]) for b, size in net.bonds.items() if useful[b] < size}
     net = net.resize(**useful)
     scale = float(weight.abs().max())
     work = weight.detach().to(torch.float64) / (scale or 1.0)
-    job = _Job(work, scale, weight.dtype, net, _weighted(work, metric), seed, sweeps, progress)
-    unseen = _weighted(work, held_out)  # refused here, before anything is computed
+    goal, unseen = in_metric(work, metric), in_metric(work, held_out)
+    problem = Problem(work, scale, weight.dtype, net, goal, seed, sweeps, progress)
     if scale == 0:
         small = net if tol is None else net.resize(**dict.fromkeys(net.bonds, 1))
-        best = Fit(small, tuple(zeros(small, weight)), 0.0, lowered, sweeps=(0.0,))
+        best = Fit(small, tuple(zeros(small, weight)), 0.0, capped, sweeps=(0.0,))
     elif tol is None:
-        best = job.run(net, lowered)
+        best = _fitted(problem, net, capped)
     else:
-        best = _smallest(job, net, max(tol, _rounding(weight, net)), lowered)
-    best = replace(best, seconds=perf_counter() - began)
+        best = _smallest(problem, net, max(tol, _rounding(weight, net)), capped)
     if held_out is not None:
-        best = replace(best, held_out=_relative(work, unseen, best, scale))
-    return best
+        elsewhere = replace(problem, goal=unseen).error(best.network, best.cores)
+        best = replace(best, held_out=elsewhere)
+    return replace(best, seconds=perf_counter() - began)
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """Everything about a fit but the ranks."""
-
-    weight: Tensor  # float64, divided by `scale`
-    scale: float
-    dtype: torch.dtype
-    full: Network
-    goal: Weighted | None
-    seed: int
-    sweeps: int
-    progress: float
-
-    def run(self, net: Network, lowered: dict[str, tuple[int, int]]) -> Fit:
-        """The fit with the ranks of ``net``."""
-        if self.goal is None or has_closed_form(net):
-            parts = balance(self._parts(net), self.free.open)
-            wide, errors = as_cores(net, self.free, parts), None
-        else:
-            wide, errors = fit_weighted(net, self.goal, self.seed, self.sweeps, self.progress)
-        share = self.scale ** (1 / len(wide))
-        cores = tuple((core * share).to(self.dtype) for core in wide)
-        result = Fit(net, cores, 0.0, lowered)
-        error = _relative(self.weight, self.goal, result, self.scale)
-        sweeps = errors if errors is not None and self._norm else None
-        steps = (error,) if sweeps is None else tuple(e / self._norm for e in sweeps)
-        return replace(result, error=error, sweeps=steps)
-
-    def smaller(self, net: Network, tol: float) -> Iterable[Network]:
-        """Networks from small to ``net``, to be tried against a relative error."""
-        tree = tree_of(net, self.free)
-        if tree is None:
-            return smaller_networks(net)
-        if self.goal is None:
-            return smaller_trees(tree, self.free, net, tol * self._norm)
-        if not has_closed_form(net):
-            near, _ = whitened_target(net, self.goal)
-            # the factors are not the metric: what they allow is taken wider
-            return smaller_trees(tree, near, net, 2 * tol * float(near.values.tensor.norm()))
-        ((edge, bonds),) = tree.edges.items()
-        most = tree.rank(edge, net.bonds)
-        first = self._cut(most, tol * self._norm).rank
-        return (net.resize(**shared(rank, bonds, net)) for rank in range(first, most + 1))
-
-    @cached_property
-    def free(self) -> Target:
-        """The target without a metric."""
-        return target(self.weight, self.full)
-
-    @cached_property
-    def _norm(self) -> float:
-        return _distance(self.goal, self.weight)
-
-    def _cut(self, rank: int, tol: float | None = None) -> Split:
-        assert self.goal is not None
-        return whitened_split(self.weight, self.goal.moment, rank, tol)
-
-    def _parts(self, net: Network) -> list[Named]:
-        tree = tree_of(net, self.free)
-        if self.goal is None or tree is None:
-            return fit_plain(net, self.free, self.seed)
-        ((edge, _),) = tree.edges.items()
-        cut = self._cut(tree.rank(edge, net.bonds))
-        sides = [(net.rows, cut.left), (net.cols, cut.right.mT)]
-        if net.rows[0].name not in tree.own(0):
-            sides.reverse()
-        return [
-            unfold(
-                tree,
-                core,
-                Named(
-                    matrix.reshape(1, *(index.size for index in side), cut.rank),
-                    (BLOCK, *(index.name for index in side), edge_name(*edge)),
-                ),
-                net.bonds,
-            )
-            for core, (side, matrix) in enumerate(sides)
-        ]
+def _fitted(problem: Problem, net: Network, capped: Capped) -> Fit:
+    """The fit with the ranks of ``net``."""
+    wide, errors = problem.solve(net)
+    share = problem.scale ** (1 / len(wide))
+    cores = tuple((core * share).to(problem.dtype) for core in wide)
+    error, norm = problem.error(net, cores), problem.norm
+    steps = tuple(e / norm for e in errors) if errors and norm else (error,)
+    return Fit(net, cores, error, capped, sweeps=steps)
 
 
-def _weighted(weight: Tensor, metric: Metric | Tensor | None) -> Weighted | None:
-    """The goal in a metric; None where there is none, or only the identity at some scale."""
-    if metric is None:
-        return None
-    moment = second_moment(metric, weight.shape[1]).to(weight.device)
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return None if torch.equal(moment, identity) else Weighted(weight, moment)
-
-
-def _relative(weight: Tensor, goal: Weighted | None, result: Fit, scale: float) -> float:
-    """The error of cores as they are stored, in float64."""
-    wide = [core.to(torch.float64) for core in result.cores]
-    off = weight - dense(result.network, wide) / (scale or 1.0)
-    norm = _distance(goal, weight)
-    return _distance(goal, off) / norm if norm else 0.0
-
-
-def _distance(goal: Weighted | None, matrix: Tensor) -> float:
-    return float(matrix.norm()) if goal is None else goal.distance(matrix)
-
-
-def _smallest(job: _Job, net: Network, tol: float, lowered: dict[str, tuple[int, int]]) -> Fit:
+def _smallest(problem: Problem, net: Network, tol: float, capped: Capped) -> Fit:
     """The fit with the first of the growing networks that reaches the tolerance, by bisection."""
-    candidates = list(job.smaller(net, tol))
-    best = job.run(candidates[0], lowered)
+    candidates = list(problem.smaller(net, tol))
+    best = _fitted(problem, candidates[0], capped)
     if best.error <= tol or len(candidates) == 1:
         return best
-    best, low, high = job.run(net, lowered), 1, len(candidates) - 1
+    best, low, high = _fitted(problem, net, capped), 1, len(candidates) - 1
     while best.error <= tol and low < high:
         middle = (low + high) // 2
-        trial = job.run(candidates[middle], lowered)
+        trial = _fitted(problem, candidates[middle], capped)
         if trial.error <= tol:
             best, high = trial, middle
         else:
@@ -284,19 +184,3 @@ def _check(weight: Tensor, net: Network, tol: float | None) -> None:
 def _rounding(weight: Tensor, net: Network) -> float:
     """The error that storing the cores in the weight's dtype may bring."""
     return len(net.cores) * torch.finfo(weight.dtype).eps
-
-
-def has_closed_form(net: Network) -> bool:
-    """Whether a metric has a closed form: two cores, all rows on one and all columns on the other.
-
-    None of them may be on both (block diagonal).
-
-    >>> from bondwise import lowrank, mpo
-    >>> has_closed_form(lowrank(6, 4, 2)), has_closed_form(mpo((2, 3), (2, 2), 2))
-    (True, False)
-    """
-    sides = [{index.name for index in side} for side in (net.rows, net.cols)]
-    own = [set(names) & net.open for names in net.names]
-    apart = own in (sides, sides[::-1]) and all(sides) and not sides[0] & sides[1]
-    # an index summed on one core alone is no bond between the two
-    return apart and all(len(net.places[b]) == 2 or size == 1 for b, size in net.bonds.items())

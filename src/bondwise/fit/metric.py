@@ -136,16 +136,13 @@ class Moments:
         return Metric(self._sum.clone(), self.tokens, shrinkage)
 
 
-SHRINKAGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
-
-
 @torch.no_grad()
 def held_out_shrinkage(
     weight: Float[Tensor, "out inp"],
     fitting: Metric,
     held_out: Metric,
     rank: int,
-    candidates: Sequence[float] = SHRINKAGES,
+    candidates: Sequence[float],
 ) -> Metric:
     """``fitting`` with the shrinkage whose best low rank has the least error in ``held_out``.
 

@@ -30,12 +30,12 @@ class Named(NamedTuple):
 
 def contract(parts: Sequence[Named], names: Iterable[str]) -> Tensor:
     """Product of the parts, summed over every name that is not asked for."""
-    call = _expression(
-        tuple(part.names for part in parts),
-        tuple(names),
-        tuple(tuple(part.tensor.shape) for part in parts),
-    )
-    return call(*(part.tensor for part in parts))
+    return _expression(*_call(parts, names))(*(part.tensor for part in parts))
+
+
+def largest_intermediate(parts: Sequence[Named], names: Iterable[str]) -> int:
+    """Entries of the largest tensor on the way of `contract`."""
+    return _largest(*_call(parts, names))
 
 
 def prime(name: str) -> str:
@@ -88,12 +88,31 @@ def _square(part: Named) -> Named:
     return Named(part.tensor.square(), part.names)
 
 
+def _call(
+    parts: Sequence[Named], names: Iterable[str]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    shapes = tuple(tuple(part.tensor.shape) for part in parts)
+    return tuple(part.names for part in parts), tuple(names), shapes
+
+
 @lru_cache(maxsize=2048)
 def _expression(
     names: tuple[tuple[str, ...], ...], out: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> Callable[..., Any]:
+    return opt_einsum.contract_expression(_equation(names, out), *shapes)
+
+
+@lru_cache(maxsize=1024)
+def _largest(
+    names: tuple[tuple[str, ...], ...], out: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+) -> int:
+    _, info = opt_einsum.contract_path(_equation(names, out), *shapes, shapes=True)
+    return int(info.largest_intermediate)
+
+
+def _equation(names: tuple[tuple[str, ...], ...], out: tuple[str, ...]) -> str:
     symbols: dict[str, str] = {}
     for name in (*(name for part in names for name in part), *out):
         symbols.setdefault(name, opt_einsum.get_symbol(len(symbols)))
     terms = ["".join(symbols[name] for name in part) for part in (*names, out)]
-    return opt_einsum.contract_expression(f"{','.join(terms[:-1])}->{terms[-1]}", *shapes)
+    return f"{','.join(terms[:-1])}->{terms[-1]}"

@@ -165,7 +165,7 @@ def smaller_trees(tree: Tree, goal: Target, net: Network, tol: float) -> Iterato
     use) down to nothing; at ``tol / sqrt(bonds)`` the sum of all is sure to be allowed.
     """
     spectra = {
-        edge: tails(spectrum(tree, goal, *edge)) for edge, bonds in tree.edges.items() if bonds
+        edge: tails(_spectrum(tree, goal, *edge)) for edge, bonds in tree.edges.items() if bonds
     }
     before = None
     for step in range(12 * _GRID):
@@ -185,7 +185,7 @@ def smaller_trees(tree: Tree, goal: Target, net: Network, tol: float) -> Iterato
         yield net
 
 
-def spectrum(tree: Tree, goal: Target, one: int, two: int) -> Tensor:
+def _spectrum(tree: Tree, goal: Target, one: int, two: int) -> Tensor:
     """Singular values of the target across an edge."""
     rows = [name for core in tree.beyond(one, two) for name in tree.own(core)]
     cols = [name for name in goal.values.names if name not in rows and name != BLOCK]

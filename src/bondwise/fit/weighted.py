@@ -12,33 +12,27 @@ whitened coordinates. The change starts from zero, so every half-step starts war
 does not lower the error is not taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import prod
 
-import opt_einsum
 import torch
 from torch import Tensor
 
 from bondwise.compute.run import dense
-from bondwise.fit.als import solve
 from bondwise.fit.kronecker import factors_of
-from bondwise.fit.krylov import Operator, conjugate_gradients
-from bondwise.fit.named import Named, balance, contract, prime, twin
+from bondwise.fit.named import Named, balance, contract, largest_intermediate, prime, twin
+from bondwise.fit.preconditioner import preconditioner
+from bondwise.fit.solvers import ENTRIES, SMALL, conjugate_gradients, solve
 from bondwise.fit.target import diagonal, reach
 from bondwise.network.network import Network
 
 _STEPS = 20  # of conjugate gradients in a half-step
 _ENOUGH = 0.02  # of the first residual: the other cores move before a better answer is worth it
-_SMALL = 1536  # unknowns of a half-step that is solved by Cholesky
-_ENTRIES = 2**26  # of the largest intermediate of its matrix
 _CALLS = 2**26  # multiplications in the time that the calls of conjugate gradients take
-_RIDGE = 1e-2  # of the mean, on the blocks of the preconditioner
 _ROUNDING = 1e-13  # a relative error that is rounding
 _FINE = 2**17  # entries of a weight up to which gradients are in float64
-
-Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +79,7 @@ class Weighted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Structure:
+class _MetricOperand:
     """The metric as an operand of a contraction with the cores and their twins."""
 
     net: Network
@@ -94,7 +88,7 @@ class _Structure:
     nearly: dict[str, Named]  # the Kronecker factors, by mode
 
     @classmethod
-    def of(cls, net: Network, goal: Weighted) -> "_Structure":
+    def of(cls, net: Network, goal: Weighted) -> "_MetricOperand":
         shared = frozenset(index.name for index in net.rows)
         names, sizes = [i.name for i in net.cols], [i.size for i in net.cols]
         twins = (name if name in shared else prime(name) for name in names)
@@ -111,13 +105,13 @@ def improve(
     The errors are ``||(W - W~) L||`` in float64 and only fall. Sweeping stops where two sweeps in
     a row lower the error by less than ``progress`` of it.
     """
-    structure = _Structure.of(net, goal)
+    metric = _MetricOperand.of(net, goal)
     best, errors, slow = list(cores), [goal.error(net, cores)], 0
     for count in range(sweeps):
         if errors[-1] <= _ROUNDING * goal.norm or slow == 2:
             break
         best = _balanced(net, best)
-        after = _sweep(structure, goal, best)
+        after = _sweep(metric, goal, best)
         if count > 0:
             after = _leap(net, goal, best, after, (count + 1) ** (1 / 3))
         error = goal.error(net, after)
@@ -134,13 +128,13 @@ def _balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     return [part.tensor for part in balance(parts, net.open)]
 
 
-def _sweep(structure: _Structure, goal: Weighted, cores: list[Tensor]) -> list[Tensor]:
+def _sweep(metric: _MetricOperand, goal: Weighted, cores: list[Tensor]) -> list[Tensor]:
     """Every core in turn made better, or the best, given the others."""
-    net = structure.net
+    net = metric.net
     parts = [Named(core, names) for core, names in zip(cores, net.names, strict=True)]
     for k in range(len(parts)):
         _, pushed = goal.pull(net, [part.tensor.to(goal.working) for part in parts])
-        parts[k] = _half_step(structure, goal, parts, k, pushed)
+        parts[k] = _half_step(metric, goal, parts, k, pushed)
     return [part.tensor for part in parts]
 
 
@@ -154,14 +148,14 @@ def _leap(
 
 
 def _half_step(
-    structure: _Structure, goal: Weighted, parts: list[Named], k: int, pushed: Named
+    metric: _MetricOperand, goal: Weighted, parts: list[Named], k: int, pushed: Named
 ) -> Named:
-    part, others = parts[k], _others(parts, k, structure.net)
+    part, others = parts[k], _others(parts, k, metric.net)
     right = Named(
         contract([Named(pushed.tensor.double(), pushed.names), *others], part.names), part.names
     )
-    exact = _exact_step(structure, others, right)
-    step = _gradient_step(structure, goal, parts, k, right) if exact is None else exact
+    exact = _exact_step(metric, others, right)
+    step = _gradient_step(metric, goal, parts, k, right) if exact is None else exact
     return Named(part.tensor + step, part.names)
 
 
@@ -172,47 +166,35 @@ def _others(parts: list[Named], k: int, net: Network) -> list[Named]:
     return [*parts[:k], *parts[k + 1 :], *(Named(one, (name,)) for name in alone)]
 
 
-def _exact_step(structure: _Structure, others: list[Named], right: Named) -> Tensor | None:
+def _exact_step(metric: _MetricOperand, others: list[Named], right: Named) -> Tensor | None:
     """The best change by Cholesky, or None where its matrix is too large or too dear."""
-    elsewhere = {name for other in (*others, structure.exact) for name in other.names}
-    batch = tuple(n for n in right.names if n in structure.shared and n in elsewhere)
-    free = tuple(n for n in right.names if n in structure.shared and n not in elsewhere)
-    rows = tuple(n for n in right.names if n not in structure.shared)
-    size, count = (prod(structure.net.sizes[n] for n in names) for names in (rows, batch))
-    if size > _SMALL or count * size * size > _ENTRIES:
+    elsewhere = {name for other in (*others, metric.exact) for name in other.names}
+    batch = tuple(n for n in right.names if n in metric.shared and n in elsewhere)
+    free = tuple(n for n in right.names if n in metric.shared and n not in elsewhere)
+    rows = tuple(n for n in right.names if n not in metric.shared)
+    size, count = (prod(metric.net.sizes[n] for n in names) for names in (rows, batch))
+    if size > SMALL or count * size * size > ENTRIES:
         return None
-    out, inp = structure.net.shape
+    out, inp = metric.net.shape
     if count * size**3 / 3 > max(_CALLS, _STEPS * out * inp * inp):
         return None  # a small weight is pushed through the metric for less
-    twins = [twin(other, structure.shared) for other in others]
-    operands = [*others, *twins, structure.exact]
+    twins = [twin(other, metric.shared) for other in others]
+    operands = [*others, *twins, metric.exact]
     names = (*batch, *rows, *(prime(name) for name in rows))
-    shapes = tuple(tuple(operand.tensor.shape) for operand in operands)
-    if _largest(tuple(operand.names for operand in operands), names, shapes) > _ENTRIES:
+    if largest_intermediate(operands, names) > ENTRIES:
         return None
     gram = Named(contract(operands, names), names)
     matrix = gram.matrix(batch, rows, [prime(name) for name in rows])
     step = solve(matrix, right.matrix(batch, free, rows))
-    shape = [structure.net.sizes[n] for n in (*batch, *free, *rows)]
+    shape = [metric.net.sizes[n] for n in (*batch, *free, *rows)]
     return Named(step.reshape(shape), (*batch, *free, *rows)).to(*right.names)
 
 
-@lru_cache(maxsize=1024)
-def _largest(operands: tuple[Names, ...], out: Names, shapes: tuple[tuple[int, ...], ...]) -> int:
-    """Entries of the largest intermediate of a contraction."""
-    symbols: dict[str, str] = {}
-    for name in (*(name for names in operands for name in names), *out):
-        symbols.setdefault(name, opt_einsum.get_symbol(len(symbols)))
-    terms = ["".join(symbols[name] for name in names) for names in (*operands, out)]
-    _, info = opt_einsum.contract_path(f"{','.join(terms[:-1])}->{terms[-1]}", *shapes, shapes=True)
-    return int(info.largest_intermediate)
-
-
 def _gradient_step(
-    structure: _Structure, goal: Weighted, parts: list[Named], k: int, right: Named
+    metric: _MetricOperand, goal: Weighted, parts: list[Named], k: int, right: Named
 ) -> Tensor:
     """A better change by conjugate gradients."""
-    net, names = structure.net, parts[k].names
+    net, names = metric.net, parts[k].names
     dtype = goal.working
     cores = [part.tensor.to(dtype) for part in parts]
     others = [Named(part.tensor.to(dtype), part.names) for part in _others(parts, k, net)]
@@ -225,94 +207,8 @@ def _gradient_step(
     step = conjugate_gradients(
         apply,
         (right.tensor / scale).to(dtype),
-        _preconditioner(structure, parts, k, dtype),
+        preconditioner(net, metric.nearly, parts, k, dtype),
         _STEPS,
         _ENOUGH,
     )
     return step.to(torch.float64) * scale
-
-
-def _preconditioner(
-    structure: _Structure, parts: list[Named], k: int, dtype: torch.dtype
-) -> Operator:
-    """The inverse of the half-step's matrix for the Kronecker factors in the place of the metric.
-
-    It is a product too: one factor for each mode of the core's own, one for each part of the
-    network that hangs on the core.
-    """
-    own = parts[k].names
-    inverses = [
-        _inverse(factor, [n for n in factor.names if n not in (mode, prime(mode))], [mode], dtype)
-        for mode, factor in structure.nearly.items()
-        if mode in own
-    ]
-    for group in _hanging(parts, k, structure.net.open):
-        gram = _bond_gram(structure, group, own)
-        if gram is not None:
-            inverses.append(_inverse(*gram, dtype))
-    return _chain(inverses, own)
-
-
-def _chain(inverses: list[Callable[[Named], Named]], names: Names) -> Operator:
-    def precondition(residual: Tensor) -> Tensor:
-        result = Named(residual, names)
-        for inverse in inverses:
-            result = inverse(result)
-        return result.to(*names)
-
-    return precondition
-
-
-def _hanging(parts: list[Named], k: int, shared: frozenset[str]) -> list[list[Named]]:
-    """The other parts, in groups joined by bonds."""
-    groups: list[list[Named]] = []
-    for part in (*parts[:k], *parts[k + 1 :]):
-        apart: list[list[Named]] = []
-        joined = [part]
-        for group in groups:
-            if any(set(part.names) & set(other.names) - shared for other in group):
-                joined += group
-            else:
-                apart.append(group)
-        groups = [*apart, joined]
-    return groups
-
-
-def _bond_gram(
-    structure: _Structure, group: list[Named], own: Names
-) -> tuple[Named, list[str], list[str]] | None:
-    """Gram matrix of a group over the bonds to the core, for each value of shared open indices."""
-    net = structure.net
-    inside = {name for part in group for name in part.names}
-    bonds = [name for name in own if name in inside and name not in net.open]
-    batch = [name for name in own if name in inside and name in net.open]
-    size, count = (prod(net.sizes[n] for n in names) for names in (bonds, batch))
-    if not bonds or size > _SMALL or count * size * size > _ENTRIES:
-        return None
-    metric = {mode: f for mode, f in structure.nearly.items() if mode in inside and mode not in own}
-    loose = frozenset(net.open) - set(metric)
-    operands = [*group, *(twin(part, loose) for part in group)]
-    operands += [f for f in metric.values() if set(f.names[:-2]) <= inside]
-    names = (*batch, *bonds, *(prime(bond) for bond in bonds))
-    return Named(contract(operands, names), names), batch, bonds
-
-
-def _inverse(
-    matrix: Named, batch: Sequence[str], rows: Sequence[str], dtype: torch.dtype
-) -> Callable[[Named], Named]:
-    """The product with the inverse of a matrix over ``rows``, a ridge of 1e-2 of its mean added."""
-    values = matrix.matrix(batch, rows, [prime(name) for name in rows])
-    mean = values.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(values.dtype).tiny)
-    eye = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
-    factor = torch.linalg.cholesky(values + (_RIDGE * mean)[:, None, None] * eye)
-    inverse = torch.cholesky_inverse(factor).to(dtype)  # batches of LU can hang on two threads
-    around = (*batch, *rows)
-
-    def apply(residual: Named) -> Named:
-        rest = [name for name in residual.names if name not in around]
-        solved = inverse @ residual.matrix(batch, rows, rest)
-        names = (*around, *rest)
-        sizes = dict(zip(residual.names, residual.tensor.shape, strict=True))
-        return Named(solved.reshape([sizes[name] for name in names]), names)
-
-    return apply

@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bondwise.fit.named import Named
 from bondwise.fit.split import GRAM_IS_ENOUGH, Split, kept_rank, split, tails
+from bondwise.fit.sweep import Tree, edge_name, unfold
+from bondwise.fit.target import BLOCK
+from bondwise.network.network import Network
 
 _SINGLE_IS_ENOUGH = 1e-5  # the same as GRAM_IS_ENOUGH, of a Gram matrix in float32
 
@@ -72,3 +76,34 @@ def _exact(weight: Tensor, half: Tensor, most: int, tol: float | None) -> tuple[
     white = weight @ half
     cut = split(white, most, tol)
     return cut.left, cut.rank, cut.error
+
+
+def has_closed_form(net: Network) -> bool:
+    """Whether a metric has a closed form: two cores, all rows on one and all columns on the other.
+
+    None of them may be on both (block diagonal).
+
+    >>> from bondwise import lowrank, mpo
+    >>> has_closed_form(lowrank(6, 4, 2)), has_closed_form(mpo((2, 3), (2, 2), 2))
+    (True, False)
+    """
+    sides = [{index.name for index in side} for side in (net.rows, net.cols)]
+    own = [set(names) & net.open for names in net.names]
+    apart = own in (sides, sides[::-1]) and all(sides) and not sides[0] & sides[1]
+    # an index summed on one core alone is no bond between the two
+    return apart and all(len(net.places[b]) == 2 or size == 1 for b, size in net.bonds.items())
+
+
+def closed_form(net: Network, tree: Tree, weight: Tensor, moment: Tensor) -> list[Named]:
+    """The parts of a network that `has_closed_form`, which is ``tree``: the best in the metric."""
+    ((edge, _),) = tree.edges.items()
+    cut = whitened_split(weight, moment, tree.rank(edge, net.bonds))
+    sides = [(net.rows, cut.left), (net.cols, cut.right.mT)]
+    if net.rows[0].name not in tree.own(0):
+        sides.reverse()
+    parts: list[Named] = []
+    for core, (side, matrix) in enumerate(sides):
+        sizes, names = [index.size for index in side], [index.name for index in side]
+        whole = Named(matrix.reshape(1, *sizes, cut.rank), (BLOCK, *names, edge_name(*edge)))
+        parts.append(unfold(tree, core, whole, net.bonds))
+    return parts

@@ -126,7 +126,7 @@ def checked(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     return [core.double() for core in cores]
 
 
-def balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
+def even_norms(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
     """The same weight with equal norms on all sides of every value of a bond, to a power of two.
 
     An exact change of gauge; without it, scales that cancel around a loop drown small entries.

@@ -16,7 +16,7 @@ from torch import Tensor
 from bondwise.compute.run import dense
 from bondwise.errors import ShapeError
 from bondwise.fit.metric import Metric
-from bondwise.gauge.bonds import Branch, absorb, balanced, checked, unfolding
+from bondwise.gauge.bonds import Branch, absorb, checked, even_norms, unfolding
 from bondwise.gauge.center import spanning_trees
 from bondwise.gauge.forms import CoreForm, NormalizedForm, PinnedForm, PlainForm, core_forms
 from bondwise.gauge.pivots import unpack
@@ -30,21 +30,9 @@ class GaugeForm:
 
     Several bonds between the same two cores are pinned as one and named with a space between. A
     core pinned on an index of three or more cores has one entry 1 for each of its values.
-
-    >>> GaugeForm.from_list([None, "a"]).to_list()
-    [None, 'a']
     """
 
     pinned: tuple[str | None, ...]
-
-    def to_list(self) -> list[str | None]:
-        """As JSON holds it."""
-        return list(self.pinned)
-
-    @classmethod
-    def from_list(cls, pinned: Sequence[str | None]) -> "GaugeForm":
-        """Back from JSON."""
-        return cls(tuple(pinned))
 
 
 @cache
@@ -177,7 +165,7 @@ def compact(
     kept = [dtype or core.dtype for core in cores]
     free, pivots = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
-        work = _Sweep(net, balanced(net, checked(net, cores)), moment_of(scale, net.shape[1]))
+        work = _Sweep(net, even_norms(net, checked(net, cores)), moment_of(scale, net.shape[1]))
         for branch in branches:
             k, own = branch.core, forms[branch.core]
             assert not isinstance(own, PlainForm)
@@ -278,7 +266,7 @@ def _branches(net: Network, form: GaugeForm) -> tuple[Branch, ...]:
     known = spanning_trees(net)
     if form.pinned not in known and any(form.pinned):
         raise ShapeError(
-            f"The form {form.to_list()} came for '{net}'; write one of "
+            f"The form {list(form.pinned)} came for '{net}'; write one of "
             f"{[list(pins) for pins in known]}, or None for each core."
         )
     return known.get(form.pinned, ())

@@ -1,4 +1,4 @@
-"""Conjugate gradients: the minimum of a quadratic that is only known by what it does to a step."""
+"""The linear system of a half-step: by Cholesky, or by conjugate gradients."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
+
+SMALL = 1536  # unknowns of a system that is solved by Cholesky
+ENTRIES = 2**26  # of the largest intermediate of its matrix
+_RIDGE = 1e-12  # of the mean of diag G
+
+
+def solve(gram: Tensor, right: Tensor) -> Tensor:
+    """``right (G + lambda I)^-1``, with lambda raised until the factorisation holds."""
+    size = gram.shape[-1]
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    ridge = _RIDGE
+    while True:
+        factor, info = torch.linalg.cholesky_ex(gram + (ridge * mean)[:, None, None] * eye)
+        if not info.any() or ridge >= 1:
+            return torch.cholesky_solve(right.mT, factor).mT
+        ridge *= 100
 
 
 def conjugate_gradients(
