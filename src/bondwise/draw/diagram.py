@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from math import log2
 from textwrap import wrap
 
+from bondwise.draw.picture import BOND, DOT, MODE, Picture, stroke
 from bondwise.draw.placement import (
     LEG,
     RADIUS,
     Edge,
-    Placement,
     Node,
+    Placement,
     Point,
     edges,
     label,
-    placement,
     leg_step,
     legs,
+    placement,
     width,
 )
-from bondwise.draw.picture import BOND, DOT, MODE, Picture, stroke
 from bondwise.network.network import Index, Network
 
 LANE = 26.0
@@ -181,7 +181,9 @@ def _stub(picture: Picture, at: Point, name: str, size: int) -> None:
     picture.group("bond", inside + words, name=name, size=str(size))
 
 
-def _modes(picture: Picture, net: Network, where: Placement, side: Sequence[Index], up: int) -> None:
+def _modes(
+    picture: Picture, net: Network, where: Placement, side: Sequence[Index], up: int
+) -> None:
     for core in range(len(net.cores)):
         x, y = where.points[core]
         own = legs(net, core, side)
@@ -198,7 +200,9 @@ def _leg(picture: Picture, points: Sequence[Point], index: Index, up: int, more:
     picture.group(f"mode {kind}", more + line + words, name=index.name, size=str(index.size))
 
 
-def _blocks(picture: Picture, net: Network, where: Placement, side: Sequence[Index], up: int) -> None:
+def _blocks(
+    picture: Picture, net: Network, where: Placement, side: Sequence[Index], up: int
+) -> None:
     """Modes on several cores: their lines meet in a dot, and one leg goes on."""
     shared = [index for index in side if len(net.places[index.name]) > 1]
     for k, index in enumerate(shared):

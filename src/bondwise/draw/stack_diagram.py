@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bondwise.draw.placement import RADIUS, Point, label
 from bondwise.draw.picture import BOND, MODE, Picture
+from bondwise.draw.placement import RADIUS, Point, label
 from bondwise.network.network import Index, Network
 from bondwise.network.stack import Level, levels
 
