@@ -10,12 +10,15 @@ from bondwise.topology import registry
 
 
 def test_the_eight_topologies_are_found_by_looking_into_the_folder():
-    assert registry.names() == ["btt", "cp", "kron", "lowrank", "mpo", "ring", "tree", "tucker"]
+    eight = {"btt", "cp", "kron", "lowrank", "mpo", "ring", "tree", "tucker"}
+    assert eight <= set(registry.names())
+    assert registry.names() == sorted(registry.names())
+    assert eight <= set(bw.__all__)
     assert all(registry.find(name).build is getattr(bw, name) for name in registry.names())
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(NetworkError, match="'tt' is not known; write one of btt, cp, kron"):
+    with pytest.raises(NetworkError, match="'tt' is not known; write one of .*btt, .*cp, .*kron"):
         registry.find("tt")
 
 
