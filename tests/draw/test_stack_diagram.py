@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 import bondwise as bw
-from bondwise.draw.placement import RADIUS
 from bondwise.draw.picture import stroke
+from bondwise.draw.placement import RADIUS
 from bondwise.draw.stack_diagram import stack_svg
 from bondwise.network.stack import levels
 from bondwise.topology import registry

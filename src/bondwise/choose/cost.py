@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
 
-from bondwise.compute.steps import Step
 from bondwise.compute.plan import plan
+from bondwise.compute.steps import Step
 from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from bondwise.choose.candidates import COLUMNS, EXACT, Candidate, Site, sites
 from bondwise.choose.columns import low_rank_with_columns
 from bondwise.choose.curves import shared_cores
-from bondwise.choose.fitted import FORMATS
 from bondwise.compress.refine import Refined, refine
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
@@ -58,7 +57,6 @@ class Effort:
     every: int
     alphas: tuple[float, ...]
     exact: tuple[str, ...]
-    formats: tuple[str, ...]
 
 
 EFFORT = {
@@ -69,7 +67,6 @@ EFFORT = {
         every=4,
         alphas=(1.0,),
         exact=EXACT,
-        formats=("btt",),
     ),
     "best": Effort(
         drawn=3,
@@ -78,7 +75,6 @@ EFFORT = {
         every=2,
         alphas=(0.75, 1.0, 1.25),
         exact=(*EXACT, COLUMNS),
-        formats=FORMATS,
     ),
 }
 

@@ -19,6 +19,7 @@ from bondwise.errors import BudgetError
 from bondwise.flow.blocks import Stream, capture, chains, holds
 from bondwise.flow.data import Batch, evaluating, fitted_on, is_vectors, part, samples
 from bondwise.progress import Progress, Steps, silent
+from bondwise.topology import registry
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
 FLOOR = 0.4  # of the keep: what every weight gets, since its sensitivity holds for small errors
@@ -178,7 +179,7 @@ def _survey(
     for blocks, names, stream in entering:
         scouted = scout(
             model, blocks, names, stream, held,
-            keep=asked.keep, bits=bits, prefer=asked.prefer, formats=asked.work.formats,
+            keep=asked.keep, bits=bits, prefer=asked.prefer, formats=registry.scouted(asked.effort),
         )  # fmt: skip
         found = found.with_rest(
             survey(
