@@ -14,7 +14,8 @@ from bondwise.fit.metric import Metric
 from bondwise.gauge.canonical import canonical, insert_gauge
 from bondwise.gauge.compact import compact
 from bondwise.heal.heal import heal
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.network.network import Index, Network, parse
 from bondwise.topology import registry
 from bondwise.topology.btt import btt

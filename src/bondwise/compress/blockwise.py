@@ -25,7 +25,8 @@ from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import fitted_on
 from bondwise.gauge.compact import Compact, compact
 from bondwise.gauge.storage import compact_shared
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns
 from bondwise.layers.storage import TensorLayer, share
 from bondwise.network.network import Network

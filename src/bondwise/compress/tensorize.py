@@ -22,7 +22,8 @@ from bondwise.fit.fit import fit
 from bondwise.flow.data import batches
 from bondwise.flow.text import fitting
 from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorEmbedding, TensorLayer, TensorLinear, dense_weight
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLayer, TensorLinear, dense_weight
 from bondwise.progress import Progress, Steps, silent
 
 EFFORTS, PREFERENCES = ("fast", "best"), ("speed", "size", "quality")
