@@ -77,12 +77,16 @@ def canon_first(nets: Iterable[Network]) -> list[Any]:
 
 
 def random_cores(net: Network, seed: int = 0) -> list[torch.Tensor]:
+    """Cores of normal numbers in float64."""
     random = torch.Generator().manual_seed(seed)
     return [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
 
 
 def numpy_dense(net: Network, cores) -> np.ndarray:
-    """The weight by one einsum in float64, an index open on both sides written on the diagonal."""
+    """The weight by numpy in float64, an index open on both sides written on the diagonal.
+
+    This is what all rooms compare with; it shares nothing with the code of bondwise.
+    """
     ids = {name: k for k, name in enumerate(net.sizes)}
     operands = []
     for core, names in zip(cores, net.names, strict=True):
@@ -95,7 +99,9 @@ def numpy_dense(net: Network, cores) -> np.ndarray:
     axis = dict(zip(out, values, strict=True))
     weight = np.zeros(net.shape)
 
-    def flat(names: list[str]) -> np.ndarray:
+    def flat(names: list[str]) -> np.ndarray | int:
+        if not names:
+            return 0
         sizes = tuple(net.sizes[name] for name in names)
         return np.ravel_multi_index(tuple(axis[name] for name in names), sizes)
 
@@ -104,8 +110,13 @@ def numpy_dense(net: Network, cores) -> np.ndarray:
     return weight
 
 
+def reference(net: Network, cores) -> torch.Tensor:
+    """`numpy_dense` as a tensor."""
+    return torch.from_numpy(numpy_dense(net, cores))
+
+
 def weight_of(net: Network, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(numpy_dense(net, random_cores(net, seed)))
+    return reference(net, random_cores(net, seed))
 
 
 def noise(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """bondwise: the dense weights of any PyTorch model as tensor networks."""
 
+from typing import TYPE_CHECKING
+
 from bondwise import read
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.choose.dry_run import plan_model
@@ -14,8 +16,10 @@ from bondwise.fit.metric import Metric
 from bondwise.gauge.canonical import canonical, insert_gauge
 from bondwise.gauge.compact import compact
 from bondwise.heal.heal import heal
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.network.network import Index, Network, parse
+from bondwise.topology import registry
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
 from bondwise.topology.kron import kron
@@ -59,3 +63,11 @@ __all__ = [
     "tree",
     "tucker",
 ]
+
+if not TYPE_CHECKING:  # the topologies above are named for those who check types; here are all
+    __all__ += [name for name in registry.names() if name not in __all__]
+
+    def __getattr__(name):
+        if name in registry.names():
+            return registry.find(name).build
+        raise AttributeError(f"module 'bondwise' has no attribute {name!r}")

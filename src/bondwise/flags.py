@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from bondwise.topology import registry
+
 
 def fraction(text: str | float) -> float:
     """A number; its range is checked where it is used."""
@@ -85,8 +87,8 @@ Format = Annotated[
     str | None,
     typer.Option(
         metavar="FORMAT",
-        help="auto (lowrank so far), lowrank, mpo, ring, tucker, cp, btt, tree, kron or an einsum "
-        "such as 'o a, a i -> (o) (i)'. [default: auto]",
+        help=f"auto (lowrank so far), {', '.join(registry.names())} or an einsum such as "
+        "'o a, a i -> (o) (i)'. [default: auto]",
     ),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")]

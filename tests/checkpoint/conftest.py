@@ -10,7 +10,8 @@ from torch import nn
 from bondwise.checkpoint.checkpoint import save
 from bondwise.fit.fit import fit
 from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 

@@ -16,7 +16,8 @@ from bondwise.checkpoint.hub import attach, detach
 from bondwise.errors import CheckpointError, MissingExtraError
 from bondwise.fit.fit import fit
 from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring

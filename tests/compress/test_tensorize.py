@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import bondwise as bw
 from bondwise.errors import BudgetError, DataError, FitError, SelectionError
 from bondwise.flow.calibrate import Inputs
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.topology import registry
 from tiny import bert, gpt2, llama, tokens
 

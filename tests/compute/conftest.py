@@ -1,12 +1,9 @@
 """The networks that every promise is tested on, and the numpy einsum it is tested against."""
 
-from itertools import product
-
-import numpy as np
 import pytest
-import torch
 
 import bondwise as bw
+import nets
 from bondwise.topology import registry
 
 SIZES = [(12, 18, 3), (24, 16, 2), (7, 5, 3), (1, 6, 2)]
@@ -46,50 +43,37 @@ def networks():
         yield bw.parse(text, **sizes)
 
 
+def is_canonical(net):
+    """Those of the quick set: every topology once, and one network of each odd kind."""
+    return any(
+        net == one
+        for one in (
+            *(registry.find(name).sized(*SIZES[0]) for name in registry.names()),
+            bw.ring((2, 3), (3, 2), (2, 3)),
+            *(bw.parse(ODD[k][0], **ODD[k][1]) for k in (2, 3, 5, 7, 9, 10)),
+        )
+    )
+
+
 def pytest_generate_tests(metafunc):
     if "net" in metafunc.fixturenames:
-        nets = list(networks())
-        metafunc.parametrize("net", nets, ids=[f"{net}, {net.parameters}" for net in nets])
-
-
-def numpy_dense(net, cores):
-    """The weight by numpy's einsum; what is open on both sides is copied block by block."""
-    names = list(net.sizes)
-    rows, cols = ([index.name for index in side] for side in (net.rows, net.cols))
-    both = [name for name in cols if name in rows]
-    operands = []
-    for core, core_names in zip(cores, net.names, strict=True):
-        operands += [core.detach().numpy(), [names.index(name) for name in core_names]]
-    found = np.einsum(
-        *operands, [names.index(n) for n in (*rows, *(c for c in cols if c not in both))]
-    )
-    full = np.zeros([net.sizes[name] for name in (*rows, *cols)])
-    for values in product(*(range(net.sizes[name]) for name in both)):
-        at = dict(zip(both, values, strict=True))
-        free = [slice(None)] * (len(cols) - len(both))
-        full[tuple(at.get(n, slice(None)) for n in (*rows, *cols))] = found[
-            (*(at.get(n, slice(None)) for n in rows), *free)
-        ]
-    return torch.from_numpy(full.reshape(net.shape))
-
-
-def random_cores(net, seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(**options)
-        if options
-        else torch.randn(shape, generator=generator, dtype=torch.float64)
-        for shape in net.core_shapes
-    ]
+        marks = {True: (), False: pytest.mark.thorough}
+        metafunc.parametrize(
+            "net",
+            [
+                pytest.param(net, marks=marks[is_canonical(net)], id=f"{net}, {net.parameters}")
+                for net in networks()
+            ],
+        )
 
 
 @pytest.fixture(scope="session")
 def reference():
     """Network and cores -> the weight, by code that shares nothing with ours."""
-    return numpy_dense
+    return nets.reference
 
 
 @pytest.fixture(scope="session")
 def make_cores():
     """Network -> random float64 cores."""
-    return random_cores
+    return nets.random_cores

@@ -9,14 +9,15 @@ from bondwise.compute.run import dense
 from bondwise.errors import ShapeError
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (0,), (7,), (2, 3), (0, 2)])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_rows_are_those_of_the_weight(net, shape, dtype, reference, make_cores):
+def test_rows_are_those_of_the_weight(net, reference, make_cores):
     cores = make_cores(net)
-    ids = torch.randint(net.shape[0], shape)
-    rows = lookup(net, cores, ids.to(dtype))
-    assert rows.shape == (*shape, net.shape[1])
-    assert_close(rows, reference(net, cores)[ids])
+    W = reference(net, cores)
+    for shape in [(), (1,), (0,), (7,), (2, 3), (0, 2)]:
+        ids = torch.randint(net.shape[0], shape)
+        for dtype in (torch.int64, torch.int32):
+            rows = lookup(net, cores, ids.to(dtype))
+            assert rows.shape == (*shape, net.shape[1])
+            assert_close(rows, W[ids])
 
 
 def test_every_row_at_once(net, reference, make_cores):
@@ -40,11 +41,10 @@ def test_under_vmap(net, reference, make_cores):
     assert_close(vmap(lambda ids: lookup(net, cores, ids))(ids), reference(net, cores)[ids])
 
 
-@pytest.mark.parametrize("wrong", [-1, None, 10**6])
-def test_ids_out_of_range_are_refused_as_by_an_embedding(net, wrong, make_cores):
-    wrong = net.shape[0] if wrong is None else wrong
-    with pytest.raises(IndexError, match=rf"{wrong} .*write ids from 0 to {net.shape[0] - 1}"):
-        lookup(net, make_cores(net), torch.tensor([0, wrong]))
+def test_ids_out_of_range_are_refused_as_by_an_embedding(net, make_cores):
+    for wrong in (-1, net.shape[0], 10**6):
+        with pytest.raises(IndexError, match=rf"{wrong} .*write ids from 0 to {net.shape[0] - 1}"):
+            lookup(net, make_cores(net), torch.tensor([0, wrong]))
 
 
 def test_a_large_vocabulary_is_never_built(make_cores):

@@ -7,7 +7,7 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -48,10 +48,10 @@ def cheapest(net, batch):
     return walk(reduced(operands))
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64, 4096])
-def test_no_order_needs_fewer_multiplications(net, batch):
-    made = plan(net, batch)
-    assert made.macs == cheapest(net, batch) == sum(step.macs for step in made.steps)
+def test_no_order_needs_fewer_multiplications(net):
+    for batch in (1, 7, 64, 4096):
+        made = plan(net, batch)
+        assert made.macs == cheapest(net, batch) == sum(step.macs for step in made.steps)
 
 
 @given(
@@ -61,7 +61,6 @@ def test_no_order_needs_fewer_multiplications(net, batch):
     batch=st.integers(1, 300),
     build=st.sampled_from([bw.mpo, bw.ring, bw.kron, bw.tree]),
 )
-@settings(deadline=None, max_examples=40)
 def test_no_order_needs_fewer_multiplications_for_any_size(rows, cols, rank, batch, build):
     net = build(tuple(rows), tuple(cols), rank)
     assert plan(net, batch).macs == cheapest(net, batch)
@@ -185,7 +184,6 @@ INDEX = st.tuples(
     batch=st.integers(1, 20),
     n=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=40)
 def test_any_einsum_works_everywhere(cores, indices, batch, n, reference, make_cores):
     net = network(cores, indices)
     made, cores = plan(net, batch), make_cores(net)

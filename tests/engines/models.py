@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import bondwise as bw
 from bondwise.checkpoint.hub import attach
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.layers.storage import share
 

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bondwise import btt, kron, lowrank, mpo, ring
 from bondwise.checkpoint.checkpoint import save
 from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.layers.storage import share
 

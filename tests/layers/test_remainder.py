@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
@@ -56,17 +56,16 @@ def make(kind, gauge, count=4):
 
 @every_kind
 @both_forms
-@pytest.mark.parametrize("batch", [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)])
-def test_a_layer_with_a_remainder_is_f_linear(kind, gauge, batch):
+def test_a_layer_with_a_remainder_is_f_linear(kind, gauge):
     layer, W = make(kind, gauge)
-    x = torch.randn(*batch, WIDTH, dtype=torch.float64)
-    y = layer(x)
-    assert y.shape == (*batch, OUT)
     assert_close(layer.dense(), W)
-    assert_close(y, F.linear(x, W, layer.bias))
+    for batch in [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)]:
+        x = torch.randn(*batch, WIDTH, dtype=torch.float64)
+        y = layer(x)
+        assert y.shape == (*batch, OUT)
+        assert_close(y, F.linear(x, W, layer.bias))
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     kind=st.sampled_from(KINDS),
     out=st.integers(1, 9),

@@ -17,21 +17,26 @@ from bondwise.layers.stacked import SparseLinear
 from bondwise.topology import registry
 
 NETS = [
-    *(
-        registry.find(name).sized(out, inp, rank)
-        for name in registry.names()
-        for out, inp, rank in [(12, 18, 3), (7, 5, 2)]
-    ),
-    bw.mpo((2, 1, 3), (3, 2), 2),
+    *(registry.find(name).sized(12, 18, 3) for name in registry.names()),
     bw.parse("b o a, b a i -> (b o) (b i)", b=3, o=2, a=2, i=4),
-    bw.parse("o a b, c a i -> (o c b) (b i c)", b=3, o=2, a=2, i=4, c=2),
     bw.parse("o i z, q, b b2 -> (o b) (i b2)", o=2, i=3, z=4, q=5, b=2, b2=3),
+    bw.parse("i -> () (i)", i=3),
+]
+MORE = [
+    *(registry.find(name).sized(7, 5, 2) for name in registry.names()),
+    bw.mpo((2, 1, 3), (3, 2), 2),
+    bw.parse("o a b, c a i -> (o c b) (b i c)", b=3, o=2, a=2, i=4, c=2),
     bw.parse("o r, i r, r -> (o) (i)", o=4, i=3, r=5),
     bw.parse("o i -> (o) (i)", o=3, i=4),
-    bw.parse("i -> () (i)", i=3),
     bw.parse("o -> (o) ()", o=3),
 ]
-every_net = pytest.mark.parametrize("net", NETS, ids=[f"{net}, {net.parameters}" for net in NETS])
+every_net = pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(net, marks=pytest.mark.thorough if net in MORE else (), id=str(net))
+        for net in (*NETS, *MORE)
+    ],
+)
 
 
 def draw(*shape, seed=0):

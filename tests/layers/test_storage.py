@@ -13,7 +13,8 @@ import bondwise as bw
 from bondwise.compress.swap import footprint
 from bondwise.errors import ShapeError
 from bondwise.gauge.compact import Compact, GaugeForm, compact
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns
 from bondwise.layers.storage import share, stored_numbers
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import bondwise as bw
@@ -10,16 +10,18 @@ from bondwise.topology import registry
 
 
 def test_the_eight_topologies_are_found_by_looking_into_the_folder():
-    assert registry.names() == ["btt", "cp", "kron", "lowrank", "mpo", "ring", "tree", "tucker"]
+    eight = {"btt", "cp", "kron", "lowrank", "mpo", "ring", "tree", "tucker"}
+    assert eight <= set(registry.names())
+    assert registry.names() == sorted(registry.names())
+    assert eight <= set(bw.__all__)
     assert all(registry.find(name).build is getattr(bw, name) for name in registry.names())
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(NetworkError, match="'tt' is not known; write one of btt, cp, kron"):
+    with pytest.raises(NetworkError, match=r"'tt' is not known; write one of .*btt, .*cp, .*kron"):
         registry.find("tt")
 
 
-@settings(deadline=None, max_examples=30)
 @given(out=st.integers(1, 200), inp=st.integers(1, 200), rank=st.integers(1, 9))
 def test_every_topology_splits_every_shape_primes_and_ones_too(out, inp, rank):
     for name in registry.names():

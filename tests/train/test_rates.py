@@ -9,7 +9,8 @@ from bondwise.compute.stack import stack
 from bondwise.errors import SelectionError
 from bondwise.fit.fit import fit
 from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.storage import share
 from bondwise.network.network import parse
 from bondwise.topology.btt import btt

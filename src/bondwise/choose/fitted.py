@@ -15,16 +15,9 @@ from bondwise.compute.run import dense
 from bondwise.fit.fit import fit
 from bondwise.fit.whitened import metric_norm
 from bondwise.network.network import Network
-from bondwise.network.shapes import balanced
-from bondwise.topology.btt import btt
-from bondwise.topology.mpo import mpo
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
+from bondwise.topology import registry
+from bondwise.topology.registry import Modes, Split
 
-Modes = tuple[int, ...]
-
-FORMATS = ("mpo", "btt", "tree", "tucker")
-SPLITS = (2, 3, 4, 6)  # blocks of the longer side
 SWEEPS = 3  # of a fit that is only compared; the one that is chosen is fitted to its end
 
 
@@ -54,7 +47,7 @@ def fitted(
     *,
     bits: int = 32,
     prefer: str = "speed",
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] | None = None,
     heads: Mapping[str, int] | None = None,
     among: Collection[Shape] | None = None,
 ) -> Iterator[Candidate]:
@@ -66,7 +59,7 @@ def fitted(
         bits: of one stored number.
         prefer: "speed" leaves out, before it is fitted, what is modelled slower than dense at batch
             1 or 256 (two cores may take the time of one more call); "size" and "quality" do not.
-        formats: some of mpo, btt, tree and tucker.
+        formats: names of topologies; by default all that are scouted.
         heads: how many heads the rows of a weight are, for those that have heads.
         among: the only shapes to look at; all that there are by default.
 
@@ -80,7 +73,7 @@ def fitted(
     for name, weight in group.weights.items():
         out, inp = weight.shape
         limit = cost.dense(out, inp, bits).seconds
-        for form in formats:
+        for form in registry.scouted("best") if formats is None else formats:
             found = series(name, out, inp, form, bits, among, (heads or {}).get(name))
             for net in _networks(found, fractions):
                 price = cost.network(net, bits)
@@ -95,34 +88,15 @@ def shapes(
 ) -> list[Callable[[int, int, int], Network]]:
     """Ways to write an out x in weight in a format, as functions of (out, in, rank).
 
-    mpo: two sites, split evenly; the inputs alone folded in two, so that both halves of the columns
-    share their row space; the outputs alone, in pairs of rows; three sites. btt: the longer side in
-    2, 3, 4 or 6 blocks, since near-square blocks of full rank store least without their gauge; 1x2,
-    2x1 and 2x2 blocks of a square weight. tree: four sites. tucker: a row mode of heads.
+    They are those that the topology names as worth a try, where the weight splits so.
 
     >>> [build(16, 16, 2).core_shapes for build in shapes("mpo", 16, 16)][1]
     ((16, 2, 2), (2, 1, 8))
     """
-    two, three, four = ((balanced(out, n), balanced(inp, n)) for n in (2, 3, 4))
-    splits: dict[str, tuple[Callable[..., Network], list[tuple[Modes, Modes]]]] = {
-        "mpo": (mpo, [two, ((out, 1), (2, inp // 2)), ((out // 2, 2), (1, inp)), three]),
-        "btt": (
-            btt,
-            [((out // o, o), (i, inp // i)) for o, i in _grids(out, inp)],
-        ),
-        "tree": (tree, [four]),
-        "tucker": (tucker, [((heads, out // heads), (inp,))] if heads else []),
-    }
-    build, found = splits[form]
-    whole = [modes for modes in dict.fromkeys(found) if _shape(*modes) == (out, inp)]
-    return [partial(_built, build, modes) for modes in whole]
-
-
-def _grids(out: int, inp: int) -> list[tuple[int, int]]:
-    """Numbers of blocks of rows and of columns."""
-    if out == inp:
-        return [(1, 2), (2, 1), (2, 2)]
-    return [(1, k) if inp > out else (k, 1) for k in SPLITS]
+    known = registry.find(form)
+    found = dict.fromkeys(known.shapes(out, inp, heads or 0))
+    whole = [split for split in found if tuple(map(prod, split)) == (out, inp)]
+    return [partial(_built, known.build, split) for split in whole]
 
 
 def series(
@@ -144,14 +118,8 @@ def _shape_of(form: str, net: Network) -> Shape:
     return Shape(form, tuple(i.size for i in net.rows), tuple(i.size for i in net.cols))
 
 
-def _shape(rows: Modes, cols: Modes) -> tuple[int, int]:
-    return mpo(rows, cols, 1).shape if 0 not in (*rows, *cols) else (0, 0)
-
-
-def _built(
-    build: Callable[..., Network], modes: tuple[Modes, Modes], _out: int, _inp: int, rank: int
-) -> Network:
-    return build(*modes, rank)
+def _built(build: Callable[..., Network], split: Split, _out: int, _inp: int, rank: int) -> Network:
+    return build(*split, rank)
 
 
 def _networks(series: Sequence[ByRank], fractions: Sequence[float]) -> Iterator[Network]:

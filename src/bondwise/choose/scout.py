@@ -82,7 +82,7 @@ def scout(
         keep: fraction of the dense numbers; shapes are fitted there, or at `MOST` of them.
         bits: of a stored number.
         prefer: "speed" leaves out what is modelled slower than dense.
-        formats: some of mpo, btt, tree and tucker; none for no scouting.
+        formats: names of topologies; none for no scouting.
     """
     keep = min(keep, MOST)  # what a shape gains on low rank changes little with the rank
     gains: dict[str, dict[Shape, list[float]]] = {}

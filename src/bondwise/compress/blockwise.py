@@ -24,7 +24,7 @@ from bondwise.flow.blocks import Stream, capture, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import fitted_on
-from bondwise.layers.layers import TensorEmbedding
+from bondwise.layers.embedding import TensorEmbedding
 from bondwise.progress import Progress, silent
 
 Picks = Mapping[str, Candidate]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from bondwise.choose.candidates import COLUMNS, EXACT
-from bondwise.choose.fitted import FORMATS
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,6 @@ class Effort:
         every: sensitivities are measured in every so many blocks.
         alphas: powers of the sensitivities to try; the best by held-out output is taken.
         exact: formats whose curves are in closed form, one decomposition for all ranks.
-        formats: networks to try beside them; each takes fits of its own.
     """
 
     drawn: int
@@ -26,7 +24,6 @@ class Effort:
     every: int
     alphas: tuple[float, ...]
     exact: tuple[str, ...]
-    formats: tuple[str, ...]
 
 
 EFFORT = {
@@ -37,7 +34,6 @@ EFFORT = {
         every=4,
         alphas=(1.0,),
         exact=EXACT,
-        formats=("btt",),
     ),
     "best": Effort(
         drawn=3,
@@ -46,6 +42,5 @@ EFFORT = {
         every=2,
         alphas=(0.75, 1.0, 1.25),
         exact=(*EXACT, COLUMNS),
-        formats=FORMATS,
     ),
 }

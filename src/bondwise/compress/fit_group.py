@@ -13,7 +13,8 @@ from bondwise.choose.curves import shared_cores
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns
 from bondwise.layers.storage import TensorLayer, share
 from bondwise.network.network import Network

@@ -5,7 +5,9 @@ from torch import nn
 from bondwise.checkpoint.hub import detach
 from bondwise.compress.swap import copied, swap
 from bondwise.errors import SelectionError
-from bondwise.layers.layers import TensorEmbedding, TensorLayer, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
+from bondwise.layers.storage import TensorLayer
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:

@@ -11,7 +11,8 @@ from bondwise.choose.candidates import Candidate
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
 from bondwise.gauge.shared import compact_shared
-from bondwise.layers.layers import TensorEmbedding, TensorLinear
+from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.storage import TensorLayer, share
 
 ROUGH = 4  # bytes of a number from which on its rounding is nothing

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from bondwise.compute.plan import FEWEST_ROWS, Plan
-from bondwise.compute.product import multiply, take
+from bondwise.compute.product import multiply, prepare, take
 from bondwise.compute.steps import Step
 from bondwise.errors import ShapeError
 
@@ -38,6 +38,16 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
         y = in_chunks(plan, weights, rows, plan.chunk)
     y = y.reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def whole(plan: Plan, cores: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """``rows W^T`` by a plan that makes W whole, where gradients follow: W is not kept for them."""
+    return in_one_dtype(lambda *given: remade(_linear, *given), plan, rows, *cores)
+
+
+def _linear(plan: Plan, rows: Tensor, *cores: Tensor) -> Tensor:
+    (weight,) = prepare(plan, cores)
+    return F.linear(rows, weight)
 
 
 def unlike(x: Tensor, inp: int) -> ShapeError:

@@ -1,4 +1,4 @@
-"""Linear and embedding layers: a network, its cores and the plans they run by."""
+"""The linear layer: a network, its cores and the plans they run by."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bondwise.compute.lookup import lookup
 from bondwise.compute.path import run
 from bondwise.compute.plan import Plan, check_batch
 from bondwise.compute.product import prepare
@@ -19,6 +18,7 @@ from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, GaugeForm, positions
 from bondwise.layers import gathered
+from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.plans import ALL_ROOM, NO_ROOM, KeptWeights, RowPlan, chosen, row_plans
 from bondwise.layers.remainder import KINDS, Remainder
 from bondwise.layers.stacked import stacked
@@ -364,83 +364,6 @@ class TensorLinear(TensorLayer):
             linear.bias,  # pyright: ignore[reportArgumentType]
             origin=type(linear).__name__,
             remainder=remainder,
-            form=stored.form,
-            pivots=stored.pivots,
-        )
-
-
-class TensorEmbedding(TensorLayer):
-    """An embedding whose table (entries x width) is a network: ``ids -> (*ids.shape, width)``.
-
-    Rows are looked up from the cores; the table is never built. ``padding_idx`` gets no gradient,
-    and its row stays zero where it was zero in the source.
-
-    Args:
-        net: the network of the table (entries x width).
-        cores: one tensor per core; None draws them for training.
-        padding_idx: the entry that gets no gradient.
-        zero_padding: whether its row is zero.
-        form: how the gauge is stored away; None stores whole cores.
-        pivots: with a form, where the identity blocks of each core sit.
-        device: where the cores are.
-        dtype: what they are in.
-
-    Raises:
-        ShapeError: cores of other shapes than the network's.
-
-    >>> from bondwise import lowrank
-    >>> TensorEmbedding(lowrank(10, 4, 2))(torch.tensor([[1, 2, 3]])).shape
-    torch.Size([1, 3, 4])
-    """
-
-    kind = "embedding"
-
-    def __init__(
-        self,
-        net: Network,
-        cores: Sequence[Tensor] | None = None,
-        padding_idx: int | None = None,
-        *,
-        zero_padding: bool = False,
-        form: GaugeForm | None = None,
-        pivots: Sequence[Tensor | None] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(net, cores, form=form, pivots=pivots, device=device, dtype=dtype)
-        self.num_embeddings, self.embedding_dim = net.shape
-        self.padding_idx, self.zero_padding = padding_idx, zero_padding
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Rows ``W[ids]``."""
-        rows = lookup(self.network, self.cores(), ids)
-        if self.padding_idx is None:
-            return rows
-        padding = torch.zeros_like(rows) if self.zero_padding else rows.detach()
-        return torch.where((ids == self.padding_idx).unsqueeze(-1), padding, rows)
-
-    def spec(self) -> Spec:
-        """All that an empty layer of this kind is built from, as plain JSON."""
-        return super().spec() | {"padding_idx": self.padding_idx, "zero_padding": self.zero_padding}
-
-    @classmethod
-    def from_spec(
-        cls, spec: Spec, device: Any = None, dtype: torch.dtype | None = None
-    ) -> "TensorEmbedding":
-        """An empty layer, to be filled from a checkpoint."""
-        padding = {key: spec[key] for key in ("padding_idx", "zero_padding")}
-        return cls(**empty(spec, device, dtype), **padding)
-
-    @classmethod
-    def from_compact(cls, stored: Compact, embedding: nn.Embedding) -> "TensorEmbedding":
-        """The layer that stores an embedding's table without its gauge."""
-        at = embedding.padding_idx
-        zero = at is not None and not bool(embedding.weight[at].any())
-        return cls(
-            stored.network,
-            stored.free,
-            at,
-            zero_padding=zero,
             form=stored.form,
             pivots=stored.pivots,
         )

@@ -6,15 +6,28 @@ from bondwise.errors import ShapeError
 from bondwise.network.network import Network
 from bondwise.network.shapes import divisors
 from bondwise.topology.modes import Sizes, bonds, modes, network
-from bondwise.topology.registry import register
+from bondwise.topology.registry import Split, register
+
+BLOCKS = (2, 3, 4, 6)  # of the longer side
 
 
-def _four_blocks_a_side(out: int, inp: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _four_blocks_a_side(out: int, inp: int) -> Split:
     o2, i1 = (max(d for d in divisors(n) if d <= 4) for n in (out, inp))
     return (out // o2, o2), (i1, inp // i1)
 
 
-@register(modes=_four_blocks_a_side)
+def _shapes(out: int, inp: int, _heads: int) -> list[Split]:
+    """The longer side in blocks; 1x2, 2x1 and 2x2 blocks of a square weight.
+
+    Near-square blocks of full rank store least without their gauge.
+    """
+    grids = [(1, k) if inp > out else (k, 1) for k in BLOCKS]
+    if out == inp:
+        grids = [(1, 2), (2, 1), (2, 2)]
+    return [((out // o, o), (i, inp // i)) for o, i in grids]
+
+
+@register(modes=_four_blocks_a_side, scouted="fast", shapes=_shapes)
 def btt(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """``o2 i1 o1 a, i1 o2 a i2`` (Qiu et al. 2024): every block ``W[:, o2, i1, :]`` has rank a.
 

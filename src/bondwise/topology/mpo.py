@@ -3,10 +3,21 @@
 from bondwise.network.network import Network
 from bondwise.network.shapes import balanced
 from bondwise.topology.modes import Sizes, bonds, letters, modes, network, sites
-from bondwise.topology.registry import register
+from bondwise.topology.registry import Split, register
 
 
-@register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
+def _shapes(out: int, inp: int, _heads: int) -> list[Split]:
+    """Two sites, split evenly; the inputs alone folded in two; the outputs alone; three sites.
+
+    Folded inputs let both halves of the columns share their row space.
+    """
+    even = [(balanced(out, n), balanced(inp, n)) for n in (2, 3)]
+    return [even[0], ((out, 1), (2, inp // 2)), ((out // 2, 2), (1, inp)), even[1]]
+
+
+@register(
+    modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)), scouted="best", shapes=_shapes
+)
 def mpo(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """A chain of sites (o_k i_k): ``o1 i1 a, a o2 i2 b, b o3 i3``.
 

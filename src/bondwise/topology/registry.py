@@ -1,23 +1,37 @@
 """Which topologies there are: one file each, found by looking into this folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Literal
 
 from bondwise.errors import NetworkError
 from bondwise.network.network import Network
 
 Modes = tuple[int, ...]
+Split = tuple[Modes, Modes]
+"""Modes of the rows, and of the columns."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A known topology: the function that builds it, and the modes it likes for a shape."""
+    """A known topology: all that any room needs to know of it.
+
+    Attributes:
+        name: of the function.
+        build: makes a network of rows, columns and rank.
+        modes: how it likes to split an ``out x inp`` weight.
+        scouted: the effort from which on it is tried beside low rank; None: never.
+        shapes: the splits that are then tried, for ``out``, ``inp`` and the number of heads that
+            the rows are (0: none).
+    """
 
     name: str
     build: Callable[..., Network]
-    modes: Callable[[int, int], tuple[Modes, Modes]]
+    modes: Callable[[int, int], Split]
+    scouted: Literal["fast", "best"] | None
+    shapes: Callable[[int, int, int], Sequence[Split]]
 
     def sized(self, out: int, inp: int, rank: int) -> Network:
         """The network for an ``out x inp`` weight, with one rank for every bond."""
@@ -28,23 +42,39 @@ _known: dict[str, Topology] = {}
 
 
 def register(
-    modes: Callable[[int, int], tuple[Modes, Modes]],
+    modes: Callable[[int, int], Split],
+    scouted: Literal["fast", "best"] | None = None,
+    shapes: Callable[[int, int, int], Sequence[Split]] | None = None,
 ) -> Callable[[Callable[..., Network]], Callable[..., Network]]:
-    """Decorator of a topology function; ``modes(out, inp)`` splits a weight's shape for it."""
+    """Decorator of a topology function: its place in the table of those known.
+
+    The arguments are those of `Topology`; without ``shapes`` the split of ``modes`` alone is tried.
+    """
 
     def keep(build: Callable[..., Network]) -> Callable[..., Network]:
-        _known[build.__name__] = Topology(build.__name__, build, modes)
+        tried = shapes or (lambda out, inp, _heads: [modes(out, inp)])
+        _known[build.__name__] = Topology(build.__name__, build, modes, scouted, tried)
         return build
 
     return keep
 
 
 def names() -> list[str]:
-    """Names of all known topologies."""
+    """Names of all known topologies: of each file in this folder, and what else is registered."""
     package = import_module("bondwise.topology")
     for module in iter_modules(package.__path__):
         import_module(f"bondwise.topology.{module.name}")
     return sorted(_known)
+
+
+def scouted(effort: str) -> tuple[str, ...]:
+    """Names of those that are tried beside low rank at an effort, "fast" or "best".
+
+    >>> "btt" in scouted("fast"), "mpo" in scouted("fast"), "mpo" in scouted("best")
+    (True, False, True)
+    """
+    efforts = ("fast",) if effort == "fast" else ("fast", "best")
+    return tuple(name for name in names() if _known[name].scouted in efforts)
 
 
 def find(name: str) -> Topology:
@@ -53,7 +83,7 @@ def find(name: str) -> Topology:
     Raises:
         NetworkError: there is none; the message lists those that there are.
     """
-    if name not in names():
+    if name not in _known and name not in names():
         raise NetworkError(
             f"Topology {name!r} is not known; write one of {', '.join(names())}, or an einsum."
         )

@@ -8,7 +8,7 @@ from bondwise.topology.modes import Sizes, bonds, letters, modes, network, sites
 from bondwise.topology.registry import register
 
 
-@register(modes=lambda out, inp: (balanced(out, 4), balanced(inp, 4)))
+@register(modes=lambda out, inp: (balanced(out, 4), balanced(inp, 4)), scouted="best")
 def tree(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """Sites as leaves, halves joined pairwise (Hackbusch and Kuehn 2009; Grasedyck 2010).
 

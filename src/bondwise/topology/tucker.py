@@ -3,10 +3,17 @@
 from bondwise.network.network import Network
 from bondwise.network.shapes import balanced
 from bondwise.topology.modes import Sizes, bonds, modes, network, sites
-from bondwise.topology.registry import register
+from bondwise.topology.registry import Split, register
 
 
-@register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
+def _shapes(out: int, inp: int, heads: int) -> list[Split]:
+    """A row mode of heads, where there are some."""
+    return [((heads, out // heads), (inp,))] if heads else []
+
+
+@register(
+    modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)), scouted="best", shapes=_shapes
+)
 def tucker(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """``p1 p2 q1 q2, o1 p1, i1 q1, o2 p2, i2 q2`` (Tucker 1966): the core comes first.
 
