@@ -1,12 +1,14 @@
 """Shared by all tests: one thread and one seed, so that runs repeat and no two fight for cores."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+from bondwise.compress.effort import EFFORT
 
 torch.set_num_threads(1)
 os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine that was not measured
@@ -16,6 +18,12 @@ os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine th
 def seeded():
     """Each test draws the same numbers, whatever ran before it and in which process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    """Little work for each block, for tests of what goes on around it."""
+    monkeypatch.setitem(EFFORT, "fast", replace(EFFORT["fast"], steps=4, formats=()))
 
 
 @pytest.fixture(scope="session")
