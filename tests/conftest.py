@@ -1,7 +1,6 @@
 """Shared by all tests: one thread and one seed, so that runs repeat and no two fight for cores."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def seeded():
 @pytest.fixture
 def brief(monkeypatch) -> None:
     """Little work for each block, for tests of what goes on around it."""
-    monkeypatch.setitem(EFFORT, "fast", replace(EFFORT["fast"], steps=4, formats=()))
+    monkeypatch.setitem(EFFORT, "fast", tiny.BRIEF)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """Tiny random Hugging Face models, a tokenizer and a text, made on the spot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer
@@ -20,7 +21,10 @@ from transformers import (
 )
 
 from bondwise import tensorize
+from bondwise.compress.effort import EFFORT
 from bondwise.compress.result import Result
+
+BRIEF = replace(EFFORT["fast"], steps=4, formats=())  # for what does not depend on the work done
 
 
 def llama(tied: bool = False) -> LlamaForCausalLM:
@@ -76,7 +80,8 @@ def cut(kind: str) -> Cut:
     """A llama, gpt2 or bert at keep 0.6, made once for all tests: to be read only."""
     model = {"llama": llama, "gpt2": gpt2, "bert": bert}[kind]()
     data = tokens()
-    return Cut(model, data, tensorize(model, keep=0.6, data=data))
+    with patch.dict(EFFORT, fast=BRIEF):
+        return Cut(model, data, tensorize(model, keep=0.6, data=data))
 
 
 WORDS = ("bond", "core", "rank", "index", "network", "weight", "tree", "ring", "gauge", "plan")

@@ -279,7 +279,7 @@ def test_a_model_of_any_kind_is_cut_and_left_as_it_was(kind, brief, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [k if k == "vit" else pytest.param(k, marks=pytest.mark.thorough) for k in KINDS]
+    "kind", [k if k == "layer drop" else pytest.param(k, marks=pytest.mark.thorough) for k in KINDS]
 )
 def test_what_keeps_more_is_nearer(kind):
     make, data = KINDS[kind]
