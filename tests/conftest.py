@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 import tiny
+from bondwise.compress.effort import EFFORT
 
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=10)
@@ -20,6 +21,12 @@ os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine th
 def seeded():
     """Each test draws the same numbers, whatever ran before it and in which process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    """Little work for each block, for tests of what goes on around it."""
+    monkeypatch.setitem(EFFORT, "fast", tiny.BRIEF)
 
 
 @pytest.fixture(scope="session")

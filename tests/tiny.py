@@ -1,6 +1,9 @@
 """Tiny random Hugging Face models, a tokenizer and a text, made on the spot."""
 
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer
@@ -16,6 +19,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from bondwise import tensorize
+from bondwise.compress.effort import EFFORT
+from bondwise.compress.result import Result
+
+BRIEF = replace(EFFORT["fast"], steps=4, formats=())  # for what does not depend on the work done
 
 
 def llama(tied: bool = False) -> LlamaForCausalLM:
@@ -55,6 +64,24 @@ def bert() -> BertModel:
 
 def tokens(rows: int = 16, length: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randint(128, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A dense model, the tokens it was shown, and what `tensorize` made of it."""
+
+    dense: PreTrainedModel
+    data: torch.Tensor
+    result: Result
+
+
+@cache
+def cut(kind: str) -> Cut:
+    """A llama, gpt2 or bert at keep 0.6, made once for all tests: to be read only."""
+    model = {"llama": llama, "gpt2": gpt2, "bert": bert}[kind]()
+    data = tokens()
+    with patch.dict(EFFORT, fast=BRIEF):
+        return Cut(model, data, tensorize(model, keep=0.6, data=data))
 
 
 WORDS = ("bond", "core", "rank", "index", "network", "weight", "tree", "ring", "gauge", "plan")

@@ -9,7 +9,6 @@ from bondwise.choose.candidates import Group, candidates
 from bondwise.choose.fitted import Shape, fitted, shape
 from bondwise.choose.scout import Scout, heads_of
 from bondwise.fit.metric import Metric
-from bondwise.flow.chain import inside
 
 
 def halves(out=32, inp=64, rank=8, seed=0):
@@ -67,11 +66,6 @@ def test_a_model_whose_columns_fall_in_halves_gets_block_tensor_trains():
     x = torch.randn(2, 16, 32)
     wanted = model(x)
     assert (result.model(x) - wanted).norm() < (low.model(x) - wanted).norm()
-
-
-def test_the_path_of_a_weight_inside_its_block():
-    assert inside(["a.1", "a.10"], "a.10.down") == ".down"
-    assert inside(["a.1"], "head") == "head"
 
 
 def test_heads_are_known_from_the_attention_they_are_in():

@@ -29,7 +29,7 @@ def macs(table):
 
 @pytest.mark.parametrize("unit", ["params", "bytes", "macs", "seconds"])
 @pytest.mark.parametrize("prefer", ["speed", "size"])
-def test_every_unit_is_kept_within_two_percent(unit, prefer):
+def test_every_unit_is_kept_within_two_percent(unit, prefer, brief):
     data = torch.randn(600, 64)
     keep = 0.7 if unit != "seconds" else 0.9
     table = bw.tensorize(model(), keep, data, unit=unit, prefer=prefer).table
@@ -51,7 +51,7 @@ def test_a_unit_that_would_be_ignored_is_refused(asked):
 
 
 @pytest.mark.parametrize("data", [None, torch.randn(600, 64)])
-def test_what_is_protected_stays_dense_and_counts(data):
+def test_what_is_protected_stays_dense_and_counts(data, brief):
     dense = model()
     result = bw.tensorize(dense, 0.6, data, protect=["2"])
     assert torch.equal(result.model[2].weight, dense[2].weight)

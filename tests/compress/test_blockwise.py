@@ -6,7 +6,9 @@ import torch
 import bondwise as bw
 from bondwise.choose import cost
 from bondwise.choose.candidates import COLUMNS, Candidate, Group
-from bondwise.compress.blockwise import EFFORT, NEAR, _shrunk, fit_layers
+from bondwise.compress.blockwise import Fitting, fit_layers
+from bondwise.compress.effort import EFFORT
+from bondwise.compress.fit_group import NEAR, shrunk
 from bondwise.fit.metric import Metric
 from bondwise.layers.layers import TensorLinear
 
@@ -20,7 +22,7 @@ def lost(weight, moment, other, rank):
     return float(np.trace(off @ other @ off.T))
 
 
-def shrunk(moment, share):
+def toned(moment, share):
     return (1 - share) * moment + share * np.diag(np.diag(moment))
 
 
@@ -41,11 +43,11 @@ def test_the_shrinkage_that_is_best_on_other_tokens_wins():
     found = set()
     for tokens, noise in ((12, 1.0), (30, 0.1), (2000, 0.0)):
         place = site(tokens, noise)
-        chosen = _shrunk(place, picks).metric.shrinkage
+        chosen = shrunk(place, picks).metric.shrinkage
         weight = place.weights["w"].double().numpy()
         seen, other = place.metric.second_moment.numpy(), place.held_out.second_moment.numpy()
         tried = [min(1.0, place.metric.shrinkage * factor) for factor in NEAR]
-        errors = [lost(weight, shrunk(seen, share), other, 6) for share in tried]
+        errors = [lost(weight, toned(seen, share), other, 6) for share in tried]
         best = min(errors)
         assert errors[tried.index(chosen)] <= best * (1 + 1e-4)
         found.add(tried.index(chosen))
@@ -67,11 +69,11 @@ def test_a_frozen_bias_stays_frozen():
 def test_nothing_held_out_or_nothing_cut_leaves_the_site_as_it_is():
     place = site(12, 0.1)
     dense = Candidate.of(("w",), "dense", (), cost.dense(16, 24, 32), (0.0,))
-    assert _shrunk(place, {"w": dense}) is place
+    assert shrunk(place, {"w": dense}) is place
     alone = Group(place.weights, place.metric)
     net = bw.lowrank(16, 24, 6)
     cut = Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))
-    assert _shrunk(alone, {"w": cut}) is alone
+    assert shrunk(alone, {"w": cut}) is alone
 
 
 def test_outside_blocks_the_shrinkage_is_chosen_too():
@@ -81,12 +83,13 @@ def test_outside_blocks_the_shrinkage_is_chosen_too():
     model = torch.nn.ModuleDict({"w": layer})
     net = bw.lowrank(16, 24, 6)
     picks = {"w": Candidate.of(("w",), "lowrank", (net,), cost.network(net, 32), (1.0,))}
-    new = fit_layers(model, picks, [place], 0).blocks["w"].dense().double().detach().numpy()
+    made = fit_layers(model, [place], picks, Fitting(0, 0.0, 0)).modules["w"]
+    new = made.dense().double().detach().numpy()
     weight, other = layer.weight.detach().double().numpy(), place.held_out.second_moment.numpy()
     off = weight - new
     tried = [min(1.0, place.metric.shrinkage * factor) for factor in NEAR]
     seen = place.metric.second_moment.numpy()
-    best = min(lost(weight, shrunk(seen, share), other, 6) for share in tried)
+    best = min(lost(weight, toned(seen, share), other, 6) for share in tried)
     assert float(np.trace(off @ other @ off.T)) <= best * (1 + 1e-3)
 
 

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +12,9 @@ from bondwise.flow.calibrate import Inputs
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
 from bondwise.topology import registry
-from tiny import bert, gpt2, llama, tokens
+from tiny import bert, cut, gpt2, llama, tokens
 
 MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
-
-
-@pytest.fixture(scope="module")
-def halved():
-    """A llama and what is left of it at keep 0.5: to be read only."""
-    model = llama()
-    return model, bw.tensorize(model, keep=0.5, data=tokens(), seed=3)
 
 
 def output(model, ids):
@@ -35,9 +29,8 @@ def stored(model):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_is_cut_to_its_budget_and_merges_back(kind):
-    model, ids = MODELS[kind](), tokens()
-    twin = deepcopy(model)
-    result = bw.tensorize(model, keep=0.6, data=ids)
+    twin, made = MODELS[kind](), cut(kind)
+    model, ids, result = made.dense, made.data, made.result
     before, after = result.table.targeted
     assert 0.98 * 0.6 <= after / before <= 0.6
     assert stored(result.model) <= after
@@ -53,12 +46,12 @@ def test_a_model_is_cut_to_its_budget_and_merges_back(kind):
 
 @pytest.mark.parametrize("form", [*registry.names(), "o1 i1 a, a o2 i2 -> (o1 o2) (i1 i2)"])
 def test_every_format_runs_in_a_model(form):
-    model = nn.Sequential(nn.Linear(24, 36), nn.GELU(), nn.Linear(36, 16, bias=False))
+    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 12, bias=False))
     keep = 0.5
     result = bw.tensorize(model, keep=keep, format=form)
     assert result.table.kept <= keep
     assert all(isinstance(result.model[k], TensorLinear) for k in (0, 2))
-    x = torch.randn(5, 24)
+    x = torch.randn(5, 16)
     dense = bw.merge(result.model)
     assert torch.allclose(result.model(x), dense(x), atol=1e-5)
     assert result.model[2].bias is None
@@ -115,15 +108,15 @@ def test_padding_is_not_calibrated_on():
     assert next(iter(inputs.moments.values())).tokens == 11
 
 
-def test_shared_modules_stay_shared_and_ties_stay_tied():
+def test_shared_modules_stay_shared_and_ties_stay_tied(brief):
     shared = nn.Linear(16, 16)
     result = bw.tensorize(nn.Sequential(shared, nn.ReLU(), shared), keep=0.5)
     assert result.model[0] is result.model[2]
-    model = bw.tensorize(llama(tied=True), keep=0.5, data=tokens()).model
+    model = bw.tensorize(llama(tied=True), keep=0.5, data=tokens(), format="lowrank").model
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_dtype_and_mode_are_kept_and_inplace_swaps_in_the_given_one():
+def test_dtype_and_mode_are_kept_and_inplace_swaps_in_the_given_one(brief):
     model = llama().to(torch.bfloat16).train()
     result = bw.tensorize(model, keep=0.5, data=tokens(), inplace=True)
     assert result.model is model
@@ -133,8 +126,8 @@ def test_dtype_and_mode_are_kept_and_inplace_swaps_in_the_given_one():
     assert torch.isfinite(output(model.eval(), tokens())).all()
 
 
-def test_unchanged_parameters_are_shared_and_changed_ones_are_not_kept(halved):
-    model, result = halved
+def test_unchanged_parameters_are_shared_and_changed_ones_are_not_kept():
+    model, result = cut("llama").dense, cut("llama").result
     assert result.model.model.norm.weight is model.model.norm.weight
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
 
@@ -220,8 +213,8 @@ def test_odd_shapes_simply_work():
     assert torch.equal(copy(x), result.model(x))
 
 
-def test_the_same_seed_gives_the_same_bits(halved):
-    one, two = halved[1].model, bw.tensorize(llama(), keep=0.5, data=tokens(), seed=3).model
+def test_the_same_seed_gives_the_same_bits(brief):
+    one, two = cut("bert").result.model, bw.tensorize(bert(), keep=0.6, data=tokens()).model
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
@@ -230,10 +223,10 @@ def test_merging_a_dense_model_is_refused():
         bw.merge(llama())
 
 
-def test_the_report_is_plain_data(halved):
+def test_the_report_is_plain_data():
     import json
 
-    report = halved[1].report()
+    report = cut("llama").result.report()
     assert json.loads(json.dumps(report)) == report
     changed = [w for w in report["weights"] if w["action"] == "tensorize"]
     dense = [w for w in report["weights"] if w["reason"] == "dense at this budget"]
@@ -243,7 +236,7 @@ def test_the_report_is_plain_data(halved):
     assert report["targeted"]["after"] == sum(w["after"] for w in changed + dense)
 
 
-def test_a_failure_in_the_middle_leaves_the_model(monkeypatch):
+def test_a_failure_in_the_middle_leaves_the_model(brief, monkeypatch):
     from bondwise.compress import fit_group as module
 
     calls = []
@@ -262,7 +255,7 @@ def test_a_failure_in_the_middle_leaves_the_model(monkeypatch):
     assert not any(isinstance(m, TensorLinear) for m in model.modules())
 
 
-def test_a_state_dict_loads_back():
+def test_a_state_dict_loads_back(brief):
     one = bw.tensorize(llama(), keep=0.5, format="lowrank", data=tokens()).model
     two = bw.tensorize(llama(), keep=0.5, format="lowrank").model
     output(two, tokens())
@@ -284,7 +277,7 @@ def test_an_iterable_without_a_length_is_data():
 
 
 @pytest.mark.parametrize("data", [None, torch.randn(200, 24)])
-def test_protected_weights_stay_dense_and_the_others_pay(data):
+def test_protected_weights_stay_dense_and_the_others_pay(data, brief):
     model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24))
     result = bw.tensorize(model, keep=0.6, data=data, protect="1")
     assert type(result.model[1]) is nn.Linear
@@ -299,3 +292,41 @@ def test_protected_weights_say_so_and_a_pattern_without_any_is_noted():
     result = bw.tensorize(model, 0.7, data, protect=["0", "nowhere"])
     assert [row.reason for row in result.table if row.name == "0"] == ["protected"]
     assert "protect pattern 'nowhere' matches nothing that was chosen" in result.table.notes
+
+
+def test_a_dtype_is_rounded_to_in_the_metric_and_the_dense_model_stays(brief, monkeypatch):
+    from bondwise.compress import store as module
+    from bondwise.gauge.storage import rounding_error
+
+    errors = []
+
+    def compared(net, cores, dtype, scale):
+        late = bw.compact(net, cores, torch.float32)
+        late = replace(late, free=tuple(free.to(dtype) for free in late.free))
+        early = bw.compact(net, cores, dtype, scale)
+        errors.append([rounding_error(form, cores, scale) for form in (early, late)])
+        return early
+
+    monkeypatch.setattr(module, "compact", compared)
+    model, twin = gpt2(), gpt2()
+    asked = {"keep": 0.5, "data": tokens(), "format": "lowrank"}
+    result = bw.tensorize(model, **asked, dtype=torch.bfloat16)
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+    assert len(errors) > 4
+    assert sum(early for early, _ in errors) < 0.95 * sum(late for _, late in errors)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
+    tied = result.model
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+
+
+def test_the_dtype_that_a_model_has_already_changes_no_bit(brief):
+    asked = {"keep": 0.5, "data": tokens(), "format": "lowrank"}
+    one = bw.tensorize(gpt2(), **asked).model
+    two = bw.tensorize(gpt2(), **asked, dtype=torch.float32).model
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+def test_a_dtype_that_is_none_is_refused():
+    with pytest.raises(BudgetError, match=r"dtype='int8' came; write one of auto, float32"):
+        bw.tensorize(llama(), keep=0.5, dtype=torch.int8)

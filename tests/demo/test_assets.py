@@ -92,6 +92,7 @@ def test_the_texts_are_those_the_figures_were_made_on() -> None:
     assert not any(text[:60] in whole for text in news)
 
 
+@pytest.mark.thorough
 def test_the_encoder_agrees_with_people_as_published() -> None:
     """The figures that others get from the same weights: a wrong pooling or split moves them."""
     lee, words = assets.lee_ratings(), assets.wordsim353()

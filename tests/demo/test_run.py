@@ -17,7 +17,7 @@ from verbs import bondwise, files, weights
 
 
 @pytest.fixture
-def faked(shelf, monkeypatch):
+def faked(shelf, brief, monkeypatch):
     """Tiny models and texts in the place of those that are fetched."""
 
     def articles(first, count):
@@ -126,7 +126,7 @@ def test_json_of_the_demo(capsys, faked, tmp_path):
     assert bondwise(capsys, "demo", "--tiny", "--out", out, "-q", "--force").code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1200)  # 80 s on a fast machine, minutes on a slow one
 def test_the_small_demo_for_real(tmp_path):
     done = subprocess.run(

@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,13 @@ def minilm(tell: Tell | None = None) -> Path:
 
 def wikipedia(tell: Tell | None = None) -> list[Article]:
     """96 English articles from A to Az as prose, 2.5 million characters, in the dump's order."""
-    return list(articles(fetch(GENSIM, tell) / _DUMP))
+    return list(_read(fetch(GENSIM, tell) / _DUMP))
+
+
+@cache
+def _read(dump: Path) -> tuple[Article, ...]:
+    """Its articles; read once, since taking the markup out takes seconds."""
+    return tuple(articles(dump))
 
 
 def calibration_articles(tell: Tell | None = None) -> list[Article]:

@@ -74,7 +74,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_models_keep_their_budget_and_are_left_as_they_were(kind):
+def test_odd_models_keep_their_budget_and_are_left_as_they_were(kind, brief):
     torch.manual_seed(0)
     make, data = ODD[kind]
     model = make() if kind != "one linear" else nn.Sequential(make())
@@ -97,7 +97,7 @@ def test_odd_models_keep_their_budget_and_are_left_as_they_were(kind):
     assert all(row.error is None or row.error == row.error for row in result.table)
 
 
-def test_padding_changes_nothing():
+def test_padding_changes_nothing(brief):
     ids, mask = tokens(16, 12), torch.ones(16, 20, dtype=torch.long)
     mask[:, 12:] = 0
     padded = torch.cat([ids, torch.zeros(16, 8, dtype=torch.long)], 1)
