@@ -111,10 +111,12 @@ def test_pictures_are_those_of_the_networks() -> None:
 
 def test_every_file_has_its_line_in_the_architecture() -> None:
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    source = ROOT / "src" / "bondwise"
-    for file in sorted(source.rglob("*.py")):
-        if file.name != "__init__.py":
-            assert re.search(rf"^\s*{file.name}\s+\S", text, re.M), file.relative_to(source)
+    source, folder, listed = ROOT / "src" / "bondwise", Path(), []
+    for indent, name in re.findall(r"^( {2,4})(\w+(?:/|\.py)) +\S", text, re.M):
+        folder = Path(name) if name.endswith("/") else folder if len(indent) > 2 else Path()
+        listed += [folder / name] if name.endswith(".py") else []
+    there = (f.relative_to(source) for f in source.rglob("*.py") if f.name != "__init__.py")
+    assert sorted(listed) == sorted(there)
 
 
 def test_the_command_line_page_has_every_verb_and_flag_and_no_other() -> None:
