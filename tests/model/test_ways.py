@@ -274,6 +274,7 @@ def test_a_layer_does_not_hold_on_to_its_input():
     with torch.no_grad():
         layers[0](x)
     once = layers[0].once
+    assert once._input() is x
     del x
     gc.collect()
-    assert once._input is None or once._input() is None
+    assert once._input() is None
