@@ -14,6 +14,7 @@ import argparse
 import ast
 import builtins
 import compileall
+import gc
 import json
 import os
 import random
@@ -25,18 +26,21 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp()  # no example goes to the next
+import hypothesis  # noqa: F401
 import pytest
+import quimb  # noqa: F401
+import tensorly  # noqa: F401
 import torch  # noqa: F401  (imported once: every mutant runs in a fork of this process)
 from transformers import BertModel, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-BUDGETS = (8.0, 8.0, 8.0)  # seconds of a module's own tests, of its room, of the other rooms
+BUDGETS = (8.0, 10.0, 8.0)  # seconds of a module's own tests, of its room, of the other rooms
+FEW = 6  # files of tests in a room, below which the other rooms' run too
 SLOW = 4.5  # seconds above which a test is left out
 HANGS, LIMIT = 60, 300  # seconds of a test, and of a process, that is taken to hang
 SKIPPED = {"annotation", "returns", "decorator_list", "bases", "type_params", "format_spec"}
@@ -171,15 +175,17 @@ class Judge:
         self.seconds, self.killer = Counter[str](), None
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        groups = dict[str, list[pytest.Item]]()
-        for item in items:
-            if self.known.get(item.nodeid, 0) <= SLOW:
-                groups.setdefault(item.nodeid.split("[")[0], []).append(item)
-        rounds = [item for each in zip_longest(*groups.values()) for item in each if item]
-        rounds.sort(key=lambda item: item.path.name != "test_doctests.py")
+        seconds = {item: self.known.get(item.nodeid, 0.0) for item in items}
+        params, order = Counter[str](), dict[pytest.Item, float]()
+        for item in sorted(items, key=lambda item: seconds[item]):
+            test = item.nodeid.split("[")[0]
+            order[item] = params[test] + 3 * seconds[item]
+            params[test] += 1
+        order |= {item: -1 for item in items if item.path.name == "test_doctests.py"}
+        rounds = sorted((item for item in items if seconds[item] <= SLOW), key=order.__getitem__)
         spent, items[:] = 0.0, []
         for item in rounds:
-            spent += max(0.005, self.known.get(item.nodeid, 0))
+            spent += max(0.005, seconds[item])
             if spent > self.budget:
                 break
             items.append(item)
@@ -217,7 +223,7 @@ def _child(src: Path, files: list[Path], judge: Judge) -> None:
     sys.path.insert(0, str(src))
     sys.dont_write_bytecode = bool(judge.known)  # what is compiled is the copy as it came
     options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-x", "-q"]
-    options += ["-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    options += ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--hypothesis-seed=0"]
     options += ["-o", f"addopts=--import-mode=importlib --timeout={HANGS}"]
     if judge.target:  # its types are checked; those of all modules would take seconds
         name = ".".join(judge.target.relative_to(src).with_suffix("").parts)
@@ -238,6 +244,7 @@ def run(src: Path, files: list[Path], judge: Judge) -> Verdict:
     """The tests of some files against a copy of src, in a fork: what it imports dies with it."""
     note = src.parent / "note.json"
     note.unlink(missing_ok=True)
+    gc.freeze()
     child = os.fork()
     if child == 0:
         try:
@@ -279,7 +286,7 @@ def judge(mutant: Mutant, src: Path, files: list[Path], known: dict[str, float])
     first = [f for f in mine if f.name == own]
     rest = [f for f in mine if f not in first]
     stages = [[target, *first], rest] if first else [[target, *rest], []]
-    stages.append([f for f in files if f not in mine])
+    stages.append([f for f in files if f not in mine] if len(mine) < FEW else [])
     text = target.read_text(encoding="utf-8")
     target.write_text(mutant.source(text), encoding="utf-8")
     os.utime(target, (began, began))  # no bytecode is of this second

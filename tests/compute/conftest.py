@@ -1,5 +1,6 @@
 """The networks that every promise is tested on, and the numpy einsum it is tested against."""
 
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -35,7 +36,12 @@ ODD = [
 ]
 
 
+@cache
 def networks():
+    return tuple(_networks())
+
+
+def _networks():
     for name in registry.names():
         for out, inp, rank in SIZES:
             yield registry.find(name).sized(out, inp, rank)
@@ -48,7 +54,7 @@ def networks():
 
 def pytest_generate_tests(metafunc):
     if "net" in metafunc.fixturenames:
-        nets = list(networks())
+        nets = networks()
         metafunc.parametrize("net", nets, ids=[f"{net}, {net.parameters}" for net in nets])
 
 
