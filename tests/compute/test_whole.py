@@ -19,6 +19,10 @@ def whole_plan(net):
     return made
 
 
+def test_a_mode_of_one_is_not_what_is_parted():
+    assert len(whole.parts(whole_plan(bw.mpo((1, 16, 16), (1, 16, 16), 9)))) > 1
+
+
 def test_parts_are_the_rows_of_the_weight(net, make_cores):
     made = timed(net, 4096, Rates(), 4, ready=False, training=True)
     if not made.whole:

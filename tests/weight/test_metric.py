@@ -98,6 +98,18 @@ def test_a_metric_checks_its_numbers():
             Metric(torch.eye(2), tokens, shrinkage)
 
 
+def test_both_moments_are_shrunk_alike_and_stay_as_they_came():
+    moment, outputs = (torch.cov(torch.randn(n, 20).double()) for n in (6, 4))
+    metric = Metric(moment.clone(), 20, 0.25, outputs.clone())
+    for _ in range(2):
+        for shrunk, whole in ((metric.shrunk(), moment / 20), (metric.shrunk_outputs(), outputs)):
+            wanted = 0.75 * whole.numpy() + 0.25 * np.diag(np.diag(whole.numpy()))
+            np.testing.assert_allclose(shrunk.numpy(), wanted)
+        fit(torch.randn(4, 6), lowrank(4, 6, 2), metric)
+    assert torch.equal(metric.second_moment, moment)
+    assert torch.equal(metric.outputs, outputs)
+
+
 def white(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> float:
     """The least relative error in a positive definite metric, by Cholesky and numpy alone."""
     values = np.linalg.svd(weight.numpy() @ np.linalg.cholesky(moment.numpy()), compute_uv=False)
