@@ -16,9 +16,7 @@ from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
 from bondwise.topology.tucker import tucker
-from bondwise.weight import sweep
 from bondwise.weight.fit import Fit, fit
-from bondwise.weight.target import target
 from weight.nets import LOOPS, TREES, noise, numpy_dense, weight_of
 
 ALL = [*TREES, *LOOPS]
@@ -125,22 +123,6 @@ def test_every_known_topology_fits_a_weight_of_its_own_choosing(name: str):
     got = fit(weight, net)
     assert got.error == pytest.approx(true_error(weight, got), rel=1e-6)
     assert got.error < 1
-
-
-@pytest.mark.parametrize(
-    "net", [tucker((4, 3), (3, 4), 2), mpo((4, 3, 4), (3, 4, 3), 3)], ids=["tucker", "mpo"]
-)
-def test_more_sweeps_gain_nothing_without_loops(net: Network):
-    weight = noise(net.shape)
-    goal = target(weight, net)
-    joined = sweep.tree_of(net, goal)
-    assert joined is not None
-    ranks = {sweep.edge_name(*edge): joined.rank(edge, net.bonds) for edge in joined.edges}
-    parts, _ = sweep.from_leaves(joined, goal, ranks)
-    for _ in range(30):
-        for pair in sweep._tour(joined, joined.root, -1):
-            least = sweep._update(goal, ranks, parts, *pair)
-    assert (fit(weight, net).error * float(weight.norm())) ** 2 < least * 1.0005
 
 
 @settings(deadline=None, max_examples=15)
