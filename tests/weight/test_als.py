@@ -78,6 +78,7 @@ def test_a_singular_environment_does_no_harm():
     assert all(torch.isfinite(part.tensor).all() for part in after.parts)
     zero = [Named(torch.zeros_like(part.tensor), part.names) for part in parts]
     assert all(torch.isfinite(part.tensor).all() for part in als._sweep(goal, zero))
+    assert not any(part.tensor.any() for part in balance(zero, goal.open))
 
 
 @pytest.mark.parametrize("net", LOOPS, ids=str)
