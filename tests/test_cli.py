@@ -200,7 +200,8 @@ def test_flags_change_a_recipe(capsys, shelf, tmp_path):
     )  # fmt: skip
     assert said.json["keep"] == 0.9
     assert said.json["recipe"]["dtype"] == "float16"
-    assert {t.dtype for n, t in load_file(tmp_path / "o/model.safetensors").items() if "core" in n}
+    stored = load_file(tmp_path / "o/model.safetensors")
+    assert {t.dtype for name, t in stored.items() if "core" in name} == {torch.float16}
     assert load_model(tmp_path / "o").model.dtype == torch.float16
 
 

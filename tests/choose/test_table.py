@@ -42,7 +42,9 @@ def test_a_shared_core_is_charged_by_size():
 
 def test_rows_of_weights_that_share_add_up_and_are_plain_data():
     site = candidates(Group({"q": torch.randn(24, 32), "k": torch.randn(8, 32)}))
-    for chosen in (c for c in site if c.format == "shared lowrank"):
+    found = [c for c in site if c.format == "shared lowrank"]
+    assert found
+    for chosen in found:
         rows = [
             decided(Weight(name, "Linear", shape), chosen, site)
             for name, shape in (("q", (24, 32)), ("k", (8, 32)))

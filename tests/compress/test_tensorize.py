@@ -295,8 +295,9 @@ def test_protected_weights_say_so_and_a_pattern_without_any_is_noted():
 
 
 def test_a_dtype_is_rounded_to_in_the_metric_and_the_dense_model_stays(brief, monkeypatch):
-    from bondwise.compress import store as module
     from bondwise.gauge.storage import rounding_error
+
+    from bondwise.compress import store as module
 
     errors = []
 

@@ -1,5 +1,7 @@
 """The networks that every promise is tested on, and the numpy einsum it is tested against."""
 
+from functools import cache
+
 import pytest
 
 import bondwise as bw
@@ -32,7 +34,12 @@ ODD = [
 ]
 
 
+@cache
 def networks():
+    return tuple(_networks())
+
+
+def _networks():
     for name in registry.names():
         for out, inp, rank in SIZES:
             yield registry.find(name).sized(out, inp, rank)

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch.func import jvp, vmap
+from torch.func import grad, jvp, vmap
 from torch.testing import assert_close
 
 import bondwise as bw
@@ -55,6 +55,16 @@ def test_forward_mode_and_vmap(net, reference, make_cores):
     many = [torch.stack([core, 2 * core]) for core in cores]
     twice = vmap(lambda cores: apply(made, cores, x))(many)
     assert_close(twice, torch.stack([x @ W.T, 2 ** len(cores) * x @ W.T]))
+
+
+def test_gradients_by_torch_func_are_those_through_dense(make_cores):
+    net = bw.mpo((2, 3), (3, 2), 2)
+    cores, x = make_cores(net), torch.randn(5, 6, dtype=torch.float64)
+    every = tuple(range(1 + len(cores)))
+    ours = grad(lambda x, *c: apply(plan(net), c, x).sin().sum(), every)(x, *cores)
+    theirs = grad(lambda x, *c: (x @ dense(net, c).T).sin().sum(), every)(x, *cores)
+    for one, two in zip(ours, theirs, strict=True):
+        assert_close(one, two)
 
 
 @pytest.mark.parametrize(

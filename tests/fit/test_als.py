@@ -38,6 +38,16 @@ def test_the_error_never_rises(net: Network):
         assert state.error == pytest.approx(off, rel=1e-12)
 
 
+def test_the_error_never_rises_where_only_rounding_is_left_to_gain():
+    net = cp((4, 3), (3, 4), 1)
+    goal = target(noise(net.shape), net)
+    states = [als._state(goal, start(net, 0))]
+    for _ in range(12):
+        more = als.sweep_many(goal, states[-1], 9)
+        assert all(after.error < before.error for before, after in pairwise(more))
+        states += more[1:]
+
+
 @pytest.mark.parametrize("net", [ring((4, 3, 4), (3, 4, 3), 3), cp((4, 6), (5, 4), 4)], ids=str)
 def test_a_half_step_is_numpys_least_squares(net: Network):
     goal = target(noise(net.shape), net)
@@ -67,6 +77,7 @@ def test_a_singular_environment_does_no_harm():
     assert all(torch.isfinite(part.tensor).all() for part in after.parts)
     zero = [Named(torch.zeros_like(part.tensor), part.names) for part in parts]
     assert all(torch.isfinite(part.tensor).all() for part in als._sweep(goal, zero))
+    assert not any(part.tensor.any() for part in balance(zero, goal.open))
 
 
 @pytest.mark.parametrize("net", canon_first(LOOPS), ids=str)

@@ -209,6 +209,14 @@ def test_a_tolerance_below_rounding_finds_the_exact_ranks(dtype: torch.dtype):
     assert fit(weight, mpo((4, 4, 4), (4, 4, 4), 16), tol=0.0).network.bonds == {"a": 1, "b": 1}
 
 
+def test_a_weight_of_zeros_has_the_ranks_asked_and_within_a_tolerance_the_smallest():
+    net, weight = mpo((3, 4), (4, 3), 2), torch.zeros(12, 12)
+    for tol, rank in ((None, 2), (0.1, 1)):
+        got = fit(weight, net, tol=tol)
+        assert (list(got.network.bonds.values()), got.error) == ([rank], 0.0)
+        assert not numpy_dense(got.network, got.cores).any()
+
+
 def test_two_cores_are_eckart_and_young():
     weight = noise((20, 30))
     values = np.linalg.svd(weight.numpy(), compute_uv=False)

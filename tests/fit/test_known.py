@@ -68,11 +68,10 @@ def test_chains_find_the_known_ranks(name: str):
     assert got.error < 1e-12
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [name for name, (_, rank) in KNOWN.items() if rank > 1])
 def test_one_less_than_the_known_rank_is_not_enough(name: str):
     weight, rank = KNOWN[name]
-    if rank > 1:
-        assert fit(weight, mpo((2,) * SITES, (2,) * SITES, rank - 1)).error > 1e-3
+    assert fit(weight, mpo((2,) * SITES, (2,) * SITES, rank - 1)).error > 1e-3
 
 
 def test_kronecker_products_have_rank_one_in_every_format():

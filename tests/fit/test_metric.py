@@ -101,6 +101,16 @@ def test_a_metric_checks_its_numbers():
             Metric(torch.eye(2), tokens, shrinkage)
 
 
+def test_the_moment_is_shrunk_and_stays_as_it_came():
+    moment = torch.cov(torch.randn(6, 20).double())
+    metric = Metric(moment.clone(), 20, 0.25)
+    for _ in range(2):
+        wanted = 0.75 * moment.numpy() / 20 + 0.25 * np.diag(np.diag(moment.numpy())) / 20
+        np.testing.assert_allclose(metric.shrunk().numpy(), wanted)
+        fit(torch.randn(4, 6), lowrank(4, 6, 2), metric)
+    assert torch.equal(metric.second_moment, moment)
+
+
 def white(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> float:
     """The least relative error in a positive definite metric, by Cholesky and numpy alone."""
     values = np.linalg.svd(weight.numpy() @ np.linalg.cholesky(moment.numpy()), compute_uv=False)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bondwise.fit.split import split
+from bondwise.fit.split import split, tails
 from nets import thorough
 
 
@@ -33,9 +33,9 @@ def test_a_tolerance_takes_the_smallest_rank(m: int, n: int, tol: float, seed: i
     matrix = normal(m, n, seed=seed)
     cut = split(matrix, tol=tol)
     values = np.linalg.svd(matrix.numpy(), compute_uv=False)
-    tails = [float(np.sqrt((values[r:] ** 2).sum())) for r in range(len(values) + 1)]
+    left_out = [float(np.sqrt((values[r:] ** 2).sum())) for r in range(len(values) + 1)]
     assert cut.error <= tol or cut.rank == min(m, n)
-    assert cut.rank == 1 or tails[cut.rank - 1] > tol
+    assert cut.rank == 1 or left_out[cut.rank - 1] > tol
 
 
 def test_a_batch_shares_its_rank_and_its_error():
@@ -63,3 +63,7 @@ def test_halves_are_computed_in_float64(dtype: torch.dtype):
     cut = split(matrix, 6)
     assert cut.left.dtype == torch.float64
     torch.testing.assert_close(cut.left @ cut.right, matrix.double())
+
+
+def test_tails_are_the_energy_dropped_at_every_rank():
+    assert tails(torch.tensor([3.0, 2.0, 1.0])).tolist() == [14, 5, 1, 0]

@@ -272,6 +272,13 @@ def test_a_half_step_is_numpys_least_squares(net: Network):
     np.testing.assert_allclose(system @ got.tensor.numpy().ravel(), system @ best, atol=1e-7)
 
 
+def test_sweeping_stops_after_two_sweeps_that_gain_less_than_asked():
+    net = mpo((3, 4), (4, 3), 2)
+    weight, moment = noise(net.shape), spread(net.shape[1], 1)
+    assert len(fit(weight, net, moment, progress=0.999).sweeps) == 3
+    assert len(fit(weight, net, moment, sweeps=5, progress=0.0).sweeps) == 6
+
+
 def test_a_network_of_one_core_is_solved_in_one_sweep():
     net = parse("b o i -> (b o) (i b)", b=3, o=2, i=4)
     weight, moment = noise(net.shape), spread(12, 1)

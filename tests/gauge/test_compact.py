@@ -129,6 +129,21 @@ def test_bad_cores_pass(net, spoil):
         assert_compact(net, cores)
 
 
+@pytest.mark.parametrize(
+    "net", [bw.ring((4, 3, 4), (3, 4, 3), 3), bw.cp((4, 6), (5, 4), 4)], ids=str
+)
+def test_scales_that_cancel_around_a_loop_drown_nothing(net):
+    cores, even = draw(net), draw(net)
+    for bond, places in net.places.items():
+        if bond in net.bonds:
+            powers = torch.linspace(-120, 120, net.sizes[bond]).round()
+            for k, sign in zip(places[:2], (1, -1), strict=True):
+                axis = net.names[k].index(bond)
+                cores[k] = torch.ldexp(cores[k].movedim(axis, -1), sign * powers).movedim(-1, axis)
+    assert_same(net, even, cores, 1e-14)  # powers of two: exact
+    assert_same(net, even, compact(net, cores).cores())
+
+
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_every_form_is_without_loss_and_saves_as_much(net):
     cores, scale = draw(net), torch.logspace(-3, 3, net.shape[1], dtype=torch.float64)
