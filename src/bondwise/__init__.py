@@ -1,61 +1,40 @@
-"""bondwise: the dense weights of any PyTorch model as tensor networks."""
+"""bondwise: the dense weights of any PyTorch model as tensor networks.
 
-from bondwise import read
-from bondwise.compute.orders import orders
-from bondwise.compute.plan import plan
-from bondwise.compute.run import apply, dense
-from bondwise.compute.stack import stack
-from bondwise.compute.timings import time_orders
-from bondwise.heal.heal import heal
-from bondwise.model.checkpoint import load, save
-from bondwise.model.layers import TensorEmbedding, TensorLinear
-from bondwise.model.tensorize import merge, plan_model, tensorize
-from bondwise.network.network import Index, Network, parse
-from bondwise.topology.btt import btt
-from bondwise.topology.cp import cp
-from bondwise.topology.kron import kron
-from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
-from bondwise.weight.canonical import canonical, insert_gauge
-from bondwise.weight.fit import fit
-from bondwise.weight.gauge import compact
-from bondwise.weight.metric import Metric
+What is public is imported when it is first asked for, so that the command line answers, and hears
+Ctrl-C, before torch is there.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import bondwise_autoload
+
+if TYPE_CHECKING:
+    from bondwise.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Index",
-    "Metric",
-    "Network",
-    "TensorEmbedding",
-    "TensorLinear",
-    "apply",
-    "btt",
-    "canonical",
-    "compact",
-    "cp",
-    "dense",
-    "fit",
-    "heal",
-    "insert_gauge",
-    "kron",
-    "load",
-    "lowrank",
-    "merge",
-    "mpo",
-    "orders",
-    "parse",
-    "plan",
-    "plan_model",
-    "read",
-    "ring",
-    "save",
-    "stack",
-    "tensorize",
-    "time_orders",
-    "tree",
-    "tucker",
-]
+bondwise_autoload.register()  # where `import torch` was kept from doing it
+
+
+class _Lazy(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__") or name == "__all__":
+            public = import_module("bondwise.public")
+            vars(self).update({n: getattr(public, n) for n in ("__all__", *public.__all__)})
+        if name not in vars(self):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return vars(self)[name]
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.__all__})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Leave `heal` to the function: the room of that name is set here when it is imported."""
+        if name != "heal" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Lazy

@@ -4,98 +4,85 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from tyro.conf import Suppress, arg
+
+from bondwise.choices import TIME, Patterns, Switch
 from bondwise.errors import BudgetError
-from bondwise.heal.losses import Mix
+
+if TYPE_CHECKING:  # the command line reads the fields before torch is there
+    from bondwise.heal.losses import Mix
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 MEASURED = 10  # steps after which a time becomes a number of steps
 VALIDATIONS = 8  # over a run, where `every` is not given
 WINDOWS, SAMPLES = 2, 8  # of a step, where no batch is given: of text, and of anything else
 BOLD = 6e-5  # the rate of a step of eight, where none is given
+_TIME = arg(name="time", help_behavior_hint="(default: 15m)")
+_RATE = arg(help_behavior_hint="(default: 6e-5 sqrt(batch / 8))")
+_BATCH = arg(help_behavior_hint=f"(default: {WINDOWS} of text, {SAMPLES} of anything else)")
+_WINDOWS = arg(help_behavior_hint="(default: all that there are)")
+_EVERY = arg(help_behavior_hint="(default: for eight looks)")
 
 
 @dataclass(frozen=True)
 class Healing:
     """Everything that decides the outcome of one healing.
 
-    Attributes:
-        steps: of both stages together; None where a time is given.
-        minutes: for both stages together; it becomes a number of steps after ten measured ones.
-        local: share of the steps or of the time for the local stage; 0 leaves it out, which is
-            best where blocks were refined already.
-        slice: blocks that the local stage trains as one.
-        inputs: share of the local stage's batches whose inputs are the student's own.
-        chained: whether these are what the healed slices before give; one process then.
-        local_rate: largest step of Adam in the local stage.
-        local_windows: windows (samples) that the local stage sees.
-        local_batch: of them, per step of the local stage.
-        train: "all", "cores", "norms", or patterns of parameter names.
-        rate: largest step of AdamW in the global stage, for dense weights; cores have their own
-            (`bondwise.heal.rates.groups`). Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's
-            steps go with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
-        warmup: share of the steps over which the rate rises; with a time, the ten measured steps.
-        floor: the rate at the end, as a share of the largest.
-        clip: largest length of the gradient; 0 for none.
-        decay: of the weights, per step and unit of the rate.
-        batch: windows (samples) per step, of all processes together. Where none is given, two
-            windows of text, eight samples of anything else, and one for each process at least.
-        micro: windows at once; the gradients of several add up to those of the batch.
-        length: tokens of a window.
-        windows: windows to train on; None for all that there are.
-        validate: windows held out, at most a fifth of all.
-        every: steps between two looks at them; None for eight looks.
-        patience: looks that are no better than one before them, the start aside, after which the
-            run stops; 0 for never.
-        temperature: at which the teacher is heard.
-        top_k: tokens of the teacher that are kept for each position.
-        distil: weight of the divergence from the teacher.
-        task: weight of the cross entropy of the text.
-        hidden: weight of the relative error of the last hidden state.
-        checkpointing: whether activations are computed twice rather than kept.
-        precision: of products: "float32", "bfloat16", or "auto": bfloat16 where it is fast.
-        seed: of all that is drawn.
-        save_every: seconds between two states on disk.
+    Where no batch is given, it is two windows of text, eight samples of anything else, and one for
+    each process at least. Where no rate is given, it is ``6e-5 sqrt(batch / 8)``: Adam's steps go
+    with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
 
     >>> Healing(steps=100).check()
     """
 
-    steps: int | None = None
-    minutes: float | None = None
-    local: float = 0.0
-    slice: int = 1
-    inputs: float = 0.0
-    chained: bool = False
-    local_rate: float = 1e-3
-    local_windows: int = 64
-    local_batch: int = 8
-    train: tuple[str, ...] = ("all",)
-    rate: float = BOLD * sqrt(WINDOWS / SAMPLES)
+    steps: int | None = None  # Steps in place of a time.
+    # Time for it; after ten measured steps it becomes a number of steps.
+    minutes: Annotated[float | None, TIME, _TIME] = None
+    local: Suppress[float] = 0.0  # Share of the steps or of the time for the local stage.
+    slice: Suppress[int] = 1  # Blocks that the local stage trains as one.
+    # Share of the local stage's batches whose inputs are the student's own.
+    inputs: Suppress[float] = 0.0
+    # Whether these are what the healed slices before give; one process then.
+    chained: Suppress[bool] = False
+    local_rate: Suppress[float] = 1e-3  # Largest step of Adam in the local stage.
+    local_windows: Suppress[int] = 64  # Windows (samples) that the local stage sees.
+    local_batch: Suppress[int] = 8  # Of them, per step of the local stage.
+    # What trains: all, cores, norms, or patterns of names.
+    train: Patterns = ("all",)
+    # Largest step of AdamW for a dense weight; each core's follows from its shape.
+    rate: Annotated[float, _RATE] = BOLD * sqrt(WINDOWS / SAMPLES)
+    # Share of the steps over which the rate rises; with a time, the ten measured steps.
     warmup: float = 0.05
-    floor: float = 0.0
-    clip: float = 1.0
-    decay: float = 0.0
-    batch: int = WINDOWS
-    micro: int = 4
-    length: int = 256
-    windows: int | None = None
-    validate: int = 16
-    every: int | None = None
+    floor: float = 0.0  # The rate at the end, as a share of the largest.
+    clip: float = 1.0  # Largest length of the gradient; 0 for none.
+    decay: float = 0.0  # Of the weights, per step and unit of the rate.
+    # Windows (samples) of a step, of all processes together.
+    batch: Annotated[int, _BATCH] = WINDOWS
+    micro: int = 4  # Windows at once; the gradients of several add up to those of the batch.
+    length: int = 256  # Tokens of a window.
+    windows: Annotated[int | None, _WINDOWS] = None  # Windows to train on, at most.
+    validate: int = 16  # Windows held out, at most a fifth of all.
+    every: Annotated[int | None, _EVERY] = None  # Steps between two looks at them.
+    # Looks that are no better than one before them, the start aside, after which the run stops; 0
+    # for never.
     patience: int = 4
-    temperature: float = 1.0
-    top_k: int = 64
-    distil: float = 1.0
-    task: float = 0.0
-    hidden: float = 0.0
-    checkpointing: bool = False
-    precision: str = "auto"
-    seed: int = 0
-    save_every: float = 60.0
+    temperature: float = 1.0  # At which the teacher is heard.
+    top_k: int = 64  # Tokens of the teacher that are kept for each position.
+    distil: float = 1.0  # Weight of the divergence from the teacher in the loss.
+    task: float = 0.0  # Weight of the text itself in the loss.
+    hidden: float = 0.0  # Weight of the relative error of the last hidden state in the loss.
+    checkpointing: Switch = False  # Compute activations twice: less memory, a third more time.
+    precision: str = "auto"  # Of products: float32, bfloat16, or auto: bfloat16 where it is fast.
+    seed: int = 0  # Seed of every random choice.
+    save_every: float = 60.0  # Seconds between two states on disk.
 
     @property
-    def mix(self) -> Mix:
+    def mix(self) -> "Mix":
         """The weights of the loss."""
+        from bondwise.heal.losses import Mix
+
         return Mix(self.temperature, self.distil, self.task, self.hidden)
 
     @property

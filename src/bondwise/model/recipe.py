@@ -2,38 +2,62 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-import torch
 import yaml
+from tyro.conf import Positional, arg
 
+from bondwise.choices import FILE, MODEL, Patterns
 from bondwise.errors import BudgetError
+from bondwise.topology.registry import names
+
+FORMAT = arg(
+    metavar="FORMAT",
+    help="auto: with text the best for each weight of dense, low rank and the networks that won in "
+    f"a scout of two blocks, without it low rank; or {', '.join(names())}, or an einsum such as "
+    "'o a, a i -> (o) (i)'.",
+)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Cut:
+    """What a plan asks for: a part of a recipe."""
+
+    model: Positional[Annotated[str, MODEL]]  # A Hugging Face folder or a GGUF file.
+    keep: float = 0.8  # Fraction of the targeted numbers that stays.
+    # What to change: linear, embedding, a class, a path, a glob or re:REGEX.
+    targets: Patterns = ("linear",)
+    # What to leave alone, besides the head, tied weights and routers.
+    ignore: Patterns = ()
+    # What stays dense but counts in the budget, so that the rest is cut more.
+    protect: Patterns = ()
+    format: Annotated[str, FORMAT] = "auto"
+
+
+@dataclass(frozen=True)
+class Recipe(Cut):
     """Everything that decides the outcome of one compression.
 
     ``threads`` belongs to it: another number of threads adds in another order, and the last bits
     differ. ``dtype`` is what the weights are written in; they are fitted as they are stored.
     """
 
-    model: str
-    data: str | None = None
-    keep: float = 0.8
-    targets: tuple[str, ...] = ("linear",)
-    ignore: tuple[str, ...] = ()
-    protect: tuple[str, ...] = ()
-    format: str = "auto"
+    # UTF-8 text to calibrate on; without it the fit knows only the weights, which costs far more
+    # quality.
+    data: Annotated[str | None, FILE] = None
+    # What keep counts: params, or with --data and format auto also bytes, macs (for a token) or
+    # modelled seconds.
     unit: str = "params"
+    # speed: nothing modelled slower than dense; size, quality: whatever it takes.
     prefer: str = "speed"
-    effort: str = "fast"
-    seed: int = 0
-    windows: int = 64
-    length: int = 256
+    effort: str = "fast"  # fast, or best: longer refinement.
+    windows: int = 64  # Windows of the text, at most.
+    length: int = 256  # Tokens of a window.
+    seed: int = 0  # Seed of every random choice.
+    device: str = "cpu"  # Where to compute: cpu, cuda, cuda:1, ..
+    # What is stored: auto (as it came), float32, bfloat16 or float16.
     dtype: str = "auto"
-    device: str = "cpu"
-    threads: int = 0
+    threads: int = 0  # Threads of the processor; 0 for as many as torch takes.
 
     def to_yaml(self) -> str:
         """The recipe as YAML, one line per choice."""
@@ -95,16 +119,13 @@ def _like(value: Any, default: Any) -> bool:
 
 
 def chosen(path: Path | None, **flags: Any) -> Recipe:
-    """A recipe from flags, on top of that in a file where one is given; None changes nothing.
+    """A recipe from flags, on top of that in a file where one is given.
 
     Raises:
         BudgetError: the file cannot be used, or no model is named.
     """
-    given: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None
-    }
     if path is not None:
-        return replace(read_recipe(path), **given)
-    if not given.get("model"):
+        return replace(read_recipe(path), **flags)
+    if not flags.get("model"):
         raise BudgetError("No model came; write its folder, or --recipe FILE.yaml.")
-    return Recipe(**given, threads=torch.get_num_threads())
+    return Recipe(**flags)

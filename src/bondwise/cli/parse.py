@@ -1,0 +1,113 @@
+"""From words to a verb: its fields are the flags, and what cannot be read is one sentence."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from textwrap import fill
+from typing import Any, NoReturn, cast
+
+import tyro
+from tyro import _errors as told  # what tyro offers to those who word errors of their own
+
+from bondwise import __version__
+from bondwise.choices import kinds
+from bondwise.cli.looking import Bench, Eval, Read, Tune
+from bondwise.cli.making import Compress, Demo, Heal, Merge, Plan
+from bondwise.cli.verb import Verb
+from bondwise.errors import BondwiseError
+
+VERBS: dict[str, type[Verb]] = {
+    verb.__name__.lower(): verb
+    for verb in (Demo, Plan, Compress, Heal, Read, Merge, Eval, Bench, Tune)
+}
+HELP = """usage: bondwise VERB [FLAGS]
+
+The dense weights of a PyTorch model as tensor networks: smaller, faster, readable.
+
+{verbs}
+
+  bondwise VERB --help   the flags of a verb
+  bondwise --version     the version
+"""
+
+
+class UsageError(BondwiseError):
+    """Words that are no command."""
+
+
+def verb_of(words: Sequence[str]) -> Verb:
+    """The verb that words name, with its choices; where they ask for help, it is shown.
+
+    Raises:
+        UsageError: no such verb, flag or value.
+    """
+    name, *rest = words or ["--help"]
+    if name in ("-h", "--help", "--version"):
+        lines = (f"  {name:<9} {_about(verb)[0]}" for name, verb in VERBS.items())
+        help_ = HELP.format(verbs="\n".join(lines))
+        sys.stdout.write(f"bondwise {__version__}\n" if name == "--version" else help_)
+        sys.stdout.flush()
+        sys.exit(0)
+    if name not in VERBS:
+        kind = "option" if name.startswith("-") else "command"
+        raise UsageError(f"No such {kind} {name!r}; see bondwise --help")
+    kind, prog = VERBS[name], f"bondwise {name}"
+    # in line with what stands in the boxes below; a line that starts with a space is not joined
+    indent = {"initial_indent": "  ", "subsequent_indent": "  "}
+    description = "\n\n".join(fill(part, 78, **indent) for part in _about(kind))
+    with told.on_parse_error(_refuse):
+        verb = tyro.cli(kind, prog=prog, description=description, args=rest, registry=kinds)
+    return _settled(verb, rest)
+
+
+def _about(verb: type[Verb]) -> list[str]:
+    """The paragraphs of its docstring."""
+    return [" ".join(part.split()) for part in (verb.__doc__ or "").split("\n\n")]
+
+
+def _settled(verb: Verb, words: Sequence[str]) -> Verb:
+    """With the names of the flags that were given; lists that were take the place of defaults."""
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
+    lists = dict[str, Any]()
+    for field in fields(verb):
+        value, usual = getattr(verb, field.name), field.default
+        if isinstance(usual, tuple) and value != usual:
+            lists[field.name] = value[len(cast(tuple[str, ...], usual)) :]
+    return replace(verb, given=frozenset(given), **lists)
+
+
+def _refuse(event: told.ParseErrorEvent) -> NoReturn:
+    """The sentence of a parser's complaint."""
+    match event:
+        case told.UnrecognizedArgs() | told.MissingArgs(unrecognized_tokens=[_, *_]):
+            said = _unknown(event)
+        case told.MissingArgs():
+            said = f"Missing {_name(event.missing_arguments[0].arg)}"
+        case told.InstantiationFailure(argument=None):
+            said = event.message
+        case told.InstantiationFailure():
+            said = f"Invalid value for {_name(event.argument)}: {event.message}"
+        case told.BadValue():
+            said = f"{_name(event.argument).capitalize()} needs a value"
+        case _:
+            said = "These words cannot be read"
+    raise UsageError(f"{said}; see {event.prog} --help")
+
+
+def _unknown(event: Any) -> str:
+    word = getattr(event, "tokens", None) or event.unrecognized_tokens
+    return (
+        f"No such option: {word[0]}"
+        if word[0][0] == "-"
+        else (f"Got unexpected extra argument {word[0]!r}")
+    )
+
+
+def _name(argument: Any) -> str:
+    """An argument as it is written: its flag, or what stands for it in the usage."""
+    positional = argument.is_positional()
+    return (
+        f"argument '{argument.lowered.metavar}'"
+        if positional
+        else (f"option '{argument.lowered.name_or_flags[-1]}'")
+    )
