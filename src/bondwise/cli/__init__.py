@@ -19,18 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     stopped = STOPPED
     try:
-        from bondwise import errors
-        from bondwise.cli.parse import UsageError, verb_of
+        from bondwise.cli.parse import WRONG_USAGE, verb_of
+        from bondwise.errors import BondwiseError
 
-        wrong_usage = (UsageError, errors.BudgetError, errors.DataError, errors.NetworkError,
-                       errors.SelectionError, errors.ShapeError)  # fmt: skip
         try:
             verb = verb_of(words)
             stopped = GOES_ON if verb.goes_on else STOPPED
             verb.run()
             sys.stdout.flush()
-        except errors.BondwiseError as error:
-            _fail(str(error), 2 if isinstance(error, wrong_usage) else 1)
+        except BondwiseError as error:
+            _fail(str(error), 2 if isinstance(error, WRONG_USAGE) else 1)
     except KeyboardInterrupt:
         _fail(stopped, 1)
     except BrokenPipeError:  # whoever read our output has seen enough

@@ -12,6 +12,7 @@ from bondwise.errors import BudgetError
 from bondwise.progress import Bars
 
 Threads = Annotated[int | None, arg(help_behavior_hint="(default: as many as torch takes)")]
+ALL = arg(metavar="PATTERN", help_behavior_hint="(may be repeated; default: all)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class Read(Plain):
     folder: Folder  # A folder that compress wrote.
     data: Annotated[str, FILE]  # UTF-8 text that flows through the model.
     out: Annotated[Path, arg(metavar="FILE.html")]  # Page to write.
-    # Layers to read, as targets are written; all where none is given.
-    layer: Patterns = ()
+    # Layers to read, as targets are written.
+    layer: Annotated[Patterns, ALL] = ()
     # Basis in which bonds are followed: raw, canonical, whitened, varimax or ica.
     gauge: str = "canonical"
     features: int = 64  # Indices of a bond that are followed.

@@ -1,8 +1,11 @@
 """From words to a verb: its fields are the flags, and what cannot be read is one sentence."""
 
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields, replace
+from io import StringIO
 from textwrap import fill
 from typing import Any, NoReturn, cast
 
@@ -14,7 +17,14 @@ from bondwise.choices import kinds
 from bondwise.cli.looking import Bench, Eval, Read, Tune
 from bondwise.cli.making import Compress, Demo, Heal, Merge, Plan
 from bondwise.cli.verb import Verb
-from bondwise.errors import BondwiseError
+from bondwise.errors import (
+    BondwiseError,
+    BudgetError,
+    DataError,
+    NetworkError,
+    SelectionError,
+    ShapeError,
+)
 
 VERBS: dict[str, type[Verb]] = {
     verb.__name__.lower(): verb
@@ -35,6 +45,9 @@ class UsageError(BondwiseError):
     """Words that are no command."""
 
 
+WRONG_USAGE = (UsageError, BudgetError, DataError, NetworkError, SelectionError, ShapeError)
+
+
 def verb_of(words: Sequence[str]) -> Verb:
     """The verb that words name, with its choices; where they ask for help, it is shown.
 
@@ -45,19 +58,33 @@ def verb_of(words: Sequence[str]) -> Verb:
     if name in ("-h", "--help", "--version"):
         lines = (f"  {name:<9} {_about(verb)[0]}" for name, verb in VERBS.items())
         help_ = HELP.format(verbs="\n".join(lines))
-        sys.stdout.write(f"bondwise {__version__}\n" if name == "--version" else help_)
-        sys.stdout.flush()
-        sys.exit(0)
+        _leave(f"bondwise {__version__}\n" if name == "--version" else help_)
     if name not in VERBS:
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"No such {kind} {name!r}; see bondwise --help")
-    kind, prog = VERBS[name], f"bondwise {name}"
-    # in line with what stands in the boxes below; a line that starts with a space is not joined
-    indent = {"initial_indent": "  ", "subsequent_indent": "  "}
-    description = "\n\n".join(fill(part, 78, **indent) for part in _about(kind))
-    with told.on_parse_error(_refuse):
-        verb = tyro.cli(kind, prog=prog, description=description, args=rest, registry=kinds)
+    kind, prog, said = VERBS[name], f"bondwise {name}", StringIO()
+    try:
+        with told.on_parse_error(_refuse), redirect_stdout(said):
+            verb = tyro.cli(kind, prog=prog, description="", args=rest, registry=kinds)
+    except SystemExit:
+        _leave(_help(prog, kind, said.getvalue()))
     return _settled(verb, rest)
+
+
+def _leave(text: str) -> NoReturn:
+    """Say what was asked for, and be done."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    sys.exit(0)
+
+
+def _help(prog: str, kind: type[Verb], text: str) -> str:
+    """What the verb does, and the flags as tyro lists them; its usage is longer than a line."""
+    flags = "\n".join(line.rstrip() for line in text.partition("\n")[2].splitlines())
+    place = re.search(r"positional arguments\s+-+\s+(\S+)", flags)
+    usage = " ".join(["usage:", prog, "[OPTIONS]", *([place[1]] if place else [])])
+    about = (fill(part, 80) for part in _about(kind))
+    return "\n\n".join([usage, *about, flags.strip("\n")]) + "\n"
 
 
 def _about(verb: type[Verb]) -> list[str]:

@@ -22,9 +22,8 @@ class Talk:
     """Flags of every verb."""
 
     json: Switch = False  # One JSON object on standard output, the rest on stderr.
-    quiet: Annotated[Switch, arg(aliases=("-q",), help_behavior_hint="")] = (
-        False  # No progress bars.
-    )
+    # No progress bars.
+    quiet: Annotated[Switch, arg(aliases=("-q",), help_behavior_hint="")] = False
 
 
 @dataclass(frozen=True)
