@@ -45,11 +45,6 @@ bench-models: $(READY)
 bench-heal: $(READY)
 	$(BIN)/python benchmarks/healing.py $(ARGS)
 
-# Most of an hour, on a machine that does nothing else; resumes where it stopped.
-.PHONY: bench-rounds
-bench-rounds: $(READY)
-	$(BIN)/python benchmarks/rounds.py $(ARGS)
-
 # Bond features against neurons, principal components and random gauges; resumes. For docs/reading.md.
 .PHONY: bench-concepts
 bench-concepts: $(READY)

@@ -15,7 +15,7 @@ from bondwise.model.recipe import Recipe
 from bondwise.read.corpus import corpus
 from bondwise.read.logits import unembedding, why_not
 from bondwise.read.verb import Reader, check_page
-from verbs import bondwise
+from verbs import bondwise, documented
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,7 @@ def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf,
     said = bondwise(capsys, *given, "--force", "--json")
     assert said.code == 0
     assert said.json["layers"]
+    assert set(said.json) == documented("read")
 
 
 def test_what_cannot_be_read_is_said_in_a_sentence(folder, shelf, tmp_path):

@@ -115,26 +115,19 @@ def _refuse(event: told.ParseErrorEvent) -> NoReturn:
         case told.InstantiationFailure():
             said = f"Invalid value for {_name(event.argument)}: {event.message}"
         case told.BadValue():
-            said = f"{_name(event.argument).capitalize()} needs a value"
+            said = f"No value came for {_name(event.argument)}"
         case _:
             said = "These words cannot be read"
     raise UsageError(f"{said}; see {event.prog} --help")
 
 
 def _unknown(event: Any) -> str:
-    word = getattr(event, "tokens", None) or event.unrecognized_tokens
-    return (
-        f"No such option: {word[0]}"
-        if word[0][0] == "-"
-        else (f"Got unexpected extra argument {word[0]!r}")
-    )
+    word = (getattr(event, "tokens", None) or event.unrecognized_tokens)[0]
+    return f"{'No such option:' if word[0] == '-' else 'Got unexpected extra argument'} {word}"
 
 
 def _name(argument: Any) -> str:
     """An argument as it is written: its flag, or what stands for it in the usage."""
-    positional = argument.is_positional()
-    return (
-        f"argument '{argument.lowered.metavar}'"
-        if positional
-        else (f"option '{argument.lowered.name_or_flags[-1]}'")
-    )
+    if argument.is_positional():
+        return f"argument '{argument.lowered.metavar}'"
+    return f"option '{argument.lowered.name_or_flags[-1]}'"
