@@ -17,7 +17,7 @@ ALL = arg(metavar="PATTERN", help_behavior_hint="(may be repeated; default: all)
 
 @dataclass(frozen=True, kw_only=True)
 class Read(Plain):
-    """The bonds of a compressed model as a page: spectra, features, controls.
+    """A compressed model's bonds as a page: spectra, features, controls.
 
     One page that opens offline. Each bond has its spectrum beside null models, its indices as
     features over the text, and what leaving them out costs, from cheap guesses to the loss itself.

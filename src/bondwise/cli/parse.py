@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields, replace
+from importlib.metadata import version
 from io import StringIO
 from textwrap import fill
 from typing import Any, NoReturn, cast
@@ -12,7 +13,6 @@ from typing import Any, NoReturn, cast
 import tyro
 from tyro import _errors as told  # what tyro offers to those who word errors of their own
 
-from bondwise import __version__
 from bondwise.choices import kinds
 from bondwise.cli.looking import Bench, Eval, Read, Tune
 from bondwise.cli.making import Compress, Demo, Heal, Merge, Plan
@@ -32,7 +32,7 @@ VERBS: dict[str, type[Verb]] = {
 }
 HELP = """usage: bondwise VERB [FLAGS]
 
-The dense weights of a PyTorch model as tensor networks: smaller, faster, readable.
+The weights of a PyTorch model as tensor networks: smaller, and readable.
 
 {verbs}
 
@@ -58,7 +58,7 @@ def verb_of(words: Sequence[str]) -> Verb:
     if name in ("-h", "--help", "--version"):
         lines = (f"  {name:<9} {_about(verb)[0]}" for name, verb in VERBS.items())
         help_ = HELP.format(verbs="\n".join(lines))
-        _leave(f"bondwise {__version__}\n" if name == "--version" else help_)
+        _leave(f"bondwise {version('bondwise')}\n" if name == "--version" else help_)
     if name not in VERBS:
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"No such {kind} {name!r}; see bondwise --help")
