@@ -83,7 +83,7 @@ def test_what_was_given_is_a_choice_and_what_was_not_is_none():
         ("bench m --repeats 1e3", "option '--repeats': '1e3' came; write a whole number"),
         ("eval m --nosuch", "No such option: --nosuch"),
         ("--nosuch", "No such option '--nosuch'"),
-        ("heal s --teacher t --data d --out o --time 1h2", "'1h2' came; write a time such as"),
+        ("heal s --teacher t --data d --out o --time soon", "'soon' came; write a time such as"),
     ],
 )
 def test_words_that_are_no_command(words, says):
