@@ -259,8 +259,10 @@ def test_a_gpu_that_is_not_there(capsys, shelf, desk):
     ("arguments", "says"),
     [
         (["nosuch"], "No such command 'nosuch'"),
-        (["compress"], "No output folder came; add --out DIR"),
-        (["compress", "m"], "No output folder came; add --out DIR"),
+        (["compress"], "Missing option '--out'; see bondwise compress --help"),
+        (["compress", "m"], "Missing option '--out'"),
+        (["compress", "m", "--out"], "No value came for option '--out'"),
+        (["heal", "s", "--nosuch"], "No such option: --nosuch; see bondwise heal --help"),
         (["compress", "--out", "o"], "No model came; write its folder, or --recipe FILE.yaml"),
         (["compress", "", "--out", "o"], "No model came"),
         (["merge", "m"], "Missing option '--out'; see bondwise merge --help"),
@@ -280,7 +282,7 @@ def test_usage(capsys, desk, arguments, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("model: m\ncolour: red\n", "has a line 'colour'; it may have model, data, keep"),
+        ("model: m\ncolour: red\n", "has a line 'colour'; it may have model, keep, targets"),
         ("model: m\nkeep: lots\n", "has keep: 'lots'; write a value such as 0.8"),
         ("model: m\nkeep: null\n", "has keep: None"),
         ("model: m\nkeep: true\n", "has keep: True"),
@@ -288,6 +290,7 @@ def test_usage(capsys, desk, arguments, says):
         ("model: m\nwindows: 1.5\n", "has windows: 1.5; write a value such as 64"),
         ("model: m\nwindows: -3\n", "-3 windows of 256 tokens came"),
         ("model: m\nthreads: -1\n", "threads=-1 came"),
+        ("model: m\nthreads: 99999999999\n", "threads=99999999999 came"),
         ("model: m\nformat: 3\n", "has format: 3"),
         ("model: m\ntargets: [1, 2]\n", "has targets: [1, 2]; write a list of patterns"),
         ("model: m\ndata: 3\n", "has data: 3; write a path"),

@@ -1,6 +1,7 @@
 """The command line, called in this process."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,4 +44,19 @@ def weights(folder: Path) -> dict[str, bytes]:
     """The bytes of the weights."""
     found = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     assert found
+    return found
+
+
+def documented(*sections: str) -> set[str]:
+    """The keys of JSON that the page on the command line lists under these headings."""
+    text = Path(__file__).parents[1].joinpath("docs/command-line.md").read_text("utf-8")
+    found = set[str]()
+    for name in sections:
+        section = re.search(rf"^### {re.escape(name)}\n(?:[^|]*)((?:\|.*\n)+)", text, re.M)
+        assert section is not None, name
+        found |= {
+            key
+            for row in section[1].splitlines()
+            for key in re.findall(r"`(\w+)`", row.split("|")[1])
+        }
     return found

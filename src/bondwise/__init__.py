@@ -1,73 +1,39 @@
-"""bondwise: the dense weights of any PyTorch model as tensor networks."""
+"""bondwise: the dense weights of any PyTorch model as tensor networks.
 
-from typing import TYPE_CHECKING
+What is public is imported when it is first asked for, so that the command line answers, and hears
+Ctrl-C, before torch is there.
+"""
 
-from bondwise import read
-from bondwise.checkpoint.checkpoint import load, save
-from bondwise.choose.dry_run import plan_model
-from bondwise.compress.merge import merge
-from bondwise.compress.tensorize import tensorize
-from bondwise.compute.orders import orders
-from bondwise.compute.plan import plan
-from bondwise.compute.run import apply, dense
-from bondwise.compute.stack import stack
-from bondwise.fit.fit import fit
-from bondwise.fit.metric import Metric
-from bondwise.gauge.canonical import canonical, insert_gauge
-from bondwise.gauge.compact import compact
-from bondwise.heal.heal import heal
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.network.network import Index, Network, parse
-from bondwise.topology import registry
-from bondwise.topology.btt import btt
-from bondwise.topology.cp import cp
-from bondwise.topology.kron import kron
-from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import bondwise_autoload
+
+if TYPE_CHECKING:
+    from bondwise.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Index",
-    "Metric",
-    "Network",
-    "TensorEmbedding",
-    "TensorLinear",
-    "apply",
-    "btt",
-    "canonical",
-    "compact",
-    "cp",
-    "dense",
-    "fit",
-    "heal",
-    "insert_gauge",
-    "kron",
-    "load",
-    "lowrank",
-    "merge",
-    "mpo",
-    "orders",
-    "parse",
-    "plan",
-    "plan_model",
-    "read",
-    "ring",
-    "save",
-    "stack",
-    "tensorize",
-    "tree",
-    "tucker",
-]
+bondwise_autoload.register()  # where `import torch` was kept from doing it
 
-if not TYPE_CHECKING:  # the topologies above are named for those who check types; here are all
-    __all__ += [name for name in registry.names() if name not in __all__]
 
-    def __getattr__(name):
-        if name in registry.names():
-            return registry.find(name).build
-        raise AttributeError(f"module 'bondwise' has no attribute {name!r}")
+class _Lazy(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        public = import_module("bondwise.public")
+        vars(self).update({n: getattr(public, n) for n in ("__all__", *public.__all__)})
+        return vars(self)[name] if name in vars(self) else public.topology(name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.__all__})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Leave `fit` and `heal` to the functions: importing a room sets its name here."""
+        if name not in ("fit", "heal") or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Lazy

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from bondwise.bench import verb
-from verbs import bondwise
+from verbs import bondwise, documented
 
 FEW = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
 WRITER, READER = ("decode", "prefill", "time_to_first_token"), ("forward", "batched")
@@ -32,6 +32,7 @@ def test_json_has_every_number_and_nothing_else_is_printed(capsys, shelf, small,
     assert (report["threads"], report["device"]) == (torch.get_num_threads(), "cpu")
     assert report["kind"] == ("encoder" if kind == "bert" else "language")
     assert report["notes"] == []
+    assert set(report) == documented("bench")
     for name in READER if kind == "bert" else WRITER:
         for part in ("before", "after", "ratio"):
             spread = report[part][name]

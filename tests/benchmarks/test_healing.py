@@ -10,7 +10,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import healing
-import rounds
 
 
 def healed(method: str, keep: float, ratio: float, **more: Any) -> dict[str, Any]:
@@ -72,50 +71,18 @@ def test_without_a_dense_run_there_is_nothing_to_draw_over():
     assert healing.picture(CELLS[:2]) == ""
 
 
-def cut(count: int, after: float, seconds: float = 600.0) -> dict[str, Any]:
-    return {
-        "keep": 0.3,
-        "rounds": count,
-        "minutes": 6.0,
-        "seed": 0,
-        "threads": 2,
-        "seconds": seconds,
-        "parameters": 1234567,
-        "measured": "error",
-        "before": 0.5,
-        "after": after,
-        "similarity": {n: {"dense": 0.7, "correlation": 0.6} for n in rounds.RATINGS},
-    }
-
-
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_one_cut_takes_as_long_in_all_as_the_rounds(count: int):
-    entry = cut(count, 0.25, seconds=60 * (6 + 1.5 * count))  # a minute and a half for each cut
-    assert rounds.once(entry) + 1.5 == pytest.approx(entry["seconds"] / 60)
-
-
-def test_a_table_of_rounds_says_what_its_cells_say():
-    several, single = rows(rounds.section([cut(1, 0.2), cut(2, 0.25)]))
-    assert several[2:4] == ["2", "6.0"]
-    assert several[5:9] == ["1,234,567", "0.5", "0.25", "0.600"]
-    assert single[2] == "1"
-    assert single[7] == "0.2"
-
-
-@pytest.mark.parametrize("module", [healing, rounds])
 def test_a_folder_without_cells_is_said_and_the_page_stays(
-    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    page = module.PAGE.read_bytes()
+    page = healing.PAGE.read_bytes()
     monkeypatch.setattr(sys, "argv", ["x", "--page", "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no cell"):
-        module.main()
-    assert module.PAGE.read_bytes() == page
+        healing.main()
+    assert healing.PAGE.read_bytes() == page
 
 
 def test_the_page_is_made_of_the_results_that_are_kept():
     """Who changes a cell or the table and not the page is told."""
-    for module, name in ((healing, "healing"), (rounds, "rounds")):
-        folder = module.HERE / "results" / name
-        found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
-        assert module.section(found) in module.PAGE.read_text("utf-8")
+    folder = healing.HERE / "results" / "healing"
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+    assert healing.section(found) in healing.PAGE.read_text("utf-8")

@@ -13,7 +13,7 @@ import tiny
 from bondwise.demo import assets, run
 from bondwise.demo.assets import DocumentRatings, PairRatings
 from bondwise.demo.wikitext import Article
-from verbs import bondwise, files, weights
+from verbs import bondwise, documented, files, weights
 
 
 @pytest.fixture
@@ -78,6 +78,7 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     out = tmp_path / "bondwise-demo"
     report = json.loads((out / "report.json").read_text())
     assert 0.784 <= report["kept"] <= 0.8
+    assert set(report) == documented("compress", "demo") - {"similarity"}
     assert [entry["text"].partition(":")[0] for entry in report["evaluation"]] == [
         "in domain", "out of domain",
     ]  # fmt: skip
@@ -120,6 +121,7 @@ def test_json_of_the_demo(capsys, faked, tmp_path):
         "fetch", "load", "draw", "calibrate", "survey", "fit", "evaluate", "save",
     ]  # fmt: skip
     assert said.json["recipe"]["dtype"] == "float16"
+    assert set(said.json) == documented("compress", "demo") - {"evaluation", "samples"}
     written = json.loads((out / "report.json").read_text())
     assert {**said.json, "steps": []} == {**written, "steps": []}
     assert bondwise(capsys, "demo", "--tiny", "--out", out, "-q").code == 1

@@ -10,12 +10,12 @@ import torch
 
 import bondwise as bw
 from bondwise.checkpoint.loading import load_model
+from bondwise.choices import minutes
 from bondwise.cli import main
-from bondwise.flags import minutes
-from bondwise.rounds import Rounds
+from bondwise.heal import compress_and_heal as healed
 from bondwise.train import descent, loop
 from tiny import bert, llama, on_disk, text, tokenizer
-from verbs import bondwise, files, weights
+from verbs import bondwise, documented, files, weights
 
 QUICK = ("--length", 16, "--batch", 4, "-q")
 
@@ -48,6 +48,8 @@ def test_a_folder_is_healed(capsys, models, tmp_path):
     told = said.json["healing"]
     assert told["after"] < told["before"]
     assert told["steps"] == len(told["history"]) == 12
+    assert set(said.json) == documented("compress", "heal")
+    assert set(told) == documented("The healing")
     made = sorted(path.name for path in tmp_path.iterdir())
     assert made == ["out"]  # the state is gone
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
@@ -96,10 +98,14 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
     assert not (tmp_path / "cut.healing").exists()
 
 
+def compress(capsys, models, out, *more):
+    given = ("--data", models / "text.txt", "--out", out, "--windows", 4, "--length", 16, "-q")
+    given = (*given, "--format", "lowrank", "--heal", "1s")
+    return bondwise(capsys, "compress", models / "short", *given, *more)
+
+
 def test_compress_heals_what_it_made(capsys, models, tmp_path):
-    given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--keep", 0.5, "-q")
-    more = ("--windows", 4, "--length", 16, "--format", "lowrank", "--heal", "1s", "--json")
-    said = bondwise(capsys, "compress", models / "short", *given, *more)
+    said = compress(capsys, models, tmp_path / "out", "--keep", 0.5, "--json")
     assert said.code == 0, said.err
     assert said.json["healing"]["steps"] >= 10
     assert said.json["kept"] <= 0.5
@@ -108,59 +114,64 @@ def test_compress_heals_what_it_made(capsys, models, tmp_path):
     assert said.json["healing"]["student"] == str(tmp_path / "out")
     assert {"calibrate", "fit", "heal"} <= {step["name"] for step in said.json["steps"]}
     assert "Measure what it cost: bondwise eval" in said.err
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert recipe.startswith("# healed, with --heal 0.0166667m\nmodel: ")
 
 
-def test_rounds_of_smaller_cuts_and_of_another_call(capsys, models, tmp_path, monkeypatch):
-    def rounds(keep):
-        given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--keep", keep, "-q")
-        more = ("--windows", 4, "--length", 16, "--format", "lowrank")
-        more += ("--heal", "1s", "--rounds", 2, "--json")
-        return bondwise(capsys, "compress", models / "short", *given, *more)
+def test_a_compression_that_was_cut_off_while_it_healed_goes_on(
+    capsys, models, tmp_path, monkeypatch
+):
+    cuts, cut, run = [], healed.compress, healed.Healer.run
 
-    started, one = [], Rounds._round
+    def notes(recipe, *others, **more):
+        cuts.append(recipe.keep)
+        return cut(recipe, *others, **more)
 
-    def stops(self, at, recipe, *others):
-        started.append((at, round(recipe.keep, 3)))
-        if len(started) in (2, 4):
-            raise KeyboardInterrupt
-        return one(self, at, recipe, *others)
+    def stops(self, *others, **more):
+        (self.state / "state").mkdir(parents=True)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Rounds, "_round", stops)
-    assert rounds(0.25).code == 1  # in the second round
-    assert rounds(0.36).code == 1  # begins anew, and is cut off there too
-    said = rounds(0.36)
-    assert said.code == 0, said.err
-    assert started == [(0, 0.5), (1, 0.25), (0, 0.6), (1, 0.36), (1, 0.36)]
+    monkeypatch.setattr(healed, "compress", notes)
+    monkeypatch.setattr(healed.Healer, "run", stops)
+    said = compress(capsys, models, tmp_path / "out", "--keep", 0.5)
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert "run the same command again to go on" in said.err
+    assert not (tmp_path / "out").exists()
+
+    def goes_on(self, *others, **more):
+        assert (self.state / "state").exists() == (cuts == [0.5])
+        shutil.rmtree(self.state, ignore_errors=True)
+        return run(self, *others, **more)
+
+    monkeypatch.setattr(healed.Healer, "run", goes_on)
+    shutil.copytree(tmp_path, tmp_path.with_name("also"))
+    assert compress(capsys, models, tmp_path / "out", "--keep", 0.5).code == 0
+    assert cuts == [0.5]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert 0.31 < said.json["kept"] <= 0.36
-    assert said.json["healing"]["teacher"] == str(models / "short")
-    model = load_model(tmp_path / "out").model
-    assert any(isinstance(m, bw.TensorLinear) for m in model.modules())
+    also = tmp_path.with_name("also")  # another call begins anew
+    assert compress(capsys, models, also / "out", "--keep", 0.6).code == 0
+    assert cuts == [0.5, 0.6]
+    assert [path.name for path in also.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--rounds", 2), "rounds=2 came without a time"),
-        (("--rounds", 0, "--heal", "1m"), "rounds=0 came"),
         (("--heal", "0"), "minutes=0.0 came; write a time above 0"),
-        (("--heal", "1m", "--rounds", 2, "--keep", -0.5), "keep=-0.5 came"),
+        (("--heal", "3x"), "option '--heal': '3x' came; write a time such as 15m or 1h30m; see"),
+        (("--heal", "1m", "--keep", -0.5), "keep=-0.5 came"),
         (("--heal", "1m", "--data", "nosuch.txt"), "There is no text file nosuch.txt"),
     ],
 )
-def test_rounds_that_are_none(capsys, models, tmp_path, more, said):
-    notes = tmp_path / "out.round-notes"  # a folder of the user's
-    notes.mkdir()
-    given = ("--data", models / "text.txt", "--out", tmp_path / "out")
-    found = bondwise(capsys, "compress", models / "teacher", *given, *more)
-    assert (found.code, files(tmp_path)) == (2, {"out.round-notes": b""})
+def test_times_to_heal_that_are_none(capsys, models, tmp_path, more, said):
+    found = compress(capsys, models, tmp_path / "out", *more)
+    assert (found.code, files(tmp_path)) == (2, {})
     assert said in found.err
 
 
 def test_a_state_that_another_healing_left_is_said_before_anything_is_cut(capsys, models, tmp_path):
     (tmp_path / "out.healing").mkdir()
-    given = ("--data", models / "text.txt", "--out", tmp_path / "out", "--heal", "2s")
-    found = bondwise(capsys, "compress", models / "teacher", *given)
+    found = compress(capsys, models, tmp_path / "out")
     assert found.code == 1
     assert "out.healing holds what another healing left" in found.err
     assert files(tmp_path) == {"out.healing": b""}

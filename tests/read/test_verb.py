@@ -19,7 +19,7 @@ from bondwise.errors import (
 from bondwise.flow.text import corpus
 from bondwise.read.reading import unembedding, why_not
 from bondwise.read.verb import Reader, check_page
-from verbs import bondwise
+from verbs import bondwise, documented
 
 
 def test_a_reading_has_every_bond_with_its_controls(report, model):
@@ -93,6 +93,7 @@ def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf,
     said = bondwise(capsys, *given, "--force", "--json")
     assert said.code == 0
     assert said.json["layers"]
+    assert set(said.json) == documented("read")
 
 
 def test_what_cannot_be_read_is_said_in_a_sentence(reader, folder, shelf, tmp_path):

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
-import bondwise_autoload
 from bondwise.checkpoint.hub import (
     METHOD,
     attach,
@@ -35,8 +34,6 @@ from bondwise.layers.storage import TensorLayer
 MANIFEST = "bondwise.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-
-bondwise_autoload.register()  # for `import bondwise`, where `import torch` was kept from doing it
 
 
 def save(

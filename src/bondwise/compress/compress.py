@@ -24,6 +24,7 @@ from bondwise.progress import Progress, Steps, silent
 from bondwise.report.page import finite, page
 
 Report = dict[str, Any]
+THREADS = 1024  # more than a machine has, fewer than it can start
 
 
 def compress(
@@ -39,7 +40,8 @@ def compress(
     """
     check_recipe(recipe)
     check_folder(out, overwrite)
-    recipe = replace(recipe, model=_absolute(recipe.model))
+    count = recipe.threads or torch.get_num_threads()
+    recipe = replace(recipe, model=_absolute(recipe.model), threads=count)
     if recipe.data is not None:
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
     data = None if recipe.data is None else read_text(Path(recipe.data))
@@ -82,9 +84,10 @@ def check_recipe(recipe: Recipe) -> None:
     builder(recipe.format)
     check_device(recipe.device)
     check_draw(recipe.windows, recipe.length)
-    for name, value in {"seed": recipe.seed, "threads": recipe.threads}.items():
-        if not 0 <= value < 2**63:
-            raise BudgetError(f"{name}={value} came; write a whole number of 0 or more.")
+    if not 0 <= recipe.seed < 2**63:
+        raise BudgetError(f"seed={recipe.seed} came; write a whole number of 0 or more.")
+    if not 0 <= recipe.threads <= THREADS:
+        raise BudgetError(f"threads={recipe.threads} came; write a number from 0 to {THREADS}.")
 
 
 def describe(result: Result, recipe: Recipe, source_file: int | None) -> Report:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bondwise.choose.candidates import COLUMNS, EXACT
+from bondwise.topology import registry
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Effort:
         every: sensitivities are measured in every so many blocks.
         alphas: powers of the sensitivities to try; the best by held-out output is taken.
         exact: formats whose curves are in closed form, one decomposition for all ranks.
+        formats: topologies to try beside them; each takes fits of its own.
     """
 
     drawn: int
@@ -24,6 +26,7 @@ class Effort:
     every: int
     alphas: tuple[float, ...]
     exact: tuple[str, ...]
+    formats: tuple[str, ...]
 
 
 EFFORT = {
@@ -34,6 +37,7 @@ EFFORT = {
         every=4,
         alphas=(1.0,),
         exact=EXACT,
+        formats=registry.scouted("fast"),
     ),
     "best": Effort(
         drawn=3,
@@ -42,5 +46,6 @@ EFFORT = {
         every=2,
         alphas=(0.75, 1.0, 1.25),
         exact=(*EXACT, COLUMNS),
+        formats=registry.scouted("best"),
     ),
 }

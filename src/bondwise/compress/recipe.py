@@ -2,20 +2,46 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
 import yaml
+from tyro.conf import Positional, arg
 
-from bondwise.choose.budget import UNITS
+from bondwise.choices import FILE, MODEL, Patterns
 from bondwise.errors import BudgetError
+from bondwise.topology.registry import names
+
+if TYPE_CHECKING:  # the command line reads the fields before torch is there
+    import torch
+
+FORMAT = arg(
+    metavar="FORMAT",
+    help="auto: with text the best for each weight of dense, low rank and the networks that won in "
+    f"a scout of two blocks, without it low rank; or {', '.join(names())}, or an einsum such as "
+    "'o a, a i -> (o) (i)'.",
+)
 
 EFFORTS, PREFERENCES = ("fast", "best"), ("speed", "size", "quality")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Cut:
+    """What a plan asks for: a part of a recipe."""
+
+    model: Positional[Annotated[str, MODEL]]  # A Hugging Face folder or a GGUF file.
+    keep: float = 0.8  # Fraction of the targeted numbers that stays.
+    # What to change: linear, embedding, a class, a path, a glob or re:REGEX.
+    targets: Patterns = ("linear",)
+    # What to leave alone, besides the head, tied weights and routers.
+    ignore: Patterns = ()
+    # What stays dense but counts in the budget, so that the rest is cut more.
+    protect: Patterns = ()
+    format: Annotated[str, FORMAT] = "auto"
+
+
+@dataclass(frozen=True)
+class Recipe(Cut):
     """Everything that decides the outcome of one compression.
 
     ``threads`` belongs to it: another number of threads adds in another order, and the last bits
@@ -23,22 +49,22 @@ class Recipe:
     as they are stored.
     """
 
-    model: str
-    data: str | None = None
-    keep: float = 0.8
-    targets: tuple[str, ...] = ("linear",)
-    ignore: tuple[str, ...] = ()
-    protect: tuple[str, ...] = ()
-    format: str = "auto"
+    # UTF-8 text to calibrate on; without it the fit knows only the weights, which costs far more
+    # quality.
+    data: Annotated[str | None, FILE] = None
+    # What keep counts: params, or with --data and format auto also bytes, macs (for a token) or
+    # modelled seconds.
     unit: str = "params"
+    # speed: nothing modelled slower than dense; size, quality: whatever it takes.
     prefer: str = "speed"
-    effort: str = "fast"
-    seed: int = 0
-    windows: int = 64
-    length: int = 256
+    effort: str = "fast"  # fast, or best: longer refinement.
+    windows: int = 64  # Windows of the text, at most.
+    length: int = 256  # Tokens of a window.
+    seed: int = 0  # Seed of every random choice.
+    device: str = "cpu"  # Where to compute: cpu, cuda, cuda:1, ..
+    # What is stored: auto (as it came), float32, bfloat16 or float16.
     dtype: str = "auto"
-    device: str = "cpu"
-    threads: int = 0
+    threads: int = 0  # Threads of the processor; 0 for as many as torch takes.
 
     def to_yaml(self) -> str:
         """The recipe as YAML, one line per choice."""
@@ -46,17 +72,19 @@ class Recipe:
         return yaml.safe_dump(plain, sort_keys=False)
 
 
-def dtype(name: str) -> torch.dtype | None:
+def dtype(name: str) -> "torch.dtype | None":
     """The dtype of that name; None for "auto".
 
     Raises:
         BudgetError: no such floating-point dtype.
     """
+    import torch
+
     if name == "auto":
         return None
     if name not in DTYPES:
         raise BudgetError(f"dtype={name!r} came; write one of auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    return getattr(torch, name)
 
 
 def check_choices(recipe: Recipe, given: bool) -> None:
@@ -69,6 +97,8 @@ def check_choices(recipe: Recipe, given: bool) -> None:
     Raises:
         BudgetError: listing those that there are.
     """
+    from bondwise.choose.budget import UNITS
+
     choices = {"effort": EFFORTS, "prefer": PREFERENCES, "unit": UNITS}
     for what, values in choices.items():
         value = getattr(recipe, what)
@@ -137,16 +167,13 @@ def _like(value: Any, default: Any) -> bool:
 
 
 def chosen(path: Path | None, **flags: Any) -> Recipe:
-    """A recipe from flags, on top of that in a file where one is given; None changes nothing.
+    """A recipe from flags, on top of that in a file where one is given.
 
     Raises:
         BudgetError: the file cannot be used, or no model is named.
     """
-    given: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None
-    }
     if path is not None:
-        return replace(read_recipe(path), **given)
-    if not given.get("model"):
+        return replace(read_recipe(path), **flags)
+    if not flags.get("model"):
         raise BudgetError("No model came; write its folder, or --recipe FILE.yaml.")
-    return Recipe(**given, threads=torch.get_num_threads())
+    return Recipe(**flags)

@@ -26,7 +26,6 @@ from bondwise.compress.swap import cast, copied, footprint, own, swap
 from bondwise.flow.data import evaluating
 from bondwise.layers.layers import dense_weight
 from bondwise.progress import Progress, Steps, silent
-from bondwise.topology import registry
 
 
 def tensorize(
@@ -237,12 +236,11 @@ def _survey(
         return None, None
     reference = Reference.of(model, seen.shown.compared)
     bits = bits_of(model.get_submodule(next(iter(work.lines))))
-    formats = registry.scouted(recipe.effort)
     found = Survey([], {})
     for chain in seen.as_given().chains:
         scouted = scout(
             model, chain,
-            keep=recipe.keep, bits=bits, prefer=recipe.prefer, formats=formats,
+            keep=recipe.keep, bits=bits, prefer=recipe.prefer, formats=effort.formats,
         )  # fmt: skip
         more = survey(
             model, chain, reference,

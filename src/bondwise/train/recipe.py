@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite, sqrt
-from typing import Any
+from typing import Annotated, Any
 
+from tyro.conf import arg
+
+from bondwise.choices import TIME, Patterns, Switch
 from bondwise.errors import BudgetError, DataError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -12,6 +15,11 @@ MEASURED = 10  # steps after which a time becomes a number of steps
 VALIDATIONS = 8  # over a run, where `every` is not given
 WINDOWS, SAMPLES = 2, 8  # of a step, where no batch is given: of text, and of anything else
 BOLD = 6e-5  # the rate of a step of eight, where none is given
+_TIME = arg(name="time", help_behavior_hint="(default: 15m)")
+_RATE = arg(help_behavior_hint="(default: 6e-5 sqrt(batch / 8))")
+_BATCH = arg(help_behavior_hint=f"(default: {WINDOWS} of text, {SAMPLES} of anything else)")
+_WINDOWS = arg(help_behavior_hint="(default: all that there are)")
+_EVERY = arg(help_behavior_hint="(default: for eight looks)")
 
 
 @dataclass(frozen=True)
@@ -50,63 +58,44 @@ class Mix:
 class Healing:
     """Everything that decides the outcome of one healing.
 
-    Attributes:
-        steps: of AdamW; None where a time is given.
-        minutes: of steps; it becomes a number of them after ten measured ones.
-        train: "all", "cores", "norms", or patterns of parameter names.
-        rate: largest step of AdamW, for dense weights; cores have their own.
-            Where none is given, ``6e-5 sqrt(batch / 8)``: Adam's steps go with the square root of
-            the batch (Malladi, Lyu, Panigrahi and Arora 2022).
-        warmup: share of the steps over which the rate rises; with a time, the ten measured steps.
-        floor: the rate at the end, as a share of the largest.
-        clip: largest length of the gradient; 0 for none.
-        decay: of the weights, per step and unit of the rate.
-        batch: windows (samples) per step, of all processes together. Where none is given, two
-            windows of text, eight samples of anything else, and one for each process at least.
-        micro: windows at once; the gradients of several add up to those of the batch.
-        length: tokens of a window.
-        windows: windows to train on; None for all that there are.
-        validate: windows held out, at most a fifth of all.
-        every: steps between two looks at them; None for eight looks.
-        patience: looks that are no better than one before them, the start aside, after which the
-            run stops; 0 for never.
-        temperature: at which the teacher is heard.
-        top_k: tokens of the teacher that are kept for each position.
-        distil: weight of the divergence from the teacher.
-        task: weight of the cross entropy of the text.
-        hidden: weight of the relative error of the last hidden state.
-        checkpointing: whether activations are computed twice rather than kept.
-        precision: of products: "float32", "bfloat16", or "auto": bfloat16 where it is fast.
-        seed: of all that is drawn.
-        save_every: seconds between two states on disk.
+    Where no batch is given, it is two windows of text, eight samples of anything else, and one for
+    each process at least. Where no rate is given, it is ``6e-5 sqrt(batch / 8)``: Adam's steps go
+    with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
 
     >>> Healing(steps=100).check()
     """
 
-    steps: int | None = None
-    minutes: float | None = None
-    train: tuple[str, ...] = ("all",)
-    rate: float = BOLD * sqrt(WINDOWS / SAMPLES)
+    steps: int | None = None  # Steps in place of a time.
+    # Time for it; after ten measured steps it becomes a number of steps.
+    minutes: Annotated[float | None, TIME, _TIME] = None
+    # What trains: all, cores, norms, or patterns of names.
+    train: Patterns = ("all",)
+    # Largest step of AdamW for a dense weight; each core's follows from its shape.
+    rate: Annotated[float, _RATE] = BOLD * sqrt(WINDOWS / SAMPLES)
+    # Share of the steps over which the rate rises; with a time, the ten measured steps.
     warmup: float = 0.05
-    floor: float = 0.0
-    clip: float = 1.0
-    decay: float = 0.0
-    batch: int = WINDOWS
-    micro: int = 4
-    length: int = 256
-    windows: int | None = None
-    validate: int = 16
-    every: int | None = None
+    floor: float = 0.0  # The rate at the end, as a share of the largest.
+    clip: float = 1.0  # Largest length of the gradient; 0 for none.
+    decay: float = 0.0  # Of the weights, per step and unit of the rate.
+    # Windows (samples) of a step, of all processes together.
+    batch: Annotated[int, _BATCH] = WINDOWS
+    micro: int = 4  # Windows at once; the gradients of several add up to those of the batch.
+    length: int = 256  # Tokens of a window.
+    windows: Annotated[int | None, _WINDOWS] = None  # Windows to train on, at most.
+    validate: int = 16  # Windows held out, at most a fifth of all.
+    every: Annotated[int | None, _EVERY] = None  # Steps between two looks at them.
+    # Looks that are no better than one before them, the start aside, after which the run stops; 0
+    # for never.
     patience: int = 4
-    temperature: float = 1.0
-    top_k: int = 64
-    distil: float = 1.0
-    task: float = 0.0
-    hidden: float = 0.0
-    checkpointing: bool = False
-    precision: str = "auto"
-    seed: int = 0
-    save_every: float = 60.0
+    temperature: float = 1.0  # At which the teacher is heard.
+    top_k: int = 64  # Tokens of the teacher that are kept for each position.
+    distil: float = 1.0  # Weight of the divergence from the teacher in the loss.
+    task: float = 0.0  # Weight of the text itself in the loss.
+    hidden: float = 0.0  # Weight of the relative error of the last hidden state in the loss.
+    checkpointing: Switch = False  # Compute activations twice: less memory, a third more time.
+    precision: str = "auto"  # Of products: float32, bfloat16, or auto: bfloat16 where it is fast.
+    seed: int = 0  # Seed of every random choice.
+    save_every: float = 60.0  # Seconds between two states on disk.
 
     @property
     def mix(self) -> Mix:

@@ -14,27 +14,11 @@ from transformers import AutoModel, AutoModelForCausalLM
 from bondwise.checkpoint.loading import load_model
 from bondwise.layers.layers import TensorLayer
 from bondwise.report.page import data as embedded
-from verbs import bondwise, files, weights
+from verbs import bondwise, documented, files, weights
 
 FEW = ("--windows", 8, "--length", 32)
 WRITTEN = {"bondwise.json", "config.json", "model.safetensors", "recipe.yaml", "report.json"}
 WRITTEN |= {"report.html", "tokenizer.json", "tokenizer_config.json"}
-VERBS = {
-    "demo": ["--tiny", "--out", "--keep", "--force"],
-    "plan": ["--keep", "--targets", "--ignore", "--format", "--full"],
-    "compress": [
-        *("--keep", "--data", "--out", "--targets", "--ignore", "--format", "--unit", "--prefer"),
-        *("--effort", "--recipe", "--force", "--windows", "--length"),
-    ],
-    "heal": [
-        *("--teacher", "--data", "--out", "--time", "--steps", "--local", "--validation"),
-        *("--train", "--rate", "--task", "--checkpointing", "--track", "--force"),
-    ],
-    "merge": ["--out", "--force"],
-    "eval": ["--data", "--vs", "--windows", "--length"],
-    "bench": ["--vs", "--prompt", "--tokens", "--repeats", "--threads"],
-    "tune": ["--threads"],
-}
 LOADS_PLAIN = """
 import sys, torch
 from safetensors.torch import save_file
@@ -87,27 +71,6 @@ def output(model):
         return model(torch.arange(24).view(2, 12))[0].float()
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_fits_80_columns_and_names_every_flag(capsys, monkeypatch, verb):
-    monkeypatch.setenv("COLUMNS", "80")
-    said = bondwise(capsys, verb, "--help")
-    assert (said.code, said.err) == (0, "")
-    assert max(map(len, said.out.splitlines())) <= 80
-    for flag in (*VERBS[verb], "--json", "--seed", "--device", "--dtype", "--quiet"):
-        assert f"{flag} " in said.out or f"{flag}\n" in said.out
-    assert "list[" not in said.out
-
-
-def test_help_lists_the_verbs_whole_and_is_what_no_verb_gets(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    said = bondwise(capsys, "--help")
-    assert bondwise(capsys) == said
-    assert all(f"  {verb} " in said.out for verb in VERBS)
-    assert all(
-        line.endswith(".") for line in said.out.splitlines() if line[2:].startswith((*VERBS,))
-    )
-
-
 def test_compress_writes_a_folder_that_holds_everything(capsys, shelf, tmp_path):
     out = tmp_path / "new" / "out"
     said = bondwise(
@@ -142,6 +105,8 @@ def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tm
     stages = ["load", "draw", "calibrate", "survey", "fit", "save"]
     assert [step["name"] for step in said.json["steps"]] == stages
     assert {**said.json, "steps": []} == {**written, "steps": []}
+    assert set(said.json) == documented("compress")
+    assert all(set(weight) == documented("Each of weights") for weight in said.json["weights"])
     assert said.err.splitlines()[0].startswith("Wrote ")
     assert 0.588 <= said.json["kept"] <= 0.6
     assert said.json["source"] == str(shelf / "llama")
@@ -241,6 +206,7 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path,
         ]
 
     said = bondwise(capsys, "merge", compressed, "--out", merged, "--json", "-q")
+    assert set(said.json) == documented("merge")
     assert said.json["parameters"] == sum(
         p.numel() for p in load_model(shelf / kind).model.parameters()
     )
@@ -249,7 +215,9 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path,
     if kind == "bert":
         return
     args = ("--data", shelf / "text.txt", "--windows", 8, "--length", 48, "--json", "-q")
-    (entry,) = bondwise(capsys, "eval", compressed, "--vs", merged, *args).json["evaluation"]
+    report = bondwise(capsys, "eval", compressed, "--vs", merged, *args).json
+    (entry,) = report["evaluation"]
+    assert (set(report), set(entry)) == (documented("eval"), documented("The evaluation"))
     assert entry["after"]["kl"] == pytest.approx(0, abs=1e-3)
     assert entry["after"]["top1"] > 0.95
     (entry,) = bondwise(capsys, "eval", compressed, "--vs", shelf / kind, *args).json["evaluation"]
@@ -307,6 +275,7 @@ def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf):
     assert full.count("lowrank") == 14
     plan = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--json").json
     assert len(plan["weights"]) == 21
+    assert set(plan) == documented("plan")
     assert plan["targeted"]["after"] / plan["targeted"]["before"] == pytest.approx(plan["kept"])
     assert files(shelf) == before
 
@@ -411,6 +380,7 @@ def test_tune_measures_and_keeps_what_later_plans_use(capsys, quick_tuning):
     report = json.loads(bondwise(capsys, "tune", "--json", "-q").out)
     assert report["threads"] == 1
     assert report["float32"]["peak"] > 0
+    assert set(report) == documented("tune")
 
 
 @pytest.mark.parametrize(

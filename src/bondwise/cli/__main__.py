@@ -1,0 +1,5 @@
+"""The command line as a module: `python -m bondwise.cli`."""
+
+from bondwise.cli import main
+
+main()

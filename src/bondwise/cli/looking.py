@@ -1,0 +1,140 @@
+"""The verbs that look at a model or a machine: read, eval, bench, tune."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bondwise.choices import FILE, MODEL, Patterns, Switch
+from bondwise.cli.verb import Folder, Plain
+from bondwise.errors import BudgetError
+from bondwise.progress import Bars
+
+Threads = Annotated[int | None, arg(help_behavior_hint="(default: as many as torch takes)")]
+ALL = arg(metavar="PATTERN", help_behavior_hint="(may be repeated; default: all)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Plain):
+    """A compressed model's bonds as a page: spectra, features, controls.
+
+    One page that opens offline. Each bond has its spectrum beside null models, its indices as
+    features over the text, and what leaving them out costs, from cheap guesses to the loss itself.
+    """
+
+    folder: Folder  # A folder that compress wrote.
+    data: Annotated[str, FILE]  # UTF-8 text that flows through the model.
+    out: Annotated[Path, arg(metavar="FILE.html")]  # Page to write.
+    # Layers to read, as targets are written.
+    layer: Annotated[Patterns, ALL] = ()
+    # Basis in which bonds are followed: raw, canonical, whitened, varimax or ica.
+    gauge: str = "canonical"
+    features: int = 64  # Indices of a bond that are followed.
+    draws: int = 20  # Draws of each null model.
+    measure: int = 32  # Indices that are left out one by one to see the loss itself.
+    windows: int = 32  # Windows of the text.
+    length: int = 256  # Tokens of a window, at most as many as the model can take.
+    force: Switch = False  # Replace the page.
+
+    def run(self) -> None:
+        """Read, and write the page."""
+        from bondwise.read.verb import Reader
+
+        kind = self.shared.checked()
+        reader = Reader(
+            self.folder, self.data, self.gauge, self.layer, self.windows, self.length,
+            self.features, self.draws, self.measure,
+            seed=self.shared.seed, device=self.shared.device, dtype=kind,
+        )  # fmt: skip
+        with Bars(self.shared.quiet) as bars:
+            report = reader.write(self.out, overwrite=self.force, progress=bars)
+        self.show(report, "reading")
+        self.say(f"Wrote {self.out}: one page, which opens offline.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Plain):
+    """Perplexity on a text, alone or beside another model.
+
+    With --vs also KL divergence and top-1 agreement with that model.
+    """
+
+    # A folder that compress wrote, another Hugging Face folder, or a GGUF file.
+    model: Positional[Annotated[str, MODEL]]
+    data: Annotated[str, FILE]  # UTF-8 text, held out from calibration.
+    vs: Annotated[str | None, MODEL] = None  # The dense model to compare with.
+    windows: int = 64  # Windows of the text.
+    length: int = 512  # Tokens of a window, at most as many as the model can take.
+
+    def run(self) -> None:
+        """Measure."""
+        from bondwise.evaluate.verb import evaluate
+
+        kind, shared = self.shared.checked(), self.shared
+        drawn = (self.windows, self.length, shared.seed)
+        with Bars(shared.quiet) as bars:
+            report = evaluate(self.model, self.data, self.vs, drawn, shared.device, kind, bars)
+        self.show(report, "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Plain):
+    """Speed, memory and multiplications, beside another model.
+
+    Tokens per second, time to first token, memory and multiplications. With --vs both models run in
+    turns: decoding at batch 1 and the prefill of a prompt, or for encoders one text and eight at a
+    time.
+    """
+
+    folder: Folder  # A folder that compress wrote, or a dense model.
+    vs: Annotated[str | None, MODEL] = None  # The dense model to compare with.
+    prompt: int = 256  # Tokens read at once: the prompt, or each text of an encoder.
+    tokens: int = 32  # Tokens written after the prompt; an encoder writes none.
+    repeats: int = 5  # Timed runs of each model, after one that is not.
+    threads: Threads = None  # Threads of the processor.
+
+    def run(self) -> None:
+        """Measure."""
+        from bondwise.bench.run import Load
+        from bondwise.bench.verb import bench, check_numbers
+        from bondwise.compress.compress import threads
+
+        kind, shared = self.shared.checked(), self.shared
+        check_numbers(threads=1 if self.threads is None else self.threads)
+        load = Load(self.prompt, self.tokens, shared.seed)
+        with Bars(shared.quiet) as bars, threads(self.threads or 0):
+            report = bench(self.folder, self.vs, load, self.repeats, shared.device, kind, bars)
+        self.show(report, "benchmark")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Plain):
+    """Measure this machine once, so that plans take the fewest seconds.
+
+    How fast matmuls and copies are here: about ten seconds for float32 and bfloat16, on a machine
+    that does nothing else. The rates are kept for this number of threads, in the cache folder or
+    the file that $BONDWISE_TUNING names.
+    """
+
+    threads: Threads = None  # Threads of the processor.
+
+    def run(self) -> None:
+        """Measure, and keep it."""
+        from bondwise.bench.verb import check_numbers
+        from bondwise.compress.compress import threads
+        from bondwise.compress.recipe import dtype
+        from bondwise.compute.machine import keep
+        from bondwise.compute.tune import calibrate
+
+        if self.shared.device != "cpu":
+            raise BudgetError(
+                f"device={self.shared.device!r} came; write cpu: plans are tuned for processors."
+            )
+        dtype(self.shared.dtype)
+        check_numbers(threads=1 if self.threads is None else self.threads)
+        with Bars(self.shared.quiet) as bars, threads(self.threads or 0):
+            found = calibrate(bars)
+            report = found.as_dict() | {"file": str(keep(found)), "seed": self.shared.seed}
+        self.show(report, "rates")
+        self.say(f"Wrote {report['file']}; layers that are built from now on are planned by it.")

