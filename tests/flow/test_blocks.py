@@ -159,7 +159,7 @@ def test_a_part_of_a_stream_has_its_own_arguments():
     assert len(part) == 2
 
 
-def test_layers_with_masks_of_their_own_are_a_chain():
+def test_layers_with_masks_of_their_own_are_a_chain(brief):
     """Gemma 2: every other layer sees a window of the text only."""
     torch.manual_seed(0)
     config = hf.Gemma2Config(

@@ -41,7 +41,7 @@ POOR = {
 
 @pytest.mark.parametrize("kind", POOR)
 @pytest.mark.parametrize("keep", [0.4, 0.8])
-def test_poor_data_gives_a_finite_model_within_the_budget(kind, keep):
+def test_poor_data_gives_a_finite_model_within_the_budget(kind, keep, brief):
     result = bw.tensorize(chain(), keep, data=POOR[kind])
     assert result.table.kept <= keep
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
@@ -50,13 +50,13 @@ def test_poor_data_gives_a_finite_model_within_the_budget(kind, keep):
     assert all(0 <= e < 10 for e in errors), errors
 
 
-def test_one_sequence_is_enough_and_is_said():
+def test_one_sequence_is_enough_and_is_said(brief):
     result = bw.tensorize(tiny.llama(), 0.6, data=tiny.tokens(1))
     assert any("one sample" in note for note in result.table.notes)
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
 
 
-def test_a_block_of_another_width_before_the_last():
+def test_a_block_of_another_width_before_the_last(brief):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 32), nn.Linear(32, 24), nn.Linear(24, 24))
     assert bw.tensorize(model, 0.6, data=draw(64, 24)).blocks
