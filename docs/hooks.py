@@ -93,7 +93,8 @@ def public() -> dict[str, object]:
             names = {f"{package.__name__}.{n}": vars(package)[n] for n in package.__all__}
             found |= {n: thing for n, thing in names.items() if not isinstance(thing, ModuleType)}
     kinds = {f"{errors.__name__}.{n}": kind for n, kind in vars(errors).items()}
-    return found | {n: kind for n, kind in kinds.items() if inspect.isclass(kind)}
+    own = {n: k for n, k in kinds.items() if getattr(k, "__module__", "") == errors.__name__}
+    return found | {n: kind for n, kind in own.items() if inspect.isclass(kind)}
 
 
 def documented() -> dict[str, object]:
