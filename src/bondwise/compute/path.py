@@ -1,18 +1,17 @@
-"""The input along its path: matmuls and views, in chunks that stay in the cache."""
+"""The input along its path: matmuls and views, in chunks that stay in the cache, and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
 from bondwise.compute.plan import FEWEST_ROWS, Plan
-from bondwise.compute.product import multiply, prepare, take
-from bondwise.compute.steps import Step
+from bondwise.compute.product import multiply, take
+from bondwise.compute.steps import Step, View
 from bondwise.errors import ShapeError
 
 BACKWARD_ROWS = 1024  # the most at a time: what is computed again is not kept for all
@@ -31,23 +30,13 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
         return F.linear(x, weights[0], bias)  # a weight made whole: nothing lies in between
     rows = x.reshape(-1, inp)
     if graded(x, *weights):
-        y = in_one_dtype(_trained, plan, rows, *weights)
+        y = through(_Chunked, plan, rows, *weights)
     elif _plain():
         y = walk(plan, weights, rows)
     else:
         y = in_chunks(plan, weights, rows, plan.chunk)
     y = y.reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias.to(y.dtype)
-
-
-def whole(plan: Plan, cores: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """``rows W^T`` by a plan that makes W whole, where gradients follow: W is not kept for them."""
-    return in_one_dtype(lambda *given: remade(_linear, *given), plan, rows, *cores)
-
-
-def _linear(plan: Plan, rows: Tensor, *cores: Tensor) -> Tensor:
-    (weight,) = prepare(plan, cores)
-    return F.linear(rows, weight)
 
 
 def unlike(x: Tensor, inp: int) -> ShapeError:
@@ -86,22 +75,14 @@ def graded(*values: Tensor) -> bool:
     return asked and not _plain()
 
 
-def in_one_dtype(work: Callable[..., Tensor], plan: Plan, *values: Tensor) -> Tensor:
-    """Work by a plan on tensors, these in autocast's dtype where it is on: each is cast once."""
+def through(function: type[torch.autograd.Function], plan: Plan, *values: Tensor) -> Tensor:
+    """A function of a plan and tensors, these in autocast's dtype where it is on."""
     kind = values[0].device.type
     if not torch.is_autocast_enabled(kind):
-        return work(plan, *values)
+        return cast(Tensor, function.apply(plan, *values))
     lower = torch.get_autocast_dtype(kind)
     with torch.autocast(kind, enabled=False):
-        return work(plan, *(value.to(lower) for value in values))
-
-
-def remade(work: Callable[..., Tensor], *values: object) -> Tensor:
-    """What a work gives; what lies inside it is not kept for the gradient but computed again."""
-    made = checkpoint(
-        work, *values, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
-    )
-    return cast(Tensor, made)
+        return cast(Tensor, function.apply(plan, *(value.to(lower) for value in values)))
 
 
 def _plain() -> bool:
@@ -112,12 +93,28 @@ def _plain() -> bool:
     )
 
 
-def _trained(plan: Plan, rows: Tensor, *weights: Tensor) -> Tensor:
-    """The path, where gradients follow; values on it that are large are not kept for them."""
-    if _small(plan, rows.shape[0], weights):
-        return walk(plan, weights, rows)
-    parts = [remade(walk, plan, weights, part) for part in rows.split(_training_rows(plan))]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class _Chunked(torch.autograd.Function):
+    """The path; values on it that are large are computed again, in chunks, for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, rows: Tensor, *weights: Tensor) -> Tensor:
+        ctx.plan, ctx.count = plan, len(weights)
+        if not _small(plan, rows.shape[0], weights):
+            ctx.save_for_backward(rows, *weights)
+            return in_chunks(plan, weights, rows, _training_rows(plan))
+        y, lefts = _kept(plan, rows, weights)
+        ctx.save_for_backward(rows, *weights, *lefts)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *others = ctx.saved_tensors
+        weights, lefts = others[: ctx.count], others[ctx.count :]
+        wanted = ctx.needs_input_grad[1:]
+        if lefts and not torch.is_grad_enabled():  # a second gradient needs how they were made
+            found, d_weights = _back(ctx.plan, rows, weights, lefts, grads[0], wanted)
+            return (None, found, *d_weights)
+        return (None, *_backward(ctx.plan, rows, weights, grads[0], wanted))
 
 
 def _small(plan: Plan, rows: int, weights: Sequence[Tensor]) -> bool:
@@ -132,7 +129,126 @@ def _per_row(plan: Plan, step: Step) -> int:
 
 
 def _training_rows(plan: Plan) -> int:
-    """As many at a time as the plan says, but values of at most half the weight's size."""
+    """As many at a time as the plan says, but values of at most an eighth of the weight's size."""
     out, inp = plan.shape
-    few = max(FEWEST_ROWS, out * inp // (2 * plan.width))
+    few = max(FEWEST_ROWS, out * inp // (8 * plan.width))
     return min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few)
+
+
+def _backward(
+    plan: Plan,
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of the rows and of each weight, where wanted."""
+    size = _training_rows(plan)
+    found = rows.new_empty(rows.shape) if wanted[0] else None
+    totals: list[Tensor | None] = [None] * len(weights)
+    for start in range(0, max(1, rows.shape[0]), size):
+        chunk, d_chunk = rows[start : start + size], grad[start : start + size]
+        _, lefts = _kept(plan, chunk, weights, last=False)
+        d_rows, totals = _back(plan, chunk, weights, lefts, d_chunk, wanted, totals)
+        if d_rows is not None and found is not None:
+            found[start : start + size] = d_rows
+    return [found, *totals]
+
+
+def _kept(
+    plan: Plan, rows: Tensor, weights: Sequence[Tensor], last: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """The outputs, and the left operand of each step; without the last product, no outputs."""
+    value, lefts = rows.reshape(plan.entry), list[Tensor]()
+    for step, weight in zip(plan.path, weights, strict=True):
+        lefts.append(take(value, step.left_view))
+        if last or step is not plan.path[-1]:
+            value = multiply(step, lefts[-1], weight).reshape(step.shape)
+    if not last:
+        return rows, lefts
+    return take(value, plan.program.result).reshape(rows.shape[0], plan.shape[0]), lefts
+
+
+def _back(
+    plan: Plan,
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    lefts: Sequence[Tensor],
+    grad: Tensor,
+    wanted: Sequence[bool],
+    totals: Sequence[Tensor | None] = (),
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of the rows and of each weight, from the last step to the first.
+
+    Those of the weights are added to the totals of earlier rows, if there are any.
+    """
+    path, lefts = plan.path, list(lefts)
+    shapes = [plan.entry, *(step.shape for step in path)]
+    grad = _untake(grad, plan.program.result, _sized(shapes[-1], rows.shape[0]))
+    found = list(totals) or [None] * len(weights)
+    for at in reversed(range(len(path))):
+        step, left, weight = path[at], lefts.pop(), weights[at]
+        grad = grad.reshape(_result(step, left, weight))
+        if wanted[at + 1]:
+            found[at] = _weight_gradient(step, left, weight, grad, found[at])
+        if not any(wanted[: at + 1]):
+            return None, found
+        grad = _left_gradient(step, grad, weight, left)
+        grad = _untake(grad, step.left_view, _sized(shapes[at], rows.shape[0]))
+    return grad.reshape(rows.shape), found
+
+
+def _sized(shape: Sequence[int], rows: int) -> list[int]:
+    return [rows if size < 0 else size for size in shape]
+
+
+def _untake(grad: Tensor, view: View | None, shape: Sequence[int]) -> Tensor:
+    """The gradient of a value from that of the operand taken from it; sums do not occur."""
+    if view is None or not view.order:
+        return grad.reshape(shape)
+    grad = grad.reshape([shape[axis] for axis in view.order])
+    back = sorted(range(len(view.order)), key=lambda axis: view.order[axis])
+    return grad.permute(back)
+
+
+def _result(step: Step, left: Tensor, weight: Tensor) -> tuple[int, ...]:
+    if step.kind == "linear":
+        return left.shape[0], weight.shape[0]
+    if step.kind == "push":
+        return left.shape[0], weight.shape[0], left.shape[2]
+    return weight.shape[0], left.shape[1], weight.shape[1 if step.kind == "bmm" else 2]
+
+
+def _weight_gradient(
+    step: Step, left: Tensor, weight: Tensor, grad: Tensor, total: Tensor | None
+) -> Tensor:
+    if total is not None and step.kind in ("linear", "bmm") and not torch.is_grad_enabled():
+        add = total.addmm_ if step.kind == "linear" else total.baddbmm_
+        return add(grad.mT, left)
+    own = _own_gradient(step, left, weight, grad)
+    if total is None:
+        return own
+    return total + own if torch.is_grad_enabled() else total.add_(own)
+
+
+def _own_gradient(step: Step, left: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    if step.kind == "linear":
+        return grad.mT @ left
+    if step.kind == "push":  # (G N M), (G K M)
+        out, inp = weight.shape
+        if out * inp <= (out + inp) * left.shape[2]:
+            return torch.bmm(grad, left.mT).sum(0)
+        return grad.transpose(0, 1).reshape(out, -1) @ left.transpose(0, 1).reshape(inp, -1).mT
+    if step.kind == "bmm":
+        return torch.bmm(grad.mT, left)
+    return (grad * left).sum(1, keepdim=True)
+
+
+def _left_gradient(step: Step, grad: Tensor, weight: Tensor, left: Tensor) -> Tensor:
+    if step.kind == "linear":
+        return grad @ weight
+    if step.kind == "push":
+        return torch.bmm(weight.mT.expand(left.shape[0], *weight.mT.shape), grad)
+    if step.kind == "bmm":
+        return torch.bmm(grad, weight)
+    return (grad * weight).sum(2, keepdim=True)

@@ -208,6 +208,13 @@ def _weights_seconds(found: Program, rates: Rates, itemsize: int) -> float:
     return total
 
 
+def again(made: Plan, net: Network) -> Plan:
+    """The same order for a network of the same cores and other sizes."""
+    inputs, output, sizes = _einsum(net, made.batch)
+    pairs = [(step.left, step.right) for step in made.steps]
+    return _made(net, made.batch, made.goal, program(inputs, output, sizes, pairs))
+
+
 def _made(net: Network, batch: int, goal: str, found: Program) -> Plan:
     entry = (ANY, *(index.size for index in net.cols))
     return Plan(net, batch, goal, found, net.shape, net.core_shapes, entry)

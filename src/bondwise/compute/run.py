@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.compute import path
+from bondwise.compute import path, whole
 from bondwise.compute.plan import Plan
 from bondwise.compute.product import prepare
 from bondwise.errors import ShapeError
@@ -84,7 +84,7 @@ def contracted(
     out, inp = plan.shape
     if not plan.whole or x.shape[-1:] != (inp,) or not path.graded(x, *cores):
         return path.run(plan, prepare(plan, cores), x, bias)
-    y = path.whole(plan, cores, x.reshape(-1, inp)).reshape(*x.shape[:-1], out)
+    y = whole.linear(plan, cores, x.reshape(-1, inp)).reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias.to(y.dtype)
 
 

@@ -4,12 +4,15 @@
 left. The inputs are gathered once, the pivots first.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from bondwise.compute.machine import Rates
-from bondwise.compute.path import BACKWARD_ROWS, graded, remade
+from bondwise.compute.path import BACKWARD_ROWS, graded
 
 
 def inner(x: Tensor, order: Tensor, free: Tensor) -> Tensor:
@@ -48,8 +51,15 @@ def linear(
     if not graded(x, free, outer) or x.numel() <= numbers:
         return _both(x, order, free, outer, bias)
     rows = x.reshape(-1, x.shape[-1]).split(BACKWARD_ROWS)
-    parts = [remade(_both, part, order, free, outer, bias) for part in rows]
+    parts = [_remade(part, order, free, outer, bias) for part in rows]
     return torch.cat(parts).reshape(*x.shape[:-1], outer.shape[0])
+
+
+def _remade(*given: Tensor | None) -> Tensor:
+    made = checkpoint(
+        _both, *given, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
+    return cast(Tensor, made)
 
 
 def _both(x: Tensor, order: Tensor, free: Tensor, outer: Tensor, bias: Tensor | None) -> Tensor:
