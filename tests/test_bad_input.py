@@ -426,7 +426,7 @@ def test_ctrl_c_ends_in_one_sentence(capsys, shelf, desk, monkeypatch):
     usual = ("compress", shelf / "llama", "--out", "o", "-q")
     hears = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(
-        "bondwise.compress.tensorize.fit", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+        "bondwise.compress.fit_group.fit", lambda *_, **__: signal.raise_signal(signal.SIGINT)
     )
     try:
         refused(capsys, *usual, code=1, says="Stopped by Ctrl-C; nothing was left half-written.")

@@ -9,6 +9,7 @@ import pytest
 SCRIPT = """
 import resource
 import torch
+import bondwise.heal.heal  # all that is there when a model is healed
 from bondwise.flow.allocator import kept
 
 def faults():
