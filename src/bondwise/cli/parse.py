@@ -14,8 +14,8 @@ import tyro
 from tyro import _errors as told  # what tyro offers to those who word errors of their own
 
 from bondwise.choices import kinds
-from bondwise.cli.looking import Bench, Eval, Read, Tune
-from bondwise.cli.making import Compress, Demo, Heal, Merge, Plan
+from bondwise.cli.measure import Bench, Eval, Read, Tune
+from bondwise.cli.produce import Compress, Demo, Heal, Merge, Plan
 from bondwise.cli.verb import Verb
 from bondwise.errors import (
     BondwiseError,
