@@ -11,6 +11,7 @@ from bondwise.errors import BudgetError, DataError, FitError, SelectionError
 from bondwise.flow.calibrate import Inputs
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
+from bondwise.layers.storage import check_model
 from bondwise.topology import registry
 from tiny import bert, cut, gpt2, llama, tokens
 
@@ -335,3 +336,26 @@ def test_the_dtype_that_a_model_has_already_changes_no_bit(brief):
 def test_a_dtype_that_is_none_is_refused():
     with pytest.raises(BudgetError, match=r"dtype='int8' came; write one of auto, float32"):
         bw.tensorize(llama(), keep=0.5, dtype=torch.int8)
+
+
+def test_what_is_no_model_or_a_layer_on_its_own_is_one_sentence(tmp_path):
+    layer, data = nn.Linear(16, 16), torch.randn(40, 16)
+    result = bw.tensorize(nn.Sequential(layer), keep=0.5)
+    calls = [
+        lambda model: bw.tensorize(model, keep=0.5, data=data),
+        lambda model: bw.plan_model(model, keep=0.5),
+        bw.merge,
+        lambda model: bw.save(model, tmp_path / "out"),
+    ]
+    for call in calls:
+        for given in (layer, result.model[0], nn.Embedding(4, 4)):
+            with pytest.raises(SelectionError, match=r"on its own .* nn\.Sequential\(layer\)"):
+                call(given)
+    assert not (tmp_path / "out").exists()
+    for given in (result, None, "gpt2"):  # types are checked before it in tests
+        with pytest.raises(SelectionError, match=r"came as the model; give a torch.nn.Module"):
+            check_model(given)
+    with pytest.raises(SelectionError, match=r"such as the \.model of what came"):
+        check_model(result)
+    with pytest.raises(BudgetError, match="keep=1 came"):
+        bw.tensorize(nn.Sequential(layer), keep=True)

@@ -79,3 +79,9 @@ def test_text_that_cannot_be_read_ends_in_one_sentence(tmp_path) -> None:
     for source, said in cases.items():
         with pytest.raises(DataError, match=said):
             read_text(source)
+
+
+def test_a_sentence_longer_than_a_file_name_is_text():
+    for count in (20, 60, 150):
+        said = "a bond " * count
+        assert read_text(said) == said

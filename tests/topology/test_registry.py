@@ -53,3 +53,12 @@ def test_a_tuple_of_ranks_names_the_bonds_in_order_of_first_use():
     assert list(bw.tree((2,) * 4, (2,) * 4, (1, 2, 3, 4, 5)).bonds.values()) == [1, 2, 3, 4, 5]
     with pytest.raises(ShapeError, match="3 ranks"):
         bw.mpo((2, 2), (2, 2), (1, 2, 3))
+
+
+def test_a_name_is_taken_once():
+    def mpo(rows, cols, rank):
+        raise AssertionError
+
+    with pytest.raises(NetworkError, match=r"registers a topology 'mpo', which .* another name"):
+        registry.register(modes=lambda out, inp: ((out,), (inp,)))(mpo)
+    assert registry.find("mpo").build is bw.mpo

@@ -29,7 +29,7 @@ from bondwise.checkpoint.hub import (
 )
 from bondwise.checkpoint.manifest import check_tensors, describe, read_specs, swap_in
 from bondwise.errors import BondwiseError, CheckpointError
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.storage import TensorLayer, check_model
 
 MANIFEST = "bondwise.json"
 CONFIG = "config.json"
@@ -58,6 +58,7 @@ def save(
 
     Raises:
         CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
+        SelectionError: what came is no model, or a layer on its own.
 
     >>> from tempfile import TemporaryDirectory
     >>> from bondwise import tensorize
@@ -67,6 +68,7 @@ def save(
     ...     sorted(file.name for file in path.iterdir())
     ['bondwise.json', 'model.safetensors']
     """
+    check_model(model)
     target = Path(directory).absolute()
     check_folder(target, overwrite)
     with _written_whole(target) as folder:

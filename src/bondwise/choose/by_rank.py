@@ -135,7 +135,7 @@ def check_keep(keep: float) -> None:
     Raises:
         BudgetError: saying what keep means.
     """
-    if not isinstance(keep, int | float) or not 0 < keep <= 1:
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
         shown = f"{keep:g}" if isinstance(keep, int | float) else repr(keep)
         raise BudgetError(
             f"keep={shown} came; it is the fraction of numbers that stays, "

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import FitError, SelectionError
-from bondwise.layers.layers import TensorLayer, dense_weight
+from bondwise.layers.layers import dense_weight
+from bondwise.layers.storage import TensorLayer, check_model
 
 Patterns = str | Sequence[str]
 
@@ -64,6 +65,7 @@ def select(
     Raises:
         SelectionError: a target matches no module of the model, or nothing is left to change.
     """
+    check_model(model)
     targets, ignore = listed(targets), listed(ignore)
     if not targets:
         raise SelectionError("No target came; write at least one, such as 'linear'.")

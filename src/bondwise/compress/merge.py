@@ -7,14 +7,14 @@ from bondwise.compress.swap import copied, swap
 from bondwise.errors import SelectionError
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.storage import TensorLayer, check_model
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with every network multiplied out: dense layers that load and run without bondwise.
 
     Raises:
-        SelectionError: the model has no tensorized layer.
+        SelectionError: no model came, or it has no tensorized layer.
 
     >>> from bondwise import merge, tensorize
     >>> merge(tensorize(nn.Sequential(nn.Linear(8, 8)), keep=0.5).model)
@@ -22,6 +22,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
+    check_model(model)
     found = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)

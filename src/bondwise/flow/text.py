@@ -27,6 +27,8 @@ def read_text(source: str | Path) -> str:
         not source or len(source) > 1000 or "\n" in source
     )
     path = None if looks_like_text else Path(source)
+    if path is not None and not isinstance(source, Path) and not _may_exist(path):
+        path = None
     if path is not None and path.is_dir():
         raise DataError(f"{path} is a folder; give one text file (UTF-8)")
     if path is not None and path.is_file():
@@ -39,6 +41,15 @@ def read_text(source: str | Path) -> str:
     if not text.strip():
         raise DataError("The text is empty; give a text of some thousand words")
     return text
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether a file can be called so: a sentence may be longer than any name."""
+    try:
+        path.exists()
+    except OSError:
+        return False
+    return True
 
 
 def _is_a_name(source: str) -> bool:

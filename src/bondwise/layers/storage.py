@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.run import dense
 from bondwise.draw.notebook import html
-from bondwise.errors import ShapeError
+from bondwise.errors import SelectionError, ShapeError
 from bondwise.gauge.compact import GaugeForm, fill, free_shapes
 from bondwise.gauge.forms import CoreForm, PlainForm, core_forms
 from bondwise.layers.once import Once
@@ -18,6 +18,24 @@ from bondwise.network.network import Network, parse
 from bondwise.network.ranks import layouts
 
 Spec = dict[str, Any]
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model: another thing, or a layer on its own, which nothing holds.
+
+    Raises:
+        SelectionError: saying what to give.
+    """
+    if not isinstance(model, nn.Module):
+        also = ", such as the .model of what came" if hasattr(model, "model") else ""
+        raise SelectionError(
+            f"A {type(model).__name__} came as the model; give a torch.nn.Module{also}."
+        )
+    if isinstance(model, nn.Linear | nn.Embedding | TensorLayer):
+        raise SelectionError(
+            f"A {type(model).__name__} on its own came as the model; put it in one, such as "
+            "nn.Sequential(layer)."
+        )
 
 
 class TensorLayer(nn.Module):

@@ -49,9 +49,18 @@ def register(
     """Decorator of a topology function: its place in the table of those known.
 
     The arguments are those of `Topology`; without ``shapes`` the split of ``modes`` alone is tried.
+
+    Raises:
+        NetworkError: another module has registered a topology of that name.
     """
 
     def keep(build: Callable[..., Network]) -> Callable[..., Network]:
+        there = _known.get(build.__name__)
+        if there is not None and there.build.__module__ != build.__module__:
+            raise NetworkError(
+                f"{build.__module__} registers a topology {build.__name__!r}, which "
+                f"{there.build.__module__} has; give the function another name."
+            )
         tried = shapes or (lambda out, inp, _heads: [modes(out, inp)])
         _known[build.__name__] = Topology(build.__name__, build, modes, scouted, tried)
         return build
