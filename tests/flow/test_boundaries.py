@@ -150,8 +150,7 @@ def test_only_a_few_are_kept_at_a_time(tmp_path):
 def test_a_state_that_is_no_number_is_named(tmp_path):
     model = sequential()
     parts, batches = slices(model, model), vectors()
-    with torch.no_grad():
-        model[2].weight[0, 0] = float("nan")
+    nn.init.constant_(model[2].weight, float("nan"))
     found = Boundaries(model, parts, batches, tmp_path, "model")
     found.leaving(0)
     with pytest.raises(DataError, match=r"2 to 3 of Sequential gives NaN"):
@@ -198,6 +197,11 @@ def test_slices_are_all_blocks_in_order(weighty, size):
         assert x.shape == (3, 4)
 
 
+def widths(*sizes, bias=(True, True, True)):
+    given = zip(sizes, sizes[1:], bias, strict=True)
+    return nn.Sequential(*(part for way in given for part in (nn.Linear(*way), nn.Tanh())))
+
+
 def compressed(teacher, rank=4):
     """A copy whose layers are low rank."""
     student = deepcopy(teacher)
@@ -208,27 +212,21 @@ def compressed(teacher, rank=4):
     return student
 
 
-def other_depth():
-    return sequential(4)
-
-
-def other_width():
-    return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(),
-                         nn.Linear(8, 8), nn.Tanh())  # fmt: skip
-
-
-def other_bias():
-    made = sequential()
-    made[2] = nn.Linear(8, 8, bias=False)
-    return made
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_depth, r"The student \(Sequential\) has 0 to 5, the teacher \(Sequential\) 0 to 7"),
-        (other_width, r"0\.weight of the student .* \(8, 8\), the teacher's has \(12, 8\)"),
-        (other_bias, r"2\.bias of the student has the shape \(8,\), the teacher's has none"),
+        (
+            lambda: sequential(4),
+            r"The student \(Sequential\) has 0 to 5, the teacher \(Sequential\) 0 to 7",
+        ),
+        (
+            lambda: widths(8, 12, 8, 8),
+            r"0\.weight of the student .* \(8, 8\), the teacher's has \(12, 8\)",
+        ),
+        (
+            lambda: widths(8, 8, 8, 8, bias=(True, False, True)),
+            r"2\.bias of the student has the shape \(8,\), the teacher's has none",
+        ),
         (tiny.gpt2, r"the teacher \(GPT2LMHeadModel\) transformer\.h\.0 to transformer\.h\.1"),
     ],
 )

@@ -408,11 +408,7 @@ def wordier():
         ({"train": "none"}, SelectionError, "nothing trains"),
         ({"train": 5}, BudgetError, "train=5 came; write all, cores"),
         ({"minutes": 1}, BudgetError, "give one of the two"),
-        (
-            {"local": 0.5},
-            BudgetError,
-            "local=0.5 came; a healing has steps, minutes",
-        ),  # a stage once
+        ({"local": 0.5}, BudgetError, "local=0.5 came; a healing has steps, minutes"),
         ({"data": windows().flatten()}, DataError, r"A tensor of shape \(640,\) came as data"),
         ({"data": windows() + 100}, DataError, "tokens or positions that the model lacks"),
         ({"data": "bond core", "tokenizer": None}, DataError, "Text came without a tokenizer"),
@@ -426,9 +422,7 @@ def test_what_cannot_be_healed_is_refused(pair, given, error, said):
     given = usual | {"tokenizer": tiny.tokenizer()} | given
     given = {name: value() if isfunction(value) else value for name, value in given.items()}
     with pytest.raises(error, match=said):
-        unwrap(heal)(
-            student, teacher, **given
-        )  # as users have it: types are checked in tests alone
+        unwrap(heal)(**given)  # as users have it: types are checked in tests alone
 
 
 def test_the_student_is_not_the_teacher(pair):
