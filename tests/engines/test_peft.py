@@ -55,10 +55,6 @@ def done(tmp_path_factory):
     return model, folder, losses
 
 
-def test_a_new_adapter_changes_nothing():
-    assert torch.allclose(logits(adapted(llama())), logits(llama()), atol=1e-5)
-
-
 def test_only_adapters_train_and_each_of_them_does(done):
     model, _, losses = done
     assert losses[-1] < losses[0] - 0.2
@@ -109,17 +105,11 @@ def test_merged_it_is_a_tensorized_model_again(done, tmp_path):
     assert torch.equal(logits(again), logits(merged))
 
 
-def test_on_a_checkpoint_that_was_loaded(tmp_path):
-    base = bw.load(bw.save(llama(), tmp_path / "base"))
-    model = adapted(base, [name for name in own_cores(base) if "mlp" in name]).train()
-    losses = fit(model)
-    assert losses[-1] < losses[0] - 0.1
-
-
 def test_what_is_kept_ready_follows_the_adapter(done):
     """A layer keeps weights between calls without gradients; an adapter is no parameter of it."""
     model = adapted(llama().eval(), seed=1).eval()
     plain = logits(model)
+    assert torch.allclose(plain, logits(llama().eval()), atol=1e-5)  # a new one changes nothing
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:

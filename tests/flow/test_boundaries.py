@@ -11,15 +11,10 @@ from torch import nn
 import tiny
 from bondwise import TensorLinear, lowrank
 from bondwise.errors import DataError
-from bondwise.flow import blocks as rooms
 from bondwise.flow.boundaries import Boundaries
 from bondwise.flow.slices import Row, slices
 
-
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch):
-    """States are compared with plain float32, also where the processor's bfloat16 is fast."""
-    monkeypatch.setattr(rooms, "fast_bfloat16", lambda _device: False)
+pytestmark = pytest.mark.usefixtures("in_float32")
 
 
 def sequential(depth=3, width=8):

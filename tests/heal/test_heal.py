@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 import tiny
 from bondwise import lowrank, tensorize
@@ -26,6 +26,7 @@ from tiny import same, values
 LENGTH = 16
 HELD = tiny.tokens(16, LENGTH, seed=9)
 CALM = {"rate": 3e-3, "batch": 4, "micro": 4, "patience": 0}
+STAGES = {"steps": 6, "save_every": 0.0, "temperature": 2.0} | CALM
 
 
 def cut(teacher):
@@ -72,21 +73,16 @@ def test_a_student_comes_near_its_teacher_and_nothing_given_changes(pair):
     assert all(p.requires_grad and p.grad is None for p in healed.model.parameters())
 
 
-def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not():
-    student, teacher = cut(tiny.llama())
+@pytest.mark.parametrize("tied", [False, True])
+def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not(tied):
+    student, teacher = cut(tiny.llama(tied))
     assert {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
     before = values(student), values(teacher)
-    healed = heal(student, teacher, windows(), steps=4, inplace=True, **CALM)
-    assert healed.model is student
+    assert heal(student, teacher, windows(), steps=4, inplace=True, **CALM).model is student
     assert same(values(teacher), before[1])
     assert not same(values(student), before[0])
-
-
-def test_ties_hold_in_place():
-    student, teacher = cut(tiny.llama(tied=True))
-    model = heal(student, teacher, windows(), steps=4, inplace=True, **CALM).model
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.lm_head.weight is not teacher.lm_head.weight
+    assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
+    assert not tied or student.lm_head.weight is not teacher.lm_head.weight
 
 
 def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):
@@ -111,9 +107,6 @@ def cut_at(stage, done):
             raise KeyboardInterrupt
 
     return progress
-
-
-STAGES = {"steps": 6, "save_every": 0.0, "temperature": 2.0} | CALM
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +134,10 @@ def test_a_healing_that_had_ended_is_read_and_another_one_is_refused(pair, uncut
     with pytest.raises(CheckpointError, match=r"another healing \(rate 0.003, not 0.1\)"):
         heal(*pair, windows(12), state=tmp_path, **STAGES | {"rate": 0.1})
     other = deepcopy(pair[1])
-    with torch.no_grad():
-        other.lm_head.weight.neg_()
+    nn.init.zeros_(other.lm_head.weight)
     with pytest.raises(CheckpointError, match=r"another healing \(another teacher\)"):
         heal(pair[0], lambda: other, windows(12), state=tmp_path, **STAGES)
-    other = STAGES | {"rate": 1e-3}
-    fresh = heal(*pair, windows(12), state=tmp_path, resume=False, **other)
+    fresh = heal(*pair, windows(12), state=tmp_path, resume=False, **STAGES | {"rate": 1e-3})
     assert not same(values(fresh.model), values(uncut.model))
 
 
@@ -180,7 +171,7 @@ def test_a_teacher_that_can_be_loaded_is_let_go_before_the_training(pair):
     def tell(entry):
         if not alive:
             gc.collect()
-        alive.append(any(ref() is not None for ref in loaded))
+        alive.append(loaded[0]() is not None)
 
     healed = heal(student, load, windows(), steps=2, tell=tell, **CALM)
     assert kl(healed.model, teacher) < kl(student, teacher)
@@ -198,9 +189,8 @@ def test_a_dense_student_learns_likewise():
 
 
 def test_only_what_is_meant_to_train_changes(pair):
-    student, teacher = pair
-    healed = heal(student, teacher, windows(), steps=4, train="norms", **CALM)
-    named = zip(student.named_parameters(), healed.model.parameters(), strict=True)
+    healed = heal(*pair, windows(), steps=4, train="norms", **CALM)
+    named = zip(pair[0].named_parameters(), healed.model.parameters(), strict=True)
     changed = [name for (name, p), q in named if not torch.equal(p, q)]
     assert changed
     assert all("norm" in name for name in changed)
@@ -385,25 +375,12 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(make):
     assert max(line["loss"] for line in healed.history) < 1e-4
 
 
-def broken():
-    model = tiny.llama()
-    nn.init.constant_(model.model.norm.weight, float("nan"))
-    return model
-
-
-def wordier():
-    config = LlamaConfig(**tiny.llama().config.to_dict() | {"vocab_size": 130})
-    return LlamaForCausalLM(config)
-
-
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
         ({"student": lambda: tiny.cut("llama").result}, DataError, r"type Result came; .*\.model"),
         ({"teacher": "teacher"}, DataError, "A teacher of type str came; give a module"),
         ({"teacher": tiny.bert}, DataError, "A BertModel came as the teacher"),
-        ({"teacher": wordier}, DataError, "vocabulary of 128, the teacher of 130"),
-        ({"student": broken}, DataError, "NaN|nan"),
         ({"student": lambda: tiny.llama().requires_grad_(False)}, SelectionError, "nothing trains"),
         ({"train": "none"}, SelectionError, "nothing trains"),
         ({"train": 5}, BudgetError, "train=5 came; write all, cores"),
@@ -428,27 +405,6 @@ def test_what_cannot_be_healed_is_refused(pair, given, error, said):
 def test_the_student_is_not_the_teacher(pair):
     with pytest.raises(DataError, match="The student is the teacher"):
         heal(pair[1], pair[1], windows(), steps=2)
-
-
-def test_nan_in_training_is_said_and_the_best_weights_stay(pair):
-    student, teacher = pair
-    calls = []
-
-    def wrap(model):
-        cores = next(m for m in model.modules() if isinstance(m, TensorLinear))
-
-        def spoil(_module, _args, output):
-            calls.append(1)
-            on = cores.training and len(calls) > 9
-            return output * float("nan") if on else output
-
-        model.model.layers[1].mlp.register_forward_hook(spoil)
-        return model
-
-    healed = heal(student, teacher, windows(), steps=20, every=2, wrap=wrap, **CALM)
-    assert "was not finite at step" in healed.notes[-1]
-    assert "first in model.layers.1.mlp" in healed.notes[-1]
-    assert all(torch.isfinite(p).all() for p in healed.model.parameters())
 
 
 def test_what_is_not_given_fits_what_is_healed(pair):
