@@ -8,13 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    OPTConfig,
-    OPTForCausalLM,
-)
+from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import tiny
 from bondwise.errors import BudgetError, DataError
@@ -35,33 +29,28 @@ WORDS = 128
 RECIPE = Healing(steps=1, batch=8, micro=8, top_k=WORDS, precision="float32")
 
 
-def pair(double=False):
+def pair():
     """A student and a teacher."""
     teacher, student = tiny.llama(), tiny.llama()
     torch.manual_seed(5)
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    both = student, teacher
-    return tuple(model.double() for model in both) if double else both
+    return student, teacher
 
 
-def answers(teacher, windows, folder, recipe):
-    found = LazyTeacherCache(Teacher(teacher), windows, folder, recipe, silent)
-    found.upto(len(windows))
-    return found
-
-
-def speech(student, teacher, folder, recipe=RECIPE, head=True, windows=None):
-    windows = tiny.tokens(16, 12) if windows is None else windows
-    said = None if teacher is None else answers(teacher, windows, folder, recipe)
+def speech(student, teacher, folder, recipe=RECIPE, head=True):
+    windows, said = tiny.tokens(16, 12), None
+    if teacher is not None:
+        said = LazyTeacherCache(Teacher(teacher), windows, folder, recipe, silent)
+        said.upto(len(windows))
     found = head_of(student, windows) if head else None
     return LanguageTask(student, student, windows, tiny.tokens(5, 12, seed=3), said, recipe, found)
 
 
-def gradients(task, step=0):
+def gradients(task):
     task.student.zero_grad()
-    losses = [task.loss(step, part) for part in range(task.parts)]
+    losses = [task.loss(0, part) for part in range(task.parts)]
     for loss in losses:
         loss.backward()
     return sum(loss.item() for loss in losses), [p.grad.clone() for p in task.student.parameters()]
@@ -115,14 +104,13 @@ def test_a_head_of_cores_learns(tmp_path):
 
 @pytest.mark.parametrize("micro", [1, 3, 5])
 def test_parts_add_up_to_the_batch(tmp_path, micro):
-    student, teacher = pair(double=True)
+    student, teacher = (model.double() for model in pair())
     whole = gradients(speech(student, teacher, tmp_path / "a"))
     parts = speech(student, teacher, tmp_path / "b", replace(RECIPE, micro=micro))
     assert parts.parts == -(-8 // micro)
     found = gradients(parts)
     assert found[0] == pytest.approx(whole[0], rel=1e-6)
-    for own, other in zip(found[1], whole[1], strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found[1], whole[1], rtol=1e-5, atol=1e-7)
 
 
 def test_activations_computed_twice_give_the_same_gradients(tmp_path):
@@ -137,8 +125,7 @@ def test_activations_computed_twice_give_the_same_gradients(tmp_path):
         assert len(calls) == 2
     assert once[0] == twice[0]
     assert not any(getattr(m, "gradient_checkpointing", False) for m in student.modules())
-    for own, other in zip(once[1], twice[1], strict=True):
-        torch.testing.assert_close(own, other)
+    torch.testing.assert_close(once[1], twice[1])
 
 
 def test_a_model_without_checkpointing_is_named():
@@ -150,10 +137,8 @@ def test_a_model_without_checkpointing_is_named():
 def test_products_in_bfloat16_are_near_and_everything_else_stays_float32(tmp_path):
     student, teacher = pair()
     wanted = gradients(speech(student, teacher, tmp_path / "a"))
-    seen = []
-    student.model.layers[0].mlp.up_proj.register_forward_hook(
-        lambda _m, _a, y: seen.append(y.dtype)
-    )
+    seen, layer = [], student.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda _m, _a, y: seen.append(y.dtype))
     task = speech(student, teacher, tmp_path / "b", replace(RECIPE, precision="bfloat16"))
     found = gradients(task)
     assert seen[-1] == torch.bfloat16
@@ -220,15 +205,13 @@ def dropping(name):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
 def test_a_model_that_trains_drops_nothing_and_is_then_as_it_was(name, checkpointing):
-    model, ids = dropping(name), tiny.tokens(2, 12)
-    ids = {"input_ids": ids, "use_cache": False}
-    children = list(model.base_model.modules())
-    children[-1].eval()
+    model, ids = dropping(name), {"input_ids": tiny.tokens(2, 12), "use_cache": False}
+    last = list(model.base_model.modules())[-1].eval()
     before = {n: (m.training, dict(vars(m))) for n, m in model.named_modules()}
     with judging(model), torch.no_grad():
         wanted = model(**ids).logits
     model.train()
-    children[-1].eval()
+    last.eval()
     assert not torch.allclose(model(**ids).logits, wanted, atol=1e-3)
     with training(model, checkpointing):
         torch.testing.assert_close(model(**ids).logits, wanted)

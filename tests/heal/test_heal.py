@@ -191,9 +191,8 @@ def test_a_dense_student_learns_likewise():
 def test_only_what_is_meant_to_train_changes(pair):
     healed = heal(*pair, windows(), steps=4, train="norms", **CALM)
     named = zip(pair[0].named_parameters(), healed.model.parameters(), strict=True)
-    changed = [name for (name, p), q in named if not torch.equal(p, q)]
-    assert changed
-    assert all("norm" in name for name in changed)
+    changed = {"norm" in name for (name, p), q in named if not torch.equal(p, q)}
+    assert changed == {True}
 
 
 @pytest.mark.parametrize("border", ["\n\n", "\n", " "])
@@ -375,17 +374,20 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(make):
     assert max(line["loss"] for line in healed.history) < 1e-4
 
 
+def dense():
+    return tiny.cut("llama").dense
+
+
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
         ({"student": lambda: tiny.cut("llama").result}, DataError, r"type Result came; .*\.model"),
+        (dict.fromkeys(("student", "teacher"), dense), DataError, "The student is the teacher"),
         ({"teacher": "teacher"}, DataError, "A teacher of type str came; give a module"),
         ({"teacher": tiny.bert}, DataError, "A BertModel came as the teacher"),
         ({"student": lambda: tiny.llama().requires_grad_(False)}, SelectionError, "nothing trains"),
         ({"train": "none"}, SelectionError, "nothing trains"),
         ({"train": 5}, BudgetError, "train=5 came; write all, cores"),
-        ({"minutes": 1}, BudgetError, "give one of the two"),
-        ({"local": 0.5}, BudgetError, "local=0.5 came; a healing has steps, minutes"),
         ({"data": windows().flatten()}, DataError, r"A tensor of shape \(640,\) came as data"),
         ({"data": windows() + 100}, DataError, "tokens or positions that the model lacks"),
         ({"data": "bond core", "tokenizer": None}, DataError, "Text came without a tokenizer"),
@@ -402,11 +404,6 @@ def test_what_cannot_be_healed_is_refused(pair, given, error, said):
         unwrap(heal)(**given)  # as users have it: types are checked in tests alone
 
 
-def test_the_student_is_not_the_teacher(pair):
-    with pytest.raises(DataError, match="The student is the teacher"):
-        heal(pair[1], pair[1], windows(), steps=2)
-
-
 def test_what_is_not_given_fits_what_is_healed(pair):
     """Two windows of text a step, eight samples of anything else; the rate goes with the root."""
     spoken = heal(*pair, windows(), steps=1).recipe
@@ -416,7 +413,5 @@ def test_what_is_not_given_fits_what_is_healed(pair):
     given = heal(*pair, windows(), steps=1, batch=32).recipe
     assert (given.batch, given.rate) == (32, pytest.approx(1.2e-4))
 
-
-@pytest.mark.parametrize(("processes", "batch"), [(1, 2), (2, 2), (3, 3), (8, 8)])
-def test_every_process_has_a_window(processes, batch):
-    assert suited(Healing(steps=1), {}, is_causal=True, processes=processes).batch == batch
+    shares = [suited(Healing(steps=1), {}, is_causal=True, processes=k).batch for k in (1, 2, 3, 8)]
+    assert shares == [2, 2, 3, 8]  # every process has a window

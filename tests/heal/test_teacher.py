@@ -1,5 +1,6 @@
 """What a teacher says: the same as asking it directly, kept whole or not at all, read in parts."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,12 @@ def counted(model):
     return calls
 
 
-def gemma(**kwargs):
+def gemma(final_logit_softcapping=30.0):
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, vocab_size=128, **kwargs,
+        num_key_value_heads=1, head_dim=8, vocab_size=128,
+        final_logit_softcapping=final_logit_softcapping,
     )  # fmt: skip
     return transformers.Gemma2ForCausalLM(config).eval()
 
@@ -175,14 +177,11 @@ def test_a_torn_file_is_made_again(tmp_path):
     assert torch.equal(said.of(range(10))[0].ids, asked(model, ids).ids)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError(28, "No space left on device"), SafetensorError("No space left on device")],
-)
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(error, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [partial(OSError, 28), SafetensorError])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(kind, tmp_path, monkeypatch):
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")
-        raise error
+        raise kind("No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(CheckpointError, match=r"written \(No space left on device\).*; free"):
@@ -236,13 +235,10 @@ def test_bad_input_is_named(given, message, tmp_path):
 # the head
 
 
-def uncapped():
-    return gemma(final_logit_softcapping=None)
+HEADS = [tiny.llama, tiny.gpt2, partial(tiny.llama, tied=True), tensor_head]
 
 
-@pytest.mark.parametrize(
-    "make", [tiny.llama, tiny.gpt2, lambda: tiny.llama(tied=True), tensor_head, uncapped]
-)
+@pytest.mark.parametrize("make", [*HEADS, partial(gemma, final_logit_softcapping=None)])
 def test_a_plain_head_gives_the_logits(make):
     model, ids = make(), windows(2)
     base, head = logits_head(model, ids)
@@ -263,16 +259,14 @@ def bert_for_words():
     return transformers.BertForMaskedLM(tiny.bert().config).eval()
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: gemma(final_logit_softcapping=30.0), cohere, bert_for_words, tiny.bert]
-)
+@pytest.mark.parametrize("make", [gemma, cohere, bert_for_words, tiny.bert])
 def test_a_head_that_is_not_all_is_none(make):
     model = make()
     assert logits_head(model, windows(1)) is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("make", [lambda: tiny.llama(tied=True), tiny.gpt2, tensor_head])
+@pytest.mark.parametrize("make", HEADS[1:])
 def test_a_loss_in_the_place_of_the_logits_trains_all_alike(make):
     model, ids = make(), windows(2)
     said = asked(tiny.llama(), ids)
