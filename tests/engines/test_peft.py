@@ -45,11 +45,11 @@ def fit(model: nn.Module, steps: int = 5) -> list[float]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """An adapter on every core that is not shared, trained, and where it was saved."""
+    """A loaded checkpoint, an adapter on every core of its own trained, and where it was saved."""
     folder = tmp_path_factory.mktemp("lora")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        model = adapted(llama())
+        model = adapted(bw.load(bw.save(llama(), folder / "base"))).train()
         losses = fit(model)
         model.eval().save_pretrained(folder)
     return model, folder, losses
