@@ -9,6 +9,7 @@ from hypothesis import settings
 
 import tiny
 from bondwise.compress.effort import EFFORT
+from bondwise.flow import blocks
 
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=10)
@@ -21,6 +22,12 @@ os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine th
 def seeded():
     """Each test draws the same numbers, whatever ran before it and in which process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def in_float32(monkeypatch) -> None:
+    """The precision "auto" is float32 here; not in processes that a test starts."""
+    monkeypatch.setattr(blocks, "fast_bfloat16", lambda _device: False)
 
 
 @pytest.fixture

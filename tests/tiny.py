@@ -109,3 +109,13 @@ def on_disk(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.flo
     model.to(dtype).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def values(model: torch.nn.Module) -> list[torch.Tensor]:
+    """What its parameters are now."""
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    """Whether they agree to the bit."""
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -1,6 +1,7 @@
 """Slices and what is between them: the states of a model, kept as files, whoever asked for them."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -11,35 +12,29 @@ from torch import nn
 import tiny
 from bondwise import TensorLinear, lowrank
 from bondwise.errors import DataError
-from bondwise.flow import blocks as rooms
 from bondwise.flow.boundaries import Boundaries
 from bondwise.flow.slices import Row, slices
 
-
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch):
-    """States are compared with plain float32, also where the processor's bfloat16 is fast."""
-    monkeypatch.setattr(rooms, "fast_bfloat16", lambda _device: False)
+pytestmark = pytest.mark.usefixtures("in_float32")
 
 
-def sequential(depth=3, width=8):
+def sequential(*ways):
+    """Linear layers, by what each is made of, and functions between them."""
     torch.manual_seed(0)
-    parts = [part for _ in range(depth) for part in (nn.Linear(width, width), nn.Tanh())]
+    parts = [part for way in ways or [(8, 8)] * 3 for part in (nn.Linear(*way), nn.Tanh())]
     return nn.Sequential(*parts)
 
 
-def vectors(count=4, width=8):
-    return list(torch.randn(count, 16, width, generator=torch.Generator().manual_seed(1)))
+def vectors():
+    return list(torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(1)))
 
 
 def padded(rows=8, length=16):
     """Two rows a batch, the second one half padding."""
-    ids = tiny.tokens(rows, length)
-    mask = torch.ones_like(ids)
-    mask[1::2, length // 2 :] = 0
-    return [
-        {"input_ids": ids[k : k + 2], "attention_mask": mask[k : k + 2]} for k in range(0, rows, 2)
-    ]
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[1, length // 2 :] = 0
+    parts = tiny.tokens(rows, length).split(2)
+    return [{"input_ids": ids, "attention_mask": mask} for ids in parts]
 
 
 class Scaled(nn.Module):
@@ -74,6 +69,16 @@ MODELS = {
 }
 
 
+def compressed(teacher):
+    """A copy whose layers are low rank."""
+    student = deepcopy(teacher)
+    for name, layer in teacher.named_modules():
+        if isinstance(layer, nn.Linear):
+            made = TensorLinear.from_linear(layer, lowrank(*layer.weight.shape, 4))
+            student.set_submodule(name, made)
+    return student
+
+
 @torch.no_grad()
 def states(model, names, batches):
     """What the named blocks give: a list of batches for each."""
@@ -90,9 +95,7 @@ def states(model, names, batches):
     return found
 
 
-def close(one, two):
-    for a, b in zip(one, two, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -109,10 +112,7 @@ def test_they_are_the_states_of_the_model(kind, tmp_path):
             close(found.leaving(at), wanted[parts[at].names[-1]])
             assert len(found.entering(at)) == len(batches)
         masks = [None if torch.is_tensor(b) else b["attention_mask"].bool() for b in batches]
-        assert all(
-            mine is None if mask is None else torch.equal(mine, mask)
-            for mine, mask in zip(found.masks, masks, strict=True)
-        )
+        torch.testing.assert_close(list(found.masks), masks)
         for path in list(tmp_path.glob(f"model-{size}-*"))[1:]:
             path.unlink(missing_ok=path.name.endswith("000.safetensors"))
         again = Boundaries(model, parts, batches, tmp_path, f"model-{size}")
@@ -123,9 +123,7 @@ def test_they_are_the_states_of_the_model(kind, tmp_path):
 
 def test_a_way_through_other_blocks_gives_what_these_give(tmp_path):
     teacher = sequential()
-    student = deepcopy(teacher)
-    for k in (0, 2, 4):
-        student[k] = TensorLinear.from_linear(teacher[k], lowrank(8, 8, 4))
+    student = compressed(teacher)
     parts, batches = slices(student, teacher), vectors()
     wanted = states(student, [part.names[-1] for part in parts], batches)
     rows = [Row.of(student, part.names) for part in parts]
@@ -136,7 +134,7 @@ def test_a_way_through_other_blocks_gives_what_these_give(tmp_path):
 
 
 def test_only_a_few_are_kept_at_a_time(tmp_path):
-    model, seen = sequential(6), []
+    model, seen = sequential(*[(8, 8)] * 6), []
     parts = slices(model, model)
     found = Boundaries(model, parts, vectors(), tmp_path, "model")
     for at in range(len(parts)):
@@ -150,8 +148,7 @@ def test_only_a_few_are_kept_at_a_time(tmp_path):
 def test_a_state_that_is_no_number_is_named(tmp_path):
     model = sequential()
     parts, batches = slices(model, model), vectors()
-    with torch.no_grad():
-        model[2].weight[0, 0] = float("nan")
+    nn.init.constant_(model[2].weight, float("nan"))
     found = Boundaries(model, parts, batches, tmp_path, "model")
     found.leaving(0)
     with pytest.raises(DataError, match=r"2 to 3 of Sequential gives NaN"):
@@ -198,43 +195,24 @@ def test_slices_are_all_blocks_in_order(weighty, size):
         assert x.shape == (3, 4)
 
 
-def compressed(teacher, rank=4):
-    """A copy whose layers are low rank."""
-    student = deepcopy(teacher)
-    for name, layer in list(student.named_modules()):
-        if isinstance(layer, nn.Linear):
-            made = TensorLinear.from_linear(layer, lowrank(*layer.weight.shape, rank))
-            student.set_submodule(name, made)
-    return student
-
-
-def other_depth():
-    return sequential(4)
-
-
-def other_width():
-    return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(),
-                         nn.Linear(8, 8), nn.Tanh())  # fmt: skip
-
-
-def other_bias():
-    made = sequential()
-    made[2] = nn.Linear(8, 8, bias=False)
-    return made
-
-
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("teacher", "said"),
     [
-        (other_depth, r"The student \(Sequential\) has 0 to 5, the teacher \(Sequential\) 0 to 7"),
-        (other_width, r"0\.weight of the student .* \(8, 8\), the teacher's has \(12, 8\)"),
-        (other_bias, r"2\.bias of the student has the shape \(8,\), the teacher's has none"),
-        (tiny.gpt2, r"the teacher \(GPT2LMHeadModel\) transformer\.h\.0 to transformer\.h\.1"),
+        ([(8, 8)] * 4, r"The student \(Sequential\) has 0 to 5, the teacher \(Sequential\) 0 to 7"),
+        (
+            [(8, 12), (12, 8), (8, 8)],
+            r"0\.weight of the student .* \(8, 8\), the teacher's has \(12, 8\)",
+        ),
+        (
+            [(8, 8), (8, 8, False), (8, 8)],
+            r"2\.bias of the student has the shape \(8,\), the teacher's has none",
+        ),
+        (None, r"the teacher \(GPT2LMHeadModel\) transformer\.h\.0 to transformer\.h\.1"),
     ],
 )
-def test_slices_that_do_not_line_up_are_both_named(make, message):
-    with pytest.raises(DataError, match=message):
-        slices(compressed(sequential()), make())
+def test_slices_that_do_not_line_up_are_both_named(teacher, said):
+    with pytest.raises(DataError, match=said):
+        slices(compressed(sequential()), sequential(*teacher) if teacher else tiny.gpt2())
 
 
 def test_what_cannot_be_cut():

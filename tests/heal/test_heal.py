@@ -4,11 +4,13 @@ import gc
 import json
 import weakref
 from copy import deepcopy
-from inspect import unwrap
+from inspect import isfunction, unwrap
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 import tiny
 from bondwise import lowrank, tensorize
@@ -18,17 +20,34 @@ from bondwise.heal.heal import heal
 from bondwise.heal.training_data import as_windows, training_data
 from bondwise.layers.layers import TensorLinear
 from bondwise.train.recipe import Healing, suited
+from nets import thorough
+from tiny import same, values
 
 LENGTH = 16
 HELD = tiny.tokens(16, LENGTH, seed=9)
 CALM = {"rate": 3e-3, "batch": 4, "micro": 4, "patience": 0}
+STAGES = {"steps": 6, "save_every": 0.0, "temperature": 2.0} | CALM
+
+
+def cut(teacher):
+    """A student of a teacher, and this; what did not change is shared by both."""
+    return tensorize(teacher, keep=0.5).model, teacher
 
 
 @pytest.fixture(scope="module")
 def pair():
-    """A student and its teacher; what did not change is shared by both."""
-    teacher = tiny.llama()
-    return tensorize(teacher, keep=0.5).model, teacher
+    return cut(tiny.llama())
+
+
+def padded(rows, *lengths):
+    """Batches of rows with so many tokens each."""
+    mask = (torch.arange(LENGTH) < torch.tensor(lengths)[:, None]).long()
+    parts = tiny.tokens(rows, LENGTH).split(len(lengths))
+    return [{"input_ids": ids, "attention_mask": mask} for ids in parts]
+
+
+def vectors(count):
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(2))
 
 
 def windows(rows=40):
@@ -37,14 +56,6 @@ def windows(rows=40):
 
 def kl(model, teacher):
     return compare(model, teacher, HELD).kl
-
-
-def values(model):
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def same(one, two):
-    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_a_student_comes_near_its_teacher_and_nothing_given_changes(pair):
@@ -62,24 +73,16 @@ def test_a_student_comes_near_its_teacher_and_nothing_given_changes(pair):
     assert all(p.requires_grad and p.grad is None for p in healed.model.parameters())
 
 
-def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not(pair):
-    teacher = tiny.llama()
-    student = tensorize(teacher, keep=0.5).model
+@pytest.mark.parametrize("tied", [False, True])
+def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not(tied):
+    student, teacher = cut(tiny.llama(tied))
     assert {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
     before = values(student), values(teacher)
-    healed = heal(student, teacher, windows(), steps=4, inplace=True, **CALM)
-    assert healed.model is student
+    assert heal(student, teacher, windows(), steps=4, inplace=True, **CALM).model is student
     assert same(values(teacher), before[1])
     assert not same(values(student), before[0])
-
-
-def test_ties_hold_in_place():
-    teacher = tiny.llama(tied=True)
-    student = tensorize(teacher, keep=0.5).model
-    healed = heal(student, teacher, windows(), steps=4, inplace=True, **CALM)
-    model = healed.model
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.lm_head.weight is not teacher.lm_head.weight
+    assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
+    assert not tied or student.lm_head.weight is not teacher.lm_head.weight
 
 
 def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):
@@ -98,19 +101,12 @@ def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):
     assert heard[1:] == healed.history
 
 
-class CutError(Exception):
-    """A run is killed."""
-
-
 def cut_at(stage, done):
     def progress(name, at, total):
         if (name, at) == (stage, done):
-            raise CutError
+            raise KeyboardInterrupt
 
     return progress
-
-
-STAGES = {"steps": 6, "save_every": 0.0, "temperature": 2.0} | CALM
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +116,7 @@ def uncut(pair):
 
 @pytest.mark.parametrize("cut", [("teacher", 10), ("heal", 4)])
 def test_a_healing_that_is_cut_off_and_resumed_is_the_one_that_was_not(pair, uncut, tmp_path, cut):
-    with pytest.raises(CutError):
+    with pytest.raises(KeyboardInterrupt):
         heal(*pair, windows(12), state=tmp_path, progress=cut_at(*cut), **STAGES)
     found = heal(*pair, windows(12), state=tmp_path, **STAGES)
     assert same(values(found.model), values(uncut.model))
@@ -138,37 +134,29 @@ def test_a_healing_that_had_ended_is_read_and_another_one_is_refused(pair, uncut
     with pytest.raises(CheckpointError, match=r"another healing \(rate 0.003, not 0.1\)"):
         heal(*pair, windows(12), state=tmp_path, **STAGES | {"rate": 0.1})
     other = deepcopy(pair[1])
-    with torch.no_grad():
-        other.lm_head.weight.neg_()
+    nn.init.zeros_(other.lm_head.weight)
     with pytest.raises(CheckpointError, match=r"another healing \(another teacher\)"):
         heal(pair[0], lambda: other, windows(12), state=tmp_path, **STAGES)
-    other = STAGES | {"rate": 1e-3}
-    fresh = heal(*pair, windows(12), state=tmp_path, resume=False, **other)
+    fresh = heal(*pair, windows(12), state=tmp_path, resume=False, **STAGES | {"rate": 1e-3})
     assert not same(values(fresh.model), values(uncut.model))
 
 
-def test_a_time_becomes_steps_that_a_resumed_run_keeps(pair, tmp_path):
-    student, teacher = pair
-    choices = {"minutes": 0.03, "save_every": 1000.0} | CALM
-    with pytest.raises(CutError):
-        heal(student, teacher, windows(), state=tmp_path, progress=cut_at("heal", 10), **choices)
-    decided = json.loads((tmp_path / "heal.json").read_text())["decided"]
-    found = heal(student, teacher, windows(), state=tmp_path, **choices)
-    assert len(found.history) == found.steps == decided["steps"] >= 10
-
-
-def test_a_state_of_before_the_time_was_steps_takes_the_recorded_ones(pair, tmp_path):
-    choices = {"minutes": 0.03, "save_every": 0.0} | CALM
-    with pytest.raises(CutError):
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_time_becomes_steps_that_a_resumed_run_keeps(pair, tmp_path, decided):
+    """Or, of a state from before the time was steps, the recorded ones."""
+    choices = {"minutes": 0.03, "save_every": 1000.0 if decided else 0.0} | CALM
+    with pytest.raises(KeyboardInterrupt):
         heal(*pair, windows(), state=tmp_path, progress=cut_at("heal", 10), **choices)
-    assert json.loads((tmp_path / "steps" / "run.json").read_text())["step"] == 9
     path = tmp_path / "heal.json"
     about = json.loads(path.read_text())
-    about["decided"]["steps"] = 13  # a time that was measured would not come to this
-    path.write_text(json.dumps(about))
+    if not decided:
+        assert json.loads((tmp_path / "steps" / "run.json").read_text())["step"] == 9
+        about["decided"]["steps"] = 13  # a time that was measured would not come to this
+        path.write_text(json.dumps(about))
     found = heal(*pair, windows(), state=tmp_path, **choices)
-    assert (len(found.history), found.steps) == (13, 13)
-    assert json.loads(path.read_text())["decided"]["steps"] == 13
+    steps = about["decided"]["steps"]
+    assert len(found.history) == found.steps == steps >= 10
+    assert json.loads(path.read_text())["decided"]["steps"] == steps
 
 
 def test_a_teacher_that_can_be_loaded_is_let_go_before_the_training(pair):
@@ -183,7 +171,7 @@ def test_a_teacher_that_can_be_loaded_is_let_go_before_the_training(pair):
     def tell(entry):
         if not alive:
             gc.collect()
-        alive.append(any(ref() is not None for ref in loaded))
+        alive.append(loaded[0]() is not None)
 
     healed = heal(student, load, windows(), steps=2, tell=tell, **CALM)
     assert kl(healed.model, teacher) < kl(student, teacher)
@@ -201,23 +189,10 @@ def test_a_dense_student_learns_likewise():
 
 
 def test_only_what_is_meant_to_train_changes(pair):
-    student, teacher = pair
-    healed = heal(student, teacher, windows(), steps=4, train="norms", **CALM)
-    named = zip(student.named_parameters(), healed.model.parameters(), strict=True)
-    changed = [name for (name, p), q in named if not torch.equal(p, q)]
-    assert changed
-    assert all("norm" in name for name in changed)
-
-
-def test_text_is_cut_into_windows_and_its_end_is_held_out():
-    teacher = tiny.llama()
-    student = tensorize(teacher, keep=0.5).model
-    tokenizer = tiny.tokenizer()
-    healed = heal(
-        student, teacher, tiny.text(), tokenizer=tokenizer, steps=6, length=LENGTH, **CALM
-    )
-    assert healed.before > 0
-    assert healed.recipe.top_k == 64
+    healed = heal(*pair, windows(), steps=4, train="norms", **CALM)
+    named = zip(pair[0].named_parameters(), healed.model.parameters(), strict=True)
+    changed = {"norm" in name for (name, p), q in named if not torch.equal(p, q)}
+    assert changed == {True}
 
 
 @pytest.mark.parametrize("border", ["\n\n", "\n", " "])
@@ -262,34 +237,28 @@ def test_so_many_windows_are_trained_on_whatever_judges_them():
         assert len(training_data(nn.Linear(2, 2), ids, None, recipe, judge).shown) == 4
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_batches_of_which_none_is_held_out(pair, count):
-    batches = [{"input_ids": ids} for ids in windows(16).chunk(count)]
-    choices = CALM | {"validate": 0 if count == 8 else 8}
-    healed = heal(*pair, batches, steps=2, **choices)
-    assert (healed.before, len(healed.history)) == (None, 2)
-    said = "nothing is held out" if count == 8 else "too little data came to hold any out"
+@pytest.mark.parametrize(
+    ("data", "validate", "said"),
+    [
+        (windows(1), 8, "too little data came to hold any out"),
+        (windows(16).chunk(1), 8, "too little data came to hold any out"),
+        (windows(16).chunk(2), 8, "too little data came to hold any out"),
+        (windows(16).chunk(8), 0, "nothing is held out"),
+    ],
+)
+def test_none_is_held_out_and_that_is_said(pair, data, validate, said):
+    data = data if torch.is_tensor(data) else [{"input_ids": ids} for ids in data]
+    healed = heal(*pair, data, steps=3, **CALM | {"validate": validate})
+    assert (healed.before, len(healed.history)) == (None, 3)
     assert healed.notes[0].startswith(said)
 
 
 @pytest.mark.usefixtures("in_float32")
 def test_what_was_given_to_judge_on_is_judged_on(pair):
-    student, teacher = pair
-    healed = heal(student, teacher, windows(), validation=HELD, steps=4, **CALM)
-    assert healed.before == pytest.approx(
-        compare(student, teacher, HELD).model.perplexity, rel=1e-4
-    )
-    assert healed.after == pytest.approx(
-        compare(healed.model, teacher, HELD).model.perplexity, rel=1e-4
-    )
-
-
-def test_with_one_window_none_is_held_out_and_that_is_said(pair):
-    student, teacher = pair
-    healed = heal(student, teacher, windows(1), steps=3, **CALM)
-    assert healed.before is None
-    assert "too little data" in healed.notes[0]
-    assert len(healed.history) == 3
+    healed = heal(*pair, windows(), validation=HELD, steps=4, **CALM)
+    for model, found in ((pair[0], healed.before), (healed.model, healed.after)):
+        wanted = compare(model, pair[1], HELD).model.perplexity
+        assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_batches_of_tokens_become_windows():
@@ -304,16 +273,10 @@ def test_batches_of_tokens_become_windows():
         as_windows([{"input_ids": ids, "attention_mask": mask}], 100)
 
 
-class Mlp(nn.Sequential):
-    def __init__(self, norm=False):
-        torch.manual_seed(0)
-        super().__init__(
-            nn.Linear(8, 32), nn.BatchNorm1d(32) if norm else nn.Tanh(), nn.Linear(32, 4)
-        )
-
-
 def mlps(norm=False):
-    teacher = Mlp(norm).eval()
+    torch.manual_seed(0)
+    between = nn.BatchNorm1d(32) if norm else nn.Tanh()
+    teacher = nn.Sequential(nn.Linear(8, 32), between, nn.Linear(32, 4)).eval()
     student = deepcopy(teacher)
     student[0] = TensorLinear.from_linear(student[0], lowrank(32, 8, 3))
     return student, teacher
@@ -323,36 +286,26 @@ def mlps(norm=False):
 def test_any_module_learns_to_give_what_the_teacher_gives(norm):
     student, teacher = mlps(norm)
     statistics = {name: b.clone() for name, b in teacher.named_buffers()}
-    x = torch.randn(256, 8, generator=torch.Generator().manual_seed(2))
-    healed = heal(student, teacher, x, steps=80, rate=0.01, batch=32, micro=32)
+    healed = heal(student, teacher, vectors(256), steps=80, rate=0.01, batch=32, micro=32)
     assert healed.measured == "error"
     assert healed.after < 0.75 * healed.before
-    for name, own in healed.model.named_buffers():
-        if name in statistics:
-            assert torch.equal(own, statistics[name])
+    kept = dict(healed.model.named_buffers())
+    assert all(torch.equal(kept[name], own) for name, own in statistics.items())
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_a_loader_of_batches_and_parts_of_them(tmp_path):
-    student, teacher = mlps()
-    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=16)
+def test_a_loader_of_batches_and_parts_of_them():
+    rows = torch.utils.data.TensorDataset(vectors(64))
+    loader = torch.utils.data.DataLoader(rows, batch_size=16)
     choices = {"steps": 20, "rate": 0.01, "batch": 16, "validate": 8}
-    whole = heal(student, teacher, loader, micro=16, **choices)
-    parts = heal(student, teacher, loader, micro=5, **choices)
+    whole, parts = (heal(*mlps(), loader, micro=micro, **choices) for micro in (16, 5))
     assert whole.after < whole.before
     torch.testing.assert_close(values(whole.model), values(parts.model), rtol=1e-3, atol=1e-4)
 
 
 def test_an_encoder_learns_its_last_hidden_state_under_a_mask():
-    teacher = tiny.bert()
-    student = tensorize(teacher, keep=0.5).model
-    mask = torch.ones(4, LENGTH, dtype=torch.long)
-    mask[0, 9:] = 0
-    batches = [
-        {"input_ids": ids, "attention_mask": mask} for ids in tiny.tokens(40, LENGTH).split(4)
-    ]
-    healed = heal(student, teacher, batches, steps=8, rate=2e-4, micro=3)
+    batches = padded(40, 9, LENGTH, LENGTH, LENGTH)
+    healed = heal(*cut(tiny.bert()), batches, steps=8, rate=2e-4, micro=3)
     assert healed.measured == "error"
     assert healed.after < healed.before
 
@@ -360,29 +313,21 @@ def test_an_encoder_learns_its_last_hidden_state_under_a_mask():
 @pytest.mark.usefixtures("in_float32")
 def test_parts_of_a_padded_batch_add_up_to_it():
     """Every token weighs alike, so a sample of two of them weighs a sixteenth of a whole one."""
-    teacher = tiny.bert()
-    student = tensorize(teacher, keep=0.5).model
-    mask = (torch.arange(LENGTH) < torch.tensor([LENGTH, 2, LENGTH, 0])[:, None]).long()
-    batches = [
-        {"input_ids": ids, "attention_mask": mask} for ids in tiny.tokens(16, LENGTH).split(4)
-    ]
-    whole = heal(student, teacher, batches, steps=3, rate=1e-3, micro=4)
+    both, batches = cut(tiny.bert()), padded(16, LENGTH, 2, LENGTH, 0)
+    whole = heal(*both, batches, steps=3, rate=1e-3, micro=4)
     for micro in (1, 2, 3):
-        parts = heal(student, teacher, batches, steps=3, rate=1e-3, micro=micro)
+        parts = heal(*both, batches, steps=3, rate=1e-3, micro=micro)
         assert (whole.before, whole.after) == pytest.approx((parts.before, parts.after), rel=1e-3)
         losses = ([line["loss"] for line in found.history] for found in (whole, parts))
         assert next(losses) == pytest.approx(next(losses), rel=1e-3)
 
 
 def test_an_encoder_and_decoder_learns_its_logits():
-    from transformers import T5Config, T5ForConditionalGeneration
-
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4,
         decoder_start_token_id=0,
     )  # fmt: skip
-    teacher = T5ForConditionalGeneration(config).eval()
     batches = [
         {
             "input_ids": tiny.tokens(2, 12, seed=k),
@@ -391,31 +336,17 @@ def test_an_encoder_and_decoder_learns_its_logits():
         }
         for k in range(12)
     ]
-    student = tensorize(teacher, keep=0.5).model
-    healed = heal(student, teacher, batches, steps=8, rate=2e-3, micro=1)
+    both = cut(T5ForConditionalGeneration(config).eval())
+    healed = heal(*both, batches, steps=8, rate=2e-3, micro=1)
     assert healed.measured == "error"
     assert healed.after < healed.before
 
 
-@pytest.mark.parametrize(
-    ("precision", "given"),
-    [
-        ("auto", torch.float32),
-        ("float32", torch.bfloat16),
-        *(
-            pytest.param(name, kind, marks=pytest.mark.thorough)
-            for name, kind in [
-                ("auto", torch.bfloat16),
-                ("float32", torch.float32),
-                ("bfloat16", torch.float32),
-                ("bfloat16", torch.bfloat16),
-            ]
-        ),
-    ],
-)
+@pytest.mark.parametrize("given", [torch.float32, *thorough(torch.bfloat16)])
+@pytest.mark.parametrize("precision", ["auto", "float32", *thorough("bfloat16")])
 def test_short_models_take_vectors_of_any_kind(precision, given):
     student, teacher = (model.bfloat16() for model in mlps(norm=True))
-    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2)).to(given)
+    x = vectors(64).to(given)
     healed = heal(student, teacher, x, steps=20, rate=0.01, precision=precision)
     assert healed.after < healed.before
     assert {t.dtype for t in healed.model.state_dict().values() if t.ndim} == {torch.bfloat16}
@@ -429,120 +360,58 @@ def test_short_models_take_vectors_of_any_kind(precision, given):
     ],
 )
 def test_what_trains_has_to_be_in_the_loss(make, choices):
-    teacher = make()
-    student = tensorize(teacher, keep=0.5).model
     with pytest.raises(SelectionError, match=r"train=.* came, and none of it is in the loss"):
-        heal(student, teacher, windows(), steps=2, **choices)
+        heal(*cut(make()), windows(), steps=2, **choices)
 
 
 @pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2, tiny.bert])
 def test_a_copy_of_the_teacher_has_nothing_to_learn(make):
     """Whatever is dropped, masked or rounded on the way would show as a loss."""
-    teacher, mask = make(), torch.ones(4, LENGTH, dtype=torch.long)
-    mask[0, 9:] = 0
-    teacher.train()  # as a user may hand it over
-    batches = [{"input_ids": ids, "attention_mask": mask} for ids in windows(16).split(4)]
+    teacher = make().train()  # as a user may hand it over
+    batches = padded(16, 9, LENGTH, LENGTH, LENGTH)
     healed = heal(deepcopy(teacher), teacher, batches, steps=3, rate=0, top_k=128, length=8)
     assert max(line["loss"] for line in healed.history) < 1e-4
 
 
-def test_what_is_no_model_and_what_is_no_data(pair):
-    student, teacher = pair
-    result = tensorize(teacher, keep=0.5)
-    untyped = unwrap(heal)  # as users have it: types are checked in tests alone
-    with pytest.raises(DataError, match=r"A student of type Result came; .*\.model"):
-        untyped(result, teacher, windows(), steps=2)
-    with pytest.raises(DataError, match="A teacher of type str came; give a module"):
-        untyped(student, "teacher", windows(), steps=2)
-    with pytest.raises(BudgetError, match="train=5 came; write all, cores"):
-        heal(student, teacher, windows(), steps=2, train=5)
-    with pytest.raises(DataError, match=r"A tensor of shape \(640,\) came as data"):
-        heal(student, teacher, windows().flatten(), steps=2)
-    with pytest.raises(DataError, match="Text came without a tokenizer"):
-        heal(student, teacher, windows(), validation="a b c\n", steps=2)
-    with pytest.raises(DataError, match="A BertModel came as the teacher"):
-        heal(student, tiny.bert(), windows(), steps=2)
+def dense():
+    return tiny.cut("llama").dense
 
 
-def test_nan_in_training_is_said_and_the_best_weights_stay(pair):
-    student, teacher = pair
-    calls = []
-
-    def wrap(model):
-        cores = next(m for m in model.modules() if isinstance(m, TensorLinear))
-
-        def spoil(_module, _args, output):
-            calls.append(1)
-            on = cores.training and len(calls) > 9
-            return output * float("nan") if on else output
-
-        model.model.layers[1].mlp.register_forward_hook(spoil)
-        return model
-
-    healed = heal(student, teacher, windows(), steps=20, every=2, wrap=wrap, **CALM)
-    assert "was not finite at step" in healed.notes[-1]
-    assert "first in model.layers.1.mlp" in healed.notes[-1]
-    assert all(torch.isfinite(p).all() for p in healed.model.parameters())
-
-
-@pytest.mark.parametrize("how", ["nothing", "frozen"])
-def test_nothing_that_trains(pair, how):
-    student, teacher = deepcopy(pair[0]), pair[1]
-    student.requires_grad_(how != "frozen")
-    with pytest.raises(SelectionError, match="nothing trains"):
-        heal(student, teacher, windows(), steps=2, train="none" if how == "nothing" else "all")
-
-
-def test_models_that_do_not_belong_together(pair):
-    student, teacher = pair
-    with pytest.raises(DataError, match="The student is the teacher"):
-        heal(teacher, teacher, windows(), steps=2)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(**teacher.config.to_dict() | {"vocab_size": 130})
-    with pytest.raises(DataError, match="vocabulary of 128, the teacher of 130"):
-        heal(student, LlamaForCausalLM(config), windows(), steps=2)
-
-
-def test_data_that_cannot_be_used(pair, tmp_path):
-    student, teacher = pair
-    with pytest.raises(DataError, match=r"The text has 3 tokens, but 1 windows of 64 need 64"):
-        heal(student, teacher, "bond core rank", tokenizer=tiny.tokenizer(), steps=2)
-    with pytest.raises(DataError, match="Text came without a tokenizer"):
-        heal(student, teacher, "bond core rank", steps=2)
-    with pytest.raises(DataError, match="There is no text file"):
-        heal(student, teacher, tmp_path / "none.txt", tokenizer=tiny.tokenizer(), steps=2)
-    with pytest.raises(DataError, match="tokens or positions that the model lacks"):
-        heal(student, teacher, windows() + 100, steps=2)
-
-
-def test_choices_that_cannot_be_followed(pair):
-    student, teacher = pair
-    with pytest.raises(BudgetError, match="give one of the two"):
-        heal(student, teacher, windows(), steps=2, minutes=1)
-    with pytest.raises(BudgetError, match=r"local=0.5 came; a healing has steps, minutes"):
-        heal(student, teacher, windows(), steps=2, local=0.5)  # a stage of earlier versions
-
-
-def test_a_student_that_is_broken_is_said_before_it_is_trained(pair):
-    student, teacher = deepcopy(pair[0]), pair[1]
-    nn.init.constant_(student.model.norm.weight, float("nan"))
-    with pytest.raises(DataError, match=r"NaN|nan"):
-        heal(student, teacher, windows(), steps=2)
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"student": lambda: tiny.cut("llama").result}, DataError, r"type Result came; .*\.model"),
+        (dict.fromkeys(("student", "teacher"), dense), DataError, "The student is the teacher"),
+        ({"teacher": "teacher"}, DataError, "A teacher of type str came; give a module"),
+        ({"teacher": tiny.bert}, DataError, "A BertModel came as the teacher"),
+        ({"student": lambda: tiny.llama().requires_grad_(False)}, SelectionError, "nothing trains"),
+        ({"train": "none"}, SelectionError, "nothing trains"),
+        ({"train": 5}, BudgetError, "train=5 came; write all, cores"),
+        ({"data": windows().flatten()}, DataError, r"A tensor of shape \(640,\) came as data"),
+        ({"data": windows() + 100}, DataError, "tokens or positions that the model lacks"),
+        ({"data": "bond core", "tokenizer": None}, DataError, "Text came without a tokenizer"),
+        ({"validation": "a b\n", "tokenizer": None}, DataError, "Text came without a tokenizer"),
+        ({"data": "bond core rank"}, DataError, "has 3 tokens, but 1 windows of 64 need 64"),
+        ({"data": Path("none.txt")}, DataError, "There is no text file"),
+    ],
+)
+def test_what_cannot_be_healed_is_refused(pair, given, error, said):
+    usual = {"student": pair[0], "teacher": pair[1], "data": windows(), "steps": 2}
+    given = usual | {"tokenizer": tiny.tokenizer()} | given
+    given = {name: value() if isfunction(value) else value for name, value in given.items()}
+    with pytest.raises(error, match=said):
+        unwrap(heal)(**given)  # as users have it: types are checked in tests alone
 
 
 def test_what_is_not_given_fits_what_is_healed(pair):
     """Two windows of text a step, eight samples of anything else; the rate goes with the root."""
     spoken = heal(*pair, windows(), steps=1).recipe
     assert (spoken.batch, spoken.rate) == (2, pytest.approx(3e-5))
-    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
-    other = heal(*mlps(), x, steps=1).recipe
+    other = heal(*mlps(), vectors(64), steps=1).recipe
     assert (other.batch, other.rate) == (8, pytest.approx(6e-5))
     given = heal(*pair, windows(), steps=1, batch=32).recipe
     assert (given.batch, given.rate) == (32, pytest.approx(1.2e-4))
 
-
-@pytest.mark.parametrize(("processes", "batch"), [(1, 2), (2, 2), (3, 3), (8, 8)])
-def test_every_process_has_a_window(processes, batch):
-    assert suited(Healing(steps=1), {}, is_causal=True, processes=processes).batch == batch
+    shares = [suited(Healing(steps=1), {}, is_causal=True, processes=k).batch for k in (1, 2, 3, 8)]
+    assert shares == [2, 2, 3, 8]  # every process has a window

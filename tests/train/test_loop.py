@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bondwise.errors import CheckpointError, DataError
-from bondwise.flow import files
+from bondwise.errors import DataError
 from bondwise.train import loop
 from bondwise.train.descent import Course
 from bondwise.train.loop import train
@@ -18,25 +17,21 @@ from bondwise.train.nonfinite import first_nonfinite
 from bondwise.train.recipe import MEASURED, Healing
 from bondwise.train.schedule import scheduled
 from bondwise.train.state import Store
+from tiny import same, values
 
 BATCH = 8
 
 
 class Net(nn.Sequential):
-    def __init__(self, dtype=torch.float32, drop=0.0):
+    def __init__(self, drop=0.0):
         torch.manual_seed(0)
         super().__init__(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(drop), nn.Linear(16, 2))
-        self.to(dtype)
 
 
-def data(dtype=torch.float32):
+def course(net, parts=1, poison=None, measure=None):
     draw = torch.Generator().manual_seed(1)
-    x = torch.randn(64, 4, generator=draw, dtype=dtype)
-    return x, torch.stack([x.prod(1), x.sum(1).sin()], 1)
-
-
-def course(net, parts=1, poison=None, measure=None, dtype=torch.float32):
-    x, y = data(dtype)
+    x = torch.randn(64, 4, generator=draw, dtype=net[0].weight.dtype)
+    y = torch.stack([x.prod(1), x.sum(1).sin()], 1)
 
     def loss(step, part):
         rows = (torch.arange(BATCH) + step * BATCH) % len(x)
@@ -59,18 +54,9 @@ def recipe(**choices):
     return replace(Healing(steps=20, every=4, patience=0, clip=0.5, warmup=0.2), **choices)
 
 
-def run(net, folder, steps=20, drill=None, **choices):
+def run(net, folder, task=None, steps=20, drill=None, **choices):
     store = Store(folder, dict(net.named_parameters()))
-    own = drill.pop("course") if drill else course(net)
-    return train(own, recipe(**choices), store, steps=steps, **(drill or {}))
-
-
-def values(net):
-    return [p.detach().clone() for p in net.parameters()]
-
-
-def same(one, two):
-    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    return train(task or course(net), recipe(**choices), store, steps=steps, **(drill or {}))
 
 
 def test_a_run_is_adamw_with_warm_up_cosine_and_clipping(tmp_path):
@@ -96,21 +82,16 @@ def test_a_run_is_adamw_with_warm_up_cosine_and_clipping(tmp_path):
 
 
 def test_the_parts_of_a_step_add_up_to_the_whole_batch(tmp_path):
-    nets = [Net(torch.float64), Net(torch.float64)]
-    for parts, net in zip((1, 4), nets, strict=True):
-        drill = {"course": course(net, parts, dtype=torch.float64)}
-        run(net, tmp_path / str(parts), drill=drill)
-    torch.testing.assert_close(values(nets[0]), values(nets[1]), rtol=1e-10, atol=1e-12)
-
-
-class CutError(Exception):
-    """A run is killed."""
+    nets = {1: Net().double(), 4: Net().double()}
+    for parts, net in nets.items():
+        run(net, tmp_path / str(parts), course(net, parts))
+    torch.testing.assert_close(*map(values, nets.values()), rtol=1e-10, atol=1e-12)
 
 
 def cut_at(step):
     def progress(stage, done, total):
         if done == step:
-            raise CutError
+            raise KeyboardInterrupt
 
     return progress
 
@@ -124,24 +105,21 @@ def test_a_run_that_is_cut_off_and_resumed_is_the_run_that_was_not(tmp_path, mon
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))
     for step in cuts:
         net = Net(drop=0.3)
-        drill = {"course": course(net), "progress": cut_at(step)}
-        with pytest.raises(CutError):
-            run(net, tmp_path / "cut", drill=drill, save_every=3.0)
+        with pytest.raises(KeyboardInterrupt):
+            run(net, tmp_path / "cut", drill={"progress": cut_at(step)}, save_every=3.0)
     net = Net(drop=0.3)
     found = run(net, tmp_path / "cut", save_every=3.0)
     assert same(values(net), values(whole))
-    timeless = [
-        [{k: v for k, v in line.items() if k not in ("seconds", "took")} for line in one.history]
-        for one in (found, wanted)
-    ]
-    assert timeless[0] == timeless[1]
+    for line, other in zip(found.history, wanted.history, strict=True):
+        untimed = dict.fromkeys(("seconds", "took"))
+        assert line | untimed == other | untimed
     assert (found.best, found.best_step) == (wanted.best, wanted.best_step)
 
 
 def test_a_run_that_had_ended_is_read_and_not_run_again(tmp_path):
     net, again = Net(), Net()
     wanted = run(net, tmp_path)
-    found = run(again, tmp_path, drill={"course": course(again), "progress": cut_at(1)})
+    found = run(again, tmp_path, drill={"progress": cut_at(1)})
     assert same(values(net), values(again))
     assert found == wanted
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -151,10 +129,7 @@ def test_a_run_that_had_ended_is_read_and_not_run_again(tmp_path):
 
 def test_nan_stops_the_run_names_step_and_layer_and_keeps_the_best(tmp_path):
     net = Net()
-    before = run(other := Net(), tmp_path / "other", steps=20, every=4)
-    assert before.history[3]["step"] == 4
-    assert other is not None
-    found = run(net, tmp_path / "own", drill={"course": course(net, poison=6)})
+    found = run(net, tmp_path, course(net, poison=6))
     assert "not finite at step 7, first in 0;" in found.stopped
     assert "after step 4 are kept" in found.stopped
     assert found.best_step == 4
@@ -199,74 +174,39 @@ def test_the_culprit_is_the_first_in_order_of_running():
     assert first_nonfinite(Net(), lambda: None) == ""
 
 
-def test_the_best_is_kept_and_the_run_stops_where_none_is_better(tmp_path):
-    scripted = iter([9.0, 5.0, 4.0, 4.5, 4.0, 6.0, 1.0])
-    net, seen = Net(), []
+@pytest.mark.parametrize(
+    ("errors", "patience", "stopped", "looks"),
+    [
+        ([9.0, 5.0, 4.0, 4.5, 4.0, 6.0, 1.0], 3, "no better error in 3 looks up to step 10", 6),
+        # it gets better, though the start was better yet
+        ([3.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 2.0], 2, "", 8),
+        ([3.0, 4.0, 5.0, 4.5, 1.0], 2, "no better error in 2 looks up to step 6", 4),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 0, "", 8),
+    ],
+)
+def test_the_best_is_kept_and_the_run_stops_where_none_is_better(
+    tmp_path, errors, patience, stopped, looks
+):
+    scripted, net, seen = iter(errors), Net(), []
 
     def measure():
         seen.append(values(net))
         return next(scripted)
 
-    drill = {"course": course(net, measure=measure)}
-    found = run(net, tmp_path, drill=drill, every=2, patience=3)
-    assert found.stopped == "no better error in 3 looks up to step 10"
-    assert (found.best, found.best_step, len(seen)) == (4.0, 4, 6)
-    assert same(values(net), seen[2])
-
-
-def test_a_run_that_gets_better_goes_on_though_the_start_was_better_yet(tmp_path):
-    scripted = iter([3.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 2.0])
-    net = Net()
-    drill = {"course": course(net, measure=scripted.__next__)}
-    found = run(net, tmp_path, steps=14, drill=drill, every=2, patience=2)
-    assert not found.stopped
-    assert (found.best, found.best_step) == (2.0, 14)
-
-
-def test_a_run_that_only_gets_worse_stops_and_leaves_the_student_as_it_came(tmp_path):
-    scripted = iter([3.0, 4.0, 5.0, 4.5, 1.0])
-    net = Net()
-    drill = {"course": course(net, measure=scripted.__next__)}
-    found = run(net, tmp_path, drill=drill, every=2, patience=2)
-    assert found.stopped == "no better error in 2 looks up to step 6"
-    assert same(values(net), values(Net()))
-
-
-def test_the_student_stays_as_it_came_where_nothing_is_better(tmp_path):
-    rising = itertools.count(1.0)
-    net = Net()
-    found = run(net, tmp_path, drill={"course": course(net, measure=rising.__next__)})
-    assert same(values(net), values(Net()))
-    assert found.best_step == 0
-    assert not found.stopped
+    task = course(net, measure=measure)
+    found = run(net, tmp_path, task, 14, every=2, patience=patience)
+    best = min(errors[:looks])
+    at = errors.index(best)
+    assert (found.stopped, len(seen)) == (stopped, looks)
+    assert (found.best, found.best_step) == (best, 2 * at)
+    assert same(values(net), seen[at])
 
 
 def test_without_a_measure_the_last_weights_are_kept(tmp_path):
     net, other = Net(), Net()
-    run(net, tmp_path / "a", drill={"course": replace(course(net), measure=None)})
+    run(net, tmp_path / "a", replace(course(net), measure=None))
     run(other, tmp_path / "b", every=20)
     assert same(values(net), values(other))
-
-
-def test_a_full_disk_is_one_sentence_and_the_state_before_is_gone_on_with(tmp_path, monkeypatch):
-    whole = Net()
-    run(whole, tmp_path / "whole")
-    write, left = files.save_file, iter([True, True, True, True, False])
-
-    def full(*args, **named):
-        if not next(left):
-            raise OSError(28, "No space left on device")
-        write(*args, **named)
-
-    monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"cannot be written .*No space left on device.*kept"):
-        run(Net(), tmp_path / "full", save_every=0.0)
-    monkeypatch.setattr(files, "save_file", write)
-    assert not [path for path in (tmp_path / "full").iterdir() if path.name.startswith(".")]
-    assert json.loads((tmp_path / "full" / "run.json").read_text())["step"] == 3
-    net = Net()
-    run(net, tmp_path / "full")
-    assert same(values(net), values(whole))
 
 
 def test_a_time_becomes_steps_after_ten_measured_ones_and_the_rates_do_not_depend_on_when(tmp_path):
@@ -286,23 +226,17 @@ def test_a_time_becomes_steps_after_ten_measured_ones_and_the_rates_do_not_depen
         assert [line["step"] for line in found.history if "error" in line] == [12, 16, 20, 24, 25]
     assert len(asked) == 1
     assert all(0 < seconds < 10 for seconds in asked[0])
+    short = Store(tmp_path / "short", dict((net := Net()).named_parameters()))
+    found = train(course(net), timed, short, steps=None, decide=lambda *_: 0)
+    assert len(found.history) == MEASURED  # the measured ones are run at least
     assert rates[0] == rates[1]
     assert rates[0][MEASURED - 1] == max(rates[0])
     assert same(values(nets[0]), values(nets[1]))
 
 
-def test_a_time_too_short_runs_the_measured_steps(tmp_path):
-    net = Net()
-    store = Store(tmp_path, dict(net.named_parameters()))
-    timed = recipe(steps=None, minutes=1e-6)
-    found = train(course(net), timed, store, steps=None, decide=lambda *_: 0)
-    assert len(found.history) == MEASURED
-
-
 def test_a_listener_hears_the_start_and_every_step_as_plain_json(tmp_path):
     heard = []
-    net = Net()
-    found = run(net, tmp_path, drill={"course": course(net), "tell": heard.append})
+    found = run(Net(), tmp_path, drill={"tell": heard.append})
     assert heard[0]["step"] == 0
     assert heard[1:] == found.history
     assert json.loads(json.dumps(found.history)) == found.history
