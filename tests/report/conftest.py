@@ -26,34 +26,38 @@ MINILM = {
 }
 
 
+KEYS = ("name", "kind", "shape", "action", "reason", "format", "network", "sizes", "ranks")
+KEYS += ("before", "after", "error", "block")
+
+
 def tensorized(block, leaf, out, inp, error, keep):
     half = (out + inp) / 2
     exact = half - math.sqrt(half**2 - keep * out * inp)  # r (out + in - r) numbers are stored
     rank = max(8, int(exact / 8) * 8)
-    return {
-        "name": f"{block}.{leaf}",
-        "kind": "Linear",
-        "shape": [out, inp],
-        "action": "tensorize",
-        "reason": "",
-        "format": "lowrank",
-        "network": "o a, a i -> (o) (i)",
-        "sizes": {"o": out, "a": rank, "i": inp},
-        "ranks": {"a": rank},
-        "before": out * inp,
-        "after": min(rank * (out + inp - rank), out * inp),
-        "error": error,
-        "block": block,
-    }
+    given = (f"{block}.{leaf}", "Linear", [out, inp], "tensorize", "", "lowrank")
+    given += ("o a, a i -> (o) (i)", {"o": out, "a": rank, "i": inp}, {"a": rank}, out * inp)
+    given += (min(rank * (out + inp - rank), out * inp), error, block)
+    return dict(zip(KEYS, given, strict=True))
 
 
 def left_alone(name, kind, shape, reason, block=""):
-    numbers = math.prod(shape)
-    return {
-        "name": name, "kind": kind, "shape": list(shape), "action": "leave", "reason": reason,
-        "format": None, "network": None, "sizes": {}, "ranks": {}, "before": numbers,
-        "after": numbers, "error": None, "block": block,
-    }  # fmt: skip
+    count = math.prod(shape)
+    given = (
+        name,
+        kind,
+        list(shape),
+        "leave",
+        reason,
+        None,
+        None,
+        {},
+        {},
+        count,
+        count,
+        None,
+        block,
+    )
+    return dict(zip(KEYS, given, strict=True))
 
 
 def stack(family, count, leaves):
@@ -73,13 +77,11 @@ def totals(report, scale):
     target = [weight for weight in weights if weight["action"] == "tensorize"]
     before, after = (sum(weight[key] for weight in target) for key in ("before", "after"))
     whole = sum(weight["before"] for weight in weights if weight["name"] != "lm_head")  # tied
-    report["targeted"] = {"before": before, "after": after}
-    report["kept"] = after / before if before else 1.0
-    report["parameters"] = {"before": whole, "after": whole - before + after}
-    report["bytes"] = {
-        "before": scale * whole, "after": scale * (whole - before + after), "source_file": None
-    }  # fmt: skip
-    report["resident"] = {"before": scale * whole, "after": scale * (whole - before + after)}
+    left = whole - before + after
+    held = {"before": scale * whole, "after": scale * left}
+    report |= {"targeted": {"before": before, "after": after}, "resident": held}
+    report |= {"parameters": {"before": whole, "after": left}}
+    report |= {"kept": after / before if before else 1.0, "bytes": held | {"source_file": None}}
     return report
 
 
@@ -134,9 +136,7 @@ def language_model():
 
 def sentence_encoder():
     weights = [
-        left_alone(
-            "embeddings.word_embeddings", "Embedding", (30522, 384), "not among the targets"
-        ),
+        left_alone("embeddings.words", "Embedding", (30522, 384), "not among the targets"),
         *stack("encoder.layer", 6, MINILM),
     ]
     report = language_model() | {
@@ -210,18 +210,6 @@ def written():
 @pytest.fixture
 def demo():
     return language_model()
-
-
-@pytest.fixture
-def few():
-    """Two blocks of it."""
-    report = language_model()
-    return report | {"weights": report["weights"][:15]}
-
-
-@pytest.fixture
-def encoder():
-    return sentence_encoder()
 
 
 @pytest.fixture(scope="session")
