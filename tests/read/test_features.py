@@ -13,7 +13,7 @@ from bondwise.errors import DataError
 from bondwise.flow.watch import collect, in_turns
 from bondwise.read import bonds, features, gauge, input_moments
 from bondwise.read.features import AFTER, BEFORE, TOP
-from read.planted import layer
+from read.planted import layer, refused
 
 
 def small(net=None):
@@ -74,12 +74,13 @@ def test_padding_is_not_counted(model):
 
 def test_bad_input():
     own = small()
-    with pytest.raises(DataError, match="need at least 100"):
-        features(own, bonds(own), [torch.randn(40, 8)])
-    with pytest.raises(DataError, match="no batch"):
-        features(own, bonds(own), [])
-    with pytest.raises(DataError, match=r"not finite|NaN"):
-        features(own, bonds(own), [torch.full((200, 8), float("nan"))])
+    nan = torch.full((200, 8), float("nan"))
+    for said, batches in (
+        ("need at least 100", [torch.randn(40, 8)]),
+        ("no batch", []),
+        (r"not finite|NaN", [nan]),
+    ):
+        refused(DataError, said, features, own, bonds(own), batches)
 
 
 def test_inputs_of_layers_are_taken_in_turns_and_up_to_a_limit():
