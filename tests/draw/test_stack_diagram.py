@@ -11,16 +11,12 @@ from bondwise.draw.picture import stroke
 from bondwise.draw.placement import RADIUS
 from bondwise.draw.stack_diagram import stack_svg
 from bondwise.network.stack import levels
-from bondwise.topology import registry
+from draw.test_diagram import NETS as DRAWN
 from draw.test_diagram import SPACE, assert_inside, groups, words
 
 NETS = [
-    *(registry.find(name).sized(24, 36, 3) for name in registry.names()),
-    bw.ring((2, 2), (3, 3), 2),
-    bw.parse("b o r, r b i -> (b o) (b i)", b=3, o=4, i=5, r=2),
-    bw.parse("o a q, a i -> (o) (i)", o=4, i=5, a=3, q=2),
+    *DRAWN,
     bw.parse("o i z, q, b b2 -> (o b) (i b2)", o=2, i=3, z=4, q=5, b=2, b2=3),
-    bw.parse("o -> (o) ()", o=3),
     bw.parse("z -> () ()", z=3),
 ]
 

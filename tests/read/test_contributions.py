@@ -18,12 +18,12 @@ def terms(own, name):
     net = own.network
     one = bw.parse(str(net), **net.sizes | {name: 1})
     pairs = list(zip(own.cores(), net.names, strict=True))
-    return np.stack(
-        [
-            numpy_dense(one, [c.narrow(n.index(name), b, 1) if name in n else c for c, n in pairs])
-            for b in range(net.bonds[name])
-        ]
-    )
+
+    def term(b):
+        cores = [c.narrow(n.index(name), b, 1) if name in n else c for c, n in pairs]
+        return numpy_dense(one, cores)
+
+    return np.stack([term(b) for b in range(net.bonds[name])])
 
 
 def test_contributions_are_the_terms_and_add_up():

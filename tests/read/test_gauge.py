@@ -8,7 +8,7 @@ import torch
 
 import bondwise as bw
 from bondwise.errors import DataError, NetworkError, SelectionError
-from bondwise.read import bond, gauge, values
+from bondwise.read import bond, gauge, spectra, values
 from bondwise.read.bonds import sides
 from bondwise.read.directions import haar
 from bondwise.read.gauge import KINDS
@@ -29,18 +29,21 @@ def test_outputs_stay():
         assert found.norms.shape == found.identified.shape == (net.bonds[name],)
 
 
-def test_the_canonical_gauge_is_the_schmidt_decomposition():
+def test_the_canonical_gauge_and_spectra_are_the_schmidt_decomposition():
     for net, name in CUTS:
         cut = sides(net, name)
         if cut.blocks:
             continue  # each block has its own
         indices = [i.name for i in (*net.rows, *net.cols)]
-        W = layer(net).dense().detach().numpy().reshape([net.sizes[n] for n in indices])
+        own = layer(net)
+        W = own.dense().detach().numpy().reshape([net.sizes[n] for n in indices])
         first = [n for n in indices if any(n in net.names[k] for k in cut.first)]
         order = [indices.index(n) for n in (*first, *(n for n in indices if n not in first))]
         rows = int(np.prod([net.sizes[n] for n in first]))
         s = np.linalg.svd(W.transpose(order).reshape(rows, -1), compute_uv=False)
-        norms = gauge(layer(net), "canonical", bond=name).norms.numpy()
+        [shown] = [x.values for x in spectra(own, nulls=()) if x.bond == name]
+        np.testing.assert_allclose(shown, s[: len(shown)], rtol=1e-9)
+        norms = gauge(own, "canonical", bond=name).norms.numpy()
         count = min(len(s), len(norms))
         np.testing.assert_allclose(norms[:count], s[:count], atol=1e-10)
         np.testing.assert_allclose(norms[count:], 0, atol=1e-10)
@@ -73,7 +76,6 @@ def test_gaussian_features_do_not_come_back_and_are_flagged():
 
 
 def test_the_schmidt_basis_finds_planted_directions_only_where_their_strengths_differ():
-    torch.manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(n, 5, dtype=torch.float64)).Q for n in (20, 30))
     for strengths, known in (([5.0, 4, 3, 2, 1], True), ([2.0, 2, 2, 2, 2], False)):
         X = torch.randn(5, 5, dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import nn
 
 import bondwise as bw
 import tiny
-from bondwise import TensorEmbedding, TensorLinear, btt, cp, kron, lowrank, mpo, ring, tree, tucker
+from bondwise import TensorEmbedding, TensorLinear, btt, cp, kron, lowrank, mpo, ring
 from bondwise.errors import FitError, SelectionError, ShapeError
 from bondwise.read.bonds import Bond, bond, opened
 from bondwise.read.schmidt import folded, profile, schmidt_values
@@ -87,24 +87,6 @@ def test_any_mpo_has_the_singular_values_of_its_unfoldings(rows, cols, rank, see
         assert spectrum.effective_rank == pytest.approx(exp(spectrum.entropy))
 
 
-@pytest.mark.parametrize("net", [lowrank(6, 5, 3), tucker((4, 3), (3, 4), 2), tree((2,) * 4, 4, 2)])
-def test_a_bond_of_an_outer_core_parts_its_open_indices_from_the_others(net):
-    layer = TensorLinear(net, dtype=torch.float64)
-    modes = [index.name for index in (*net.rows, *net.cols)]
-    weight = layer.dense().detach().numpy().reshape([net.sizes[name] for name in modes])
-    found = {s.bond: s for s in spectra(layer, nulls=())}
-    for core in net.names:
-        own = [name for name in core if name in net.bonds]
-        if len(own) == 1:
-            axes = [modes.index(name) for name in core if name in net.open]
-            rest = [k for k in range(len(modes)) if k not in axes]
-            size = int(np.prod([weight.shape[k] for k in axes]))
-            matrix = weight.transpose(axes + rest).reshape(size, -1)
-            values = found[own[0]].values
-            expected = np.linalg.svd(matrix, compute_uv=False)[: len(values)]
-            np.testing.assert_allclose(values, expected, rtol=1e-9)
-
-
 def test_the_fold_of_a_dense_weight_is_an_mpo():
     weight = torch.randn(24, 18)
     [one, two] = spectra(linear(weight), nulls=(), fold=lambda *_: ((2, 3, 4), (3, 2, 3)))
@@ -135,14 +117,6 @@ def test_terms_are_shown_by_their_norms(net):
         terms = bw.dense(opened(net, found.bond), own.cores).reshape(own.size, -1)
         torch.testing.assert_close(found.values, terms.norm(dim=1).sort(descending=True).values)
         assert "gauge as given" in found.shown
-
-
-def test_the_gauge_of_a_cut_does_not_change_its_spectrum():
-    net = mpo((2, 3), (3, 2), 4)
-    layer = TensorLinear(net, dtype=torch.float64)
-    turned = bw.insert_gauge(net, layer.cores(), "a", torch.randn(4, 4).double())
-    again = TensorLinear(net, turned, dtype=torch.float64)
-    torch.testing.assert_close(only(layer).values, only(again).values)
 
 
 def test_attention_is_folded_at_its_heads():

@@ -16,16 +16,6 @@ SMOLLM = {
     "mlp.up_proj": (1536, 576, 0.27),
     "mlp.down_proj": (576, 1536, 0.31),
 }
-MINILM = {
-    "attention.self.query": (384, 384, 0.18),
-    "attention.self.key": (384, 384, 0.17),
-    "attention.self.value": (384, 384, 0.30),
-    "attention.output.dense": (384, 384, 0.28),
-    "intermediate.dense": (1536, 384, 0.24),
-    "output.dense": (384, 1536, 0.29),
-}
-
-
 KEYS = ("name", "kind", "shape", "action", "reason", "format", "network", "sizes", "ranks")
 KEYS += ("before", "after", "error", "block")
 
@@ -60,11 +50,11 @@ def left_alone(name, kind, shape, reason, block=""):
     return dict(zip(KEYS, given, strict=True))
 
 
-def stack(family, count, leaves):
+def stack(family, count):
     weights = []
     for depth in range(count):
         wave = 0.75 + 0.35 * math.sin(3 * depth / count) + 0.12 * math.cos(2.1 * depth)
-        for k, (leaf, (out, inp, error)) in enumerate(leaves.items()):
+        for k, (leaf, (out, inp, error)) in enumerate(SMOLLM.items()):
             wobble = wave + 0.05 * math.sin(5 * depth + k)
             keep = 0.81 + 0.08 * math.cos(depth / 4 + k)
             block = f"{family}.{depth}"
@@ -88,7 +78,7 @@ def totals(report, scale):
 def language_model():
     weights = [
         left_alone("model.embed_tokens", "Embedding", (49152, 576), "not among the targets"),
-        *stack("model.layers", 30, SMOLLM),
+        *stack("model.layers", 30),
         *(
             left_alone(f"model.layers.{k}.{norm}.weight", "Parameter", (576,),
                        "not among the targets 'linear'", f"model.layers.{k}")
@@ -137,7 +127,7 @@ def language_model():
 def sentence_encoder():
     weights = [
         left_alone("embeddings.words", "Embedding", (30522, 384), "not among the targets"),
-        *stack("encoder.layer", 6, MINILM),
+        *stack("encoder.layer", 6),
     ]
     report = language_model() | {
         "source": "all-MiniLM-L6-v2", "weights": weights, "evaluation": [], "samples": [],

@@ -45,10 +45,8 @@ def test_an_encoder_shows_its_ratings_and_no_perplexity(written):
     assert "perplexity" not in text
 
 
-def test_what_was_not_measured_is_not_shown(demo):
-    for key in ("evaluation", "similarity", "samples", "steps"):
-        del demo[key]
-    text = text_of(summary(demo))
+def test_what_was_not_measured_is_not_shown(written):
+    text = text_of(summary(written["bare"][0]))
     assert "perplexity" not in text
     assert "all steps" not in text
     assert "targeted numbers" in text
