@@ -84,14 +84,13 @@ def test_gradients_flow_through_an_edit_which_ends_where_something_fails():
 def test_a_language_model_patched_from_another_prompt(model):
     bond = read.bond(model, "model.layers.1.mlp.down_proj")
     one, two = tiny.tokens(1, 12, seed=1), tiny.tokens(1, 12, seed=2)
-    held = read.recorded(model, [bond], two)
-    everything = read.patch(bond, range(bond.size), held[bond.layer])
+    held = read.recorded(model, [bond], two)[bond.layer]
     layer = model.get_submodule(bond.layer)
     with torch.no_grad():
-        with read.edited(model, everything):
+        with read.edited(model, read.patch(bond, range(bond.size), held)):
             x = read.recorded(model, [bond], one)[bond.layer]
             patched = layer(x)
-        torch.testing.assert_close(patched, layer(held[bond.layer]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(patched, layer(held), rtol=0, atol=1e-5)
         assert not torch.allclose(patched, layer(x))
 
 

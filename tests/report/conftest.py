@@ -184,16 +184,11 @@ def dry_run():
     return report
 
 
-REPORTS = {
-    function.__name__: function
-    for function in (language_model, sentence_encoder, odd_networks, untouched, bare, dry_run)
-}
-
-
 @pytest.fixture(scope="session")
 def written():
     """Every report with its page: to be read only."""
-    made = {name: make() for name, make in REPORTS.items()}
+    makers = (language_model, sentence_encoder, odd_networks, untouched, bare, dry_run)
+    made = {make.__name__: make() for make in makers}
     return {name: (report, page(report)) for name, report in made.items()}
 
 
