@@ -10,10 +10,8 @@ import time
 from contextlib import contextmanager
 from select import select
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
-    None,
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-sync", "--disable-background-networking", "--disable-component-update",
@@ -37,9 +35,8 @@ class Tab:
         self.write, self.read, self.count = write, read, itertools.count(1)
         self.rest, self.session, self.events = b"", None, []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
+        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
@@ -76,13 +73,8 @@ class Tab:
 
     def run(self, script):
         """The value of a script, plain data."""
-        done = self.send(
-            "Runtime.evaluate",
-            expression=script,
-            returnByValue=True,
-            awaitPromise=True,
-            userGesture=True,
-        )
+        asked = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
+        done = self.send("Runtime.evaluate", expression=script, **asked)
         assert "exceptionDetails" not in done, (script, done["exceptionDetails"])
         return done["result"].get("value")
 
@@ -104,8 +96,8 @@ class Tab:
             self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))")
 
     def size(self, wide, high=900):
-        self.send("Emulation.setDeviceMetricsOverride", width=wide, height=high,
-                  deviceScaleFactor=1, mobile=False)  # fmt: skip
+        sizes = {"width": wide, "height": high, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **sizes)
 
     def dark(self, on=True):
         feature = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}

@@ -6,57 +6,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+import tiny
 from bondwise.errors import DataError
 from bondwise.evaluate.similarity import embed, pearson, rate_documents, rate_pairs, spearman
 
-
-def encoder() -> BertModel:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        initializer_range=0.3,
-    )
-    return BertModel(config)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(
-        models.WordLevel({"[PAD]": 1} | {f"w{k}": k for k in range(50) if k != 1}, unk_token="w0")
-    )
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0", pad_token="[PAD]")
-
-
-SENTENCES = ["w5 w6 w7 w8 w9", "w4", "w10 w11", "w12 w13 w14 w15", "w20 w21 w22"]
+SENTENCES = [
+    "bond core rank index ring",
+    "plan",
+    "tree gauge",
+    "ring plan bond bond",
+    "core tree ring",
+]
 
 
 def test_padding_and_batches_change_nothing() -> None:
-    model = encoder()
-    got = embed(model, tokenizer(), SENTENCES, batch=2)
+    model, words = tiny.bert().train(), tiny.tokenizer()
+    got = embed(model, words, SENTENCES, batch=2)
     assert model.training  # as it was
     model.eval()
     for row, sentence in zip(got, SENTENCES, strict=True):
-        ids = torch.tensor([[int(word[1:]) for word in sentence.split()]])
-        mean = (
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
-            .last_hidden_state[0]
-            .double()
-            .mean(dim=0)
-        )
+        alone = words(sentence, return_tensors="pt")
+        mean = model(alone.input_ids).last_hidden_state[0].double().mean(dim=0)
         torch.testing.assert_close(row.double(), mean / mean.norm(), atol=1e-5, rtol=0)
 
 
 def test_what_is_too_long_is_cut() -> None:
-    whole, cut = (
-        embed(encoder(), tokenizer(), [s], max_length=3) for s in ("w5 w6 w7 w8", "w5 w6 w7")
-    )
+    given = ("bond core rank index", "bond core rank")
+    whole, cut = (embed(tiny.bert(), tiny.tokenizer(), [s], max_length=3) for s in given)
     assert torch.equal(whole, cut)
 
 
@@ -71,7 +48,7 @@ def test_correlations_are_those_of_scipy_with_ties(count, levels, seed) -> None:
 
 
 def test_ratings_of_the_encoder_itself_correlate_fully() -> None:
-    model, words = encoder(), tokenizer()
+    model, words = tiny.bert(), tiny.tokenizer()
     features = embed(model, words, SENTENCES).numpy()
     ratings = np.triu((features @ features.T).astype(np.float64), k=1)
     assert rate_documents(model, words, SENTENCES, ratings) == pytest.approx(1, abs=1e-6)
@@ -83,11 +60,10 @@ def test_ratings_of_the_encoder_itself_correlate_fully() -> None:
 
 def test_what_cannot_be_rated_ends_in_one_sentence() -> None:
     with pytest.raises(DataError, match="no sentences"):
-        embed(encoder(), tokenizer(), [])
+        embed(tiny.bert(), tiny.tokenizer(), [])
     with pytest.raises(DataError, match="do not vary"):
         pearson(np.array([1.0, 1.0]), np.array([1.0, 2.0]))
-    broken = encoder()
-    with torch.no_grad():
-        broken.embeddings.word_embeddings.weight.fill_(float("nan"))
+    broken = tiny.bert()
+    torch.nn.init.constant_(broken.embeddings.word_embeddings.weight, float("nan"))
     with pytest.raises(DataError, match="BertModel are not finite"):
-        embed(broken, tokenizer(), SENTENCES)
+        embed(broken, tiny.tokenizer(), SENTENCES)

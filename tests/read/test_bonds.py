@@ -1,7 +1,6 @@
 """Bonds are found by name, told apart by what they do to the network, and cut into terms."""
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -9,7 +8,7 @@ import bondwise as bw
 from bondwise.errors import NetworkError, SelectionError, ShapeError
 from bondwise.read import bond, bonds, part
 from bondwise.read.bonds import matrices, sides
-from read.planted import NETS, layer
+from read.planted import NETS, layer, refused
 
 
 def test_what_a_bond_does_to_its_network():
@@ -32,8 +31,7 @@ def test_both_sides_of_a_bond_that_cuts_give_the_weight():
         W = own.dense().detach().numpy()
         for found in bonds(own):
             if sides(net, found.name) is None:
-                with pytest.raises(NetworkError, match="does not cut it"):
-                    matrices(found)
+                refused(NetworkError, "does not cut it", matrices, found)
                 continue
             first, second = matrices(found)
             product = np.einsum("kaz,kbz->kab", first.numpy(), second.numpy())
@@ -56,20 +54,16 @@ def test_a_bfloat16_layer_is_read_in_float32():
 
 def test_what_is_not_there_is_named_with_its_nearest():
     model = nn.ModuleDict({"up_proj": layer(bw.mpo((2, 3), (2, 2), 4))})
-    with pytest.raises(SelectionError, match="the nearest are up_proj"):
-        bond(model, "up_prj")
-    with pytest.raises(SelectionError, match="No bond 'b' in layer 'up_proj'; the nearest are a"):
-        bond(model, "up_proj", "b")
-    with pytest.raises(SelectionError, match="has no bond to read"):
-        bonds(nn.Linear(3, 3))
-    with pytest.raises(SelectionError, match="has no bond to read"):
-        bond(nn.Linear(3, 3), "weight")
-    with pytest.raises(SelectionError, match="without a bond"):
-        bond(layer(bw.parse("o i -> (o) (i)", o=3, i=4)))
+    refused(SelectionError, "the nearest are up_proj", bond, model, "up_prj")
+    said = "No bond 'b' in layer 'up_proj'; the nearest are a"
+    refused(SelectionError, said, bond, model, "up_proj", "b")
+    refused(SelectionError, "has no bond to read", bonds, nn.Linear(3, 3))
+    refused(SelectionError, "has no bond to read", bond, nn.Linear(3, 3), "weight")
+    alone = layer(bw.parse("o i -> (o) (i)", o=3, i=4))
+    refused(SelectionError, "without a bond", bond, alone)
 
 
 def test_values_that_a_bond_lacks_are_refused():
     own = bond(layer(bw.lowrank(6, 8, 4)))
     for wrong in ([4], [-1], [], [1, 1]):
-        with pytest.raises(ShapeError, match="write some of 0 to 3"):
-            part(own, wrong)
+        refused(ShapeError, "write some of 0 to 3", part, own, wrong)

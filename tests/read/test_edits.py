@@ -8,7 +8,7 @@ import bondwise as bw
 import tiny
 from bondwise import read
 from bondwise.errors import DataError, SelectionError, ShapeError
-from read.planted import EVERY, layer
+from read.planted import EVERY, layer, refused
 
 PROMPT = "bond core rank"
 
@@ -38,7 +38,7 @@ def test_what_each_does_to_the_output():
             torch.testing.assert_close(own(x), before, msg="a trace is left")
 
 
-def test_resampling_moves_what_is_added_and_keeps_it_whole():
+def test_resampling_keeps_the_sum_and_steering_adds_the_same_everywhere():
     own = alone(bw.lowrank(6, 8, 4))
     x = torch.randn(50, 8, dtype=torch.float64)
     bond = read.bond(own, "0")
@@ -47,15 +47,9 @@ def test_resampling_moves_what_is_added_and_keeps_it_whole():
         moved = own(x) - rest
     torch.testing.assert_close(moved.sum(0), y.sum(0))
     assert not torch.allclose(moved, y)
-
-
-def test_steering_adds_the_same_everywhere():
-    own = alone(bw.lowrank(6, 8, 4))
-    bond = read.bond(own, "0")
-    x = torch.randn(50, 8, dtype=torch.float64)
+    before = own(x)
     with read.edited(own, read.steer(bond, [2], 5.0)):
-        moved = own(x)
-    moved = (moved - own(x)).detach()
+        moved = (own(x) - before).detach()
     assert float(moved.norm(dim=1).min()) == pytest.approx(5.0)
     assert float(moved.std(0).max()) < 1e-6
 
@@ -76,31 +70,27 @@ def test_positions_and_several_edits_at_once():
     torch.testing.assert_close(own(x), before)
 
 
-def test_edits_end_where_something_fails():
-    own = alone(bw.lowrank(6, 8, 4))
-    with pytest.raises(RuntimeError), read.edited(own, read.zero(read.bond(own, "0"), [0])):
-        raise RuntimeError
-    assert not own[0]._forward_hooks
-
-
-def test_gradients_flow_through_an_edit():
+def test_gradients_flow_through_an_edit_which_ends_where_something_fails():
     own = alone(bw.lowrank(6, 8, 4))
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    with read.edited(own, read.scale(read.bond(own, "0"), [0], 0.5)):
+    edit = read.scale(read.bond(own, "0"), [0], 0.5)
+    with read.edited(own, edit):
         assert torch.autograd.gradcheck(own, (x,))
+    with pytest.raises(RuntimeError), read.edited(own, edit):
+        raise RuntimeError
+    assert not own[0]._forward_hooks
 
 
 def test_a_language_model_patched_from_another_prompt(model):
     bond = read.bond(model, "model.layers.1.mlp.down_proj")
     one, two = tiny.tokens(1, 12, seed=1), tiny.tokens(1, 12, seed=2)
-    held = read.recorded(model, [bond], two)
-    everything = read.patch(bond, range(bond.size), held[bond.layer])
+    held = read.recorded(model, [bond], two)[bond.layer]
     layer = model.get_submodule(bond.layer)
     with torch.no_grad():
-        with read.edited(model, everything):
+        with read.edited(model, read.patch(bond, range(bond.size), held)):
             x = read.recorded(model, [bond], one)[bond.layer]
             patched = layer(x)
-        torch.testing.assert_close(patched, layer(held[bond.layer]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(patched, layer(held), rtol=0, atol=1e-5)
         assert not torch.allclose(patched, layer(x))
 
 
@@ -112,29 +102,20 @@ def test_what_a_model_writes_with_an_edit(model):
     edits = [read.steer(bond, [k], 200.0) for k in range(8)]
     told = {read.generated(model, words, PROMPT, edit, tokens=6) for edit in edits}
     assert told - {plain}
-    with pytest.raises(DataError, match="empty prompt"):
-        read.generated(model, words, "")
+    refused(DataError, "empty prompt", read.generated, model, words, "")
 
 
 def test_bad_input():
-    own = alone(bw.lowrank(6, 8, 4))
+    own, small = alone(bw.lowrank(6, 8, 4)), alone(bw.lowrank(6, 8, 3))
     bond = read.bond(own, "0")
     x = torch.randn(2, 5, 8, dtype=torch.float64)
-    with pytest.raises(ShapeError, match="write some of 0 to 3"):
-        read.zero(bond, [9])
-    with pytest.raises(DataError, match="No inputs"):
-        read.mean(bond, [0], torch.zeros(0, 8))
-    with (
-        pytest.raises(ShapeError, match="as many tokens"),
-        read.edited(own, read.patch(bond, [0], x[:, :3])),
-    ):
-        own(x)
-    with (
-        pytest.raises(ShapeError, match="write some of 0 to 4"),
-        read.edited(own, read.zero(bond, [0]).where([7])),
-    ):
-        own(x)
-    with pytest.raises(SelectionError, match="another network"):
-        read.attach(alone(bw.lowrank(6, 8, 3)), [read.zero(bond, [0])])
-    with pytest.raises(SelectionError, match="No tensorized layer"):
-        read.attach(nn.Sequential(nn.ReLU(), layer(bw.lowrank(6, 8, 3))), [read.zero(bond, [0])])
+    refused(ShapeError, "write some of 0 to 3", read.zero, bond, [9])
+    refused(DataError, "No inputs", read.mean, bond, [0], torch.zeros(0, 8))
+    with read.edited(own, read.patch(bond, [0], x[:, :3])):
+        refused(ShapeError, "as many tokens", own, x)
+    with read.edited(own, read.zero(bond, [0]).where([7])):
+        refused(ShapeError, "write some of 0 to 4", own, x)
+    edits = [read.zero(bond, [0])]
+    refused(SelectionError, "another network", read.attach, small, edits)
+    small.insert(0, nn.ReLU())
+    refused(SelectionError, "No tensorized layer", read.attach, small, edits)

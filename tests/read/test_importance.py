@@ -11,7 +11,7 @@ import tiny
 from bondwise import read
 from bondwise.errors import DataError
 from bondwise.read.importance import gradients, importance, next_token_loss
-from read.planted import EVERY, layer
+from read.planted import EVERY, layer, refused
 
 
 def square(model, batch):
@@ -71,9 +71,7 @@ def test_bad_input():
     bond = read.bond(model, "0")
     x = torch.randn(9, 8, dtype=torch.float64)
     moments = read.input_moments(model, ["0"], [x])
-    with pytest.raises(DataError, match="No batch"):
-        importance(model, [bond], [], moments)
-    with pytest.raises(DataError, match="add loss="):
-        next_token_loss(model, x)
-    with pytest.raises(DataError, match="finite"):
-        importance(model, [bond], [x], moments, loss=lambda m, b: m(b).sum() * float("inf"))
+    refused(DataError, "No batch", importance, model, [bond], [], moments)
+    refused(DataError, "add loss=", next_token_loss, model, x)
+    given = {"loss": lambda m, b: m(b).sum() * float("inf")}
+    refused(DataError, "finite", importance, model, [bond], [x], moments, **given)

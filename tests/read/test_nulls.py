@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bondwise import TensorLinear, btt, cp, kron, lowrank, mpo, ring
+from bondwise import TensorLinear, btt, cp, dense, kron, lowrank, mpo, ring
 from bondwise.errors import DataError, SelectionError
+from bondwise.read.bonds import bond
 from bondwise.read.directions import haar
-from bondwise.read.nulls import NULLS, SMALL, TIE, Subject, bands
+from bondwise.read.nulls import NULLS, SMALL, TIE, Subject, _turned_cores, bands
 from bondwise.read.schmidt import cut, entropy, fast_values, profile, term_norms
 from bondwise.read.spectra import spectra
-from read.planted import LEVEL, REPEATS, at_its_level
+from read.planted import LEVEL, REPEATS, at_its_level, refused
 
 NET = mpo((2, 3), (3, 2), 6)
 
@@ -29,9 +30,8 @@ def random(seed: int, rows: int = 6, cols: int = 6) -> torch.Tensor:
     return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def p_values(null: str, weights: list[torch.Tensor]) -> torch.Tensor:
-    found = [bands(subject(w), (null,), 19, k)[null].p for k, w in enumerate(weights)]
-    return torch.tensor(found)
+def rejected(null: str, weights: list[torch.Tensor]) -> int:
+    return sum(bands(subject(w), (null,), 19, k)[null].p <= LEVEL for k, w in enumerate(weights))
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,28 +65,23 @@ def test_a_large_weight_that_float32_blurs_is_read_in_float64():
     assert float(found.nulls["shuffled"].entropies.abs().max()) < 1e-9
 
 
-def draws_of(null: str, weight: torch.Tensor, draws: int = 5) -> torch.Tensor:
-    return NULLS[null](subject(weight), draws, torch.Generator().manual_seed(0))
-
-
 def test_a_null_has_the_norm_of_the_weight_in_as_many_values():
-    for null in ("shuffled", "signs", "noise"):
-        norms = draws_of(null, random(0)).norm(dim=1)
-        torch.testing.assert_close(norms, torch.ones_like(norms))
-    assert draws_of("gaussian", random(0)).shape == (5, 6)
+    for null in ("shuffled", "signs", "noise", "gaussian"):
+        drawn = NULLS[null](subject(random(0)), 5, torch.Generator().manual_seed(0))
+        assert drawn.shape == (5, 6)
+        if null != "gaussian":
+            torch.testing.assert_close(drawn.norm(dim=1), torch.ones(5).double())
 
 
 @pytest.mark.parametrize("tall", [False, True])
 def test_signs_keep_both_second_moments_and_gaussians_do_in_the_mean(tall, monkeypatch):
-    import bondwise.read.nulls as module
+    seen = []
 
-    seen: list[torch.Tensor] = []
-
-    def keep(_subject: Subject, drawn: torch.Tensor, count: int) -> torch.Tensor:
+    def keep(_subject, drawn, count):
         seen.append(drawn)
         return drawn.new_ones(count)
 
-    monkeypatch.setattr(module, "_schmidt", keep)
+    monkeypatch.setattr("bondwise.read.nulls._schmidt", keep)
     weight = random(1, 8, 6) if tall else random(1, 6, 8)
     net = mpo((2, 4), (3, 2), 6) if tall else mpo((3, 2), (2, 4), 6)
     own = subject(weight, net)
@@ -98,18 +93,17 @@ def test_signs_keep_both_second_moments_and_gaussians_do_in_the_mean(tall, monke
         torch.testing.assert_close(drawn.T @ drawn, cols)
     seen.clear()
     NULLS["gaussian"](own, 20_000, torch.Generator().manual_seed(0))
-    mean = torch.stack([w @ w.T for w in seen]).mean(0)
-    torch.testing.assert_close(mean, rows, atol=0.01, rtol=0)
-    mean = torch.stack([w.T @ w for w in seen]).mean(0)
-    torch.testing.assert_close(mean, cols, atol=0.01, rtol=0)
+    W = torch.stack(seen)
+    torch.testing.assert_close((W @ W.mT).mean(0), rows, atol=0.01, rtol=0)
+    torch.testing.assert_close((W.mT @ W).mean(0), cols, atol=0.01, rtol=0)
 
 
 def test_turned_terms_are_those_of_the_same_weight_in_another_gauge():
-    generator = torch.Generator().manual_seed(3)
     net = lowrank(6, 5, 4)
     U, S, V = torch.linalg.svd(random(3, 6, 5))
     U, S, V = U[:, :4], S[:4], V[:4].T
-    turn = haar(4, torch.Generator().manual_seed(9), 1)[0].double()
+    generator = torch.Generator()
+    turn = haar(4, generator.manual_seed(9), 1)[0].double()
     cores = [U * S.sqrt() @ turn, (V * S.sqrt() @ turn).T]
     expected = term_norms(net, cores, "a").sort(descending=True).values
     own = Subject(S, S[None], U * S @ V.T, cut(net, "a"))
@@ -118,21 +112,16 @@ def test_turned_terms_are_those_of_the_same_weight_in_another_gauge():
 
 
 def test_a_turned_ring_is_the_same_weight():
-    import bondwise as bw
-    from bondwise.read.bonds import bond
-    from bondwise.read.nulls import _turned_cores
-
     layer = TensorLinear(ring((2, 3), (3, 2), 4))
     own = bond(layer)
     turned = _turned_cores(own, haar(4, torch.Generator().manual_seed(0), dtype=torch.float64))
-    torch.testing.assert_close(bw.dense(own.network, turned).float(), layer.dense().detach())
+    torch.testing.assert_close(dense(own.network, turned).float(), layer.dense().detach())
 
 
 @REPEATS
 def test_the_level_holds_for_gaussian_weights(repeats):
     for null in ("shuffled", "signs", "noise"):
-        wrong = int((p_values(null, [random(k) for k in range(repeats)]) <= LEVEL).sum())
-        assert at_its_level(wrong, repeats), null
+        assert at_its_level(rejected(null, [random(k) for k in range(repeats)]), repeats), null
 
 
 @REPEATS
@@ -141,10 +130,9 @@ def test_signs_hold_their_level_for_weights_with_scaled_rows_and_columns(repeats
     for k in range(repeats):
         scales = torch.rand(2, 6, generator=torch.Generator().manual_seed(k)).double() + 0.1
         weights.append(scales[0, :, None] * random(k) * scales[1])
-    assert at_its_level(int((p_values("signs", weights) <= LEVEL).sum()), repeats)
+    assert at_its_level(rejected("signs", weights), repeats)
     # the plug-in Gaussian errs to the safe side
-    safe = int((p_values("gaussian", weights) <= LEVEL).sum())
-    assert safe <= scipy.stats.binom.ppf(0.995, repeats, LEVEL)
+    assert rejected("gaussian", weights) <= scipy.stats.binom.ppf(0.995, repeats, LEVEL)
 
 
 def test_what_has_structure_is_found():
@@ -162,11 +150,8 @@ def test_a_null_that_cannot_differ_does_not_apply():
     [found] = spectra(TensorLinear(lowrank(6, 5, 3)), draws=3)
     for null in ("shuffled", "signs", "gaussian"):
         band = found.nulls[null]
-        assert not band.applies
+        assert (band.applies, band.p, band.distance, len(band.low)) == (False, None, None, 0)
         assert "divides rows from columns" in band.why
-        assert band.p is None
-        assert band.distance is None
-        assert not len(band.low)
     assert found.nulls["noise"].applies
     assert found.nulls["gauge"].applies
 
@@ -207,7 +192,6 @@ def test_blocks_are_drawn_as_blocks():
 
 
 def test_draws_depend_on_the_seed_and_on_nothing_else():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     both, again = (spectra(model, draws=4, seed=1) for _ in range(2))
     [alone] = spectra(model, names="1", draws=4, seed=1, nulls=("signs",))
@@ -220,9 +204,7 @@ def test_draws_depend_on_the_seed_and_on_nothing_else():
 
 def test_unknown_nulls_and_too_few_draws_are_refused():
     linear = nn.Linear(4, 4)
-    with pytest.raises(SelectionError, match="'normal' came; write a tuple of some of shuffled"):
-        spectra(linear, nulls=("normal",))
-    with pytest.raises(SelectionError, match="'gauge' came; write a tuple"):
-        spectra(linear, nulls="gauge")
-    with pytest.raises(DataError, match=r"1 draws came; a band needs .* at least 2"):
-        spectra(linear, draws=1)
+    said = "'normal' came; write a tuple of some of shuffled"
+    refused(SelectionError, said, spectra, linear, nulls=("normal",))
+    refused(SelectionError, "'gauge' came; write a tuple", spectra, linear, nulls="gauge")
+    refused(DataError, r"1 draws came; a band needs .* at least 2", spectra, linear, draws=1)

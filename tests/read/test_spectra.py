@@ -1,4 +1,4 @@
-"""Spectra: against numpy and quimb, on states that are known, of tensorized and dense models."""
+"""Spectra: against numpy, on states that are known, of tensorized and dense models."""
 
 from math import exp, log
 
@@ -11,11 +11,13 @@ from torch import nn
 
 import bondwise as bw
 import tiny
-from bondwise import TensorEmbedding, TensorLinear, btt, cp, kron, lowrank, mpo, ring, tree, tucker
+from bondwise import TensorEmbedding, TensorLinear, btt, cp, kron, lowrank, mpo, ring
 from bondwise.errors import FitError, SelectionError, ShapeError
 from bondwise.read.bonds import Bond, bond, opened
 from bondwise.read.schmidt import folded, profile, schmidt_values
 from bondwise.read.spectra import Spectrum, spectra
+from nets import random_cores
+from read.planted import refused
 
 
 def linear(weight: torch.Tensor) -> nn.Linear:
@@ -38,7 +40,6 @@ def unfolded(weight: np.ndarray, rows: tuple[int, ...], cols: tuple[int, ...], s
 
 
 def test_a_kronecker_product_has_no_entropy():
-    torch.manual_seed(0)
     product = torch.kron(torch.randn(3, 4), torch.randn(5, 6))
     found = only(linear(product), fold={"": ((3, 5), (4, 6))} | {"Linear": ((3, 5), (4, 6))})
     assert found.entropy == pytest.approx(0, abs=1e-6)
@@ -50,8 +51,7 @@ def test_a_swap_has_an_entropy_of_log_d_squared():
     for d in (2, 3, 4):
         swap = torch.eye(d * d).reshape(d, d, d, d).transpose(0, 1).reshape(d * d, d * d)
         found = only(linear(swap), fold=lambda *_, d=d: ((d, d), (d, d)))
-        assert found.entropy == pytest.approx(log(d * d), abs=1e-9)
-        assert found.normalised == pytest.approx(1)
+        assert (found.entropy, found.normalised) == pytest.approx((log(d * d), 1), abs=1e-9)
         torch.testing.assert_close(found.values, torch.ones(d * d).double())
 
 
@@ -60,32 +60,6 @@ def test_an_identity_is_a_product_of_sites_and_full_between_rows_and_columns():
     found = only(linear(torch.eye(12)), fold=lambda *_: ((12, 1), (1, 12)))
     assert found.entropy == pytest.approx(log(12))
     assert found.effective_rank == pytest.approx(12)
-
-
-@pytest.mark.thorough  # numpy says the same below; quimb takes long to import
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_random_mpo_has_quimbs_schmidt_values_and_entropy():
-    import quimb.tensor as qtn
-
-    operator = qtn.MPO_rand(4, bond_dim=5, phys_dim=3, dtype="float64", seed=1)
-    cores = [t.copy() for t in operator]
-    state = qtn.MatrixProductState(
-        [c.reshape(*c.shape[:-2], 9) for c in operator.arrays], shape="lrp"
-    )
-    net = mpo((3,) * 4, (3,) * 4, 5)
-    ends = len(cores) - 1
-    own = []
-    for k, core in enumerate(operator.arrays):  # quimb: (left, right, row, column)
-        axes = (1, 2, 0) if k == 0 else (0, 1, 2) if k == ends else (0, 2, 3, 1)
-        own.append(torch.from_numpy(np.ascontiguousarray(core.transpose(axes))))
-    found = spectra(TensorLinear(net, own, dtype=torch.float64), nulls=())
-    assert [s.bond for s in found] == list(net.bonds)
-    norm = state.norm()
-    for k, spectrum in enumerate(found, start=1):
-        expected = state.schmidt_values(k) ** 0.5  # quimb gives squares
-        np.testing.assert_allclose(spectrum.values.numpy(), expected, rtol=1e-9)
-        state_of_one = state / norm
-        assert spectrum.entropy / log(2) == pytest.approx(state_of_one.entropy(k))
 
 
 @settings(max_examples=30, deadline=None)
@@ -97,8 +71,7 @@ def test_a_random_mpo_has_quimbs_schmidt_values_and_entropy():
 )
 def test_any_mpo_has_the_singular_values_of_its_unfoldings(rows, cols, rank, seed):
     net = mpo(tuple(rows), tuple(cols), rank)
-    generator = torch.Generator().manual_seed(seed)
-    cores = [torch.randn(shape, generator=generator).double() for shape in net.core_shapes]
+    cores = random_cores(net, seed)
     weight = bw.dense(net, cores).numpy()
     for sites, name in enumerate(net.bonds, start=1):
         expected = np.linalg.svd(unfolded(weight, rows, cols, sites), compute_uv=False)
@@ -114,27 +87,7 @@ def test_any_mpo_has_the_singular_values_of_its_unfoldings(rows, cols, rank, see
         assert spectrum.effective_rank == pytest.approx(exp(spectrum.entropy))
 
 
-@pytest.mark.parametrize("net", [lowrank(6, 5, 3), tucker((4, 3), (3, 4), 2), tree((2,) * 4, 4, 2)])
-def test_a_bond_of_an_outer_core_parts_its_open_indices_from_the_others(net):
-    torch.manual_seed(0)
-    layer = TensorLinear(net, dtype=torch.float64)
-    modes = [index.name for index in (*net.rows, *net.cols)]
-    weight = layer.dense().detach().numpy().reshape([net.sizes[name] for name in modes])
-    found = {s.bond: s for s in spectra(layer, nulls=())}
-    for core in net.names:
-        own = [name for name in core if name in net.bonds]
-        if len(own) == 1:
-            axes = [modes.index(name) for name in core if name in net.open]
-            rest = [k for k in range(len(modes)) if k not in axes]
-            size = int(np.prod([weight.shape[k] for k in axes]))
-            matrix = weight.transpose(axes + rest).reshape(size, -1)
-            values = found[own[0]].values
-            expected = np.linalg.svd(matrix, compute_uv=False)[: len(values)]
-            np.testing.assert_allclose(values, expected, rtol=1e-9)
-
-
 def test_the_fold_of_a_dense_weight_is_an_mpo():
-    torch.manual_seed(0)
     weight = torch.randn(24, 18)
     [one, two] = spectra(linear(weight), nulls=(), fold=lambda *_: ((2, 3, 4), (3, 2, 3)))
     assert (one.bond, two.bond) == ("a", "b")
@@ -146,7 +99,6 @@ def test_the_fold_of_a_dense_weight_is_an_mpo():
 
 
 def test_blocks_are_shown_as_the_root_mean_square_of_their_values():
-    torch.manual_seed(0)
     layer = TensorLinear(btt((4, 3), (3, 4), 2), dtype=torch.float64)
     found = only(layer)
     assert found.kind == "blocks"
@@ -158,7 +110,6 @@ def test_blocks_are_shown_as_the_root_mean_square_of_their_values():
 
 @pytest.mark.parametrize("net", [cp((2, 3), (3, 2), 4), ring((2, 3), (3, 2), 3)])
 def test_terms_are_shown_by_their_norms(net):
-    torch.manual_seed(0)
     layer = TensorLinear(net, dtype=torch.float64)
     for found in spectra(layer, nulls=()):
         own = bond(layer, name=found.bond)
@@ -166,15 +117,6 @@ def test_terms_are_shown_by_their_norms(net):
         terms = bw.dense(opened(net, found.bond), own.cores).reshape(own.size, -1)
         torch.testing.assert_close(found.values, terms.norm(dim=1).sort(descending=True).values)
         assert "gauge as given" in found.shown
-
-
-def test_the_gauge_of_a_cut_does_not_change_its_spectrum():
-    torch.manual_seed(0)
-    net = mpo((2, 3), (3, 2), 4)
-    layer = TensorLinear(net, dtype=torch.float64)
-    turned = bw.insert_gauge(net, layer.cores(), "a", torch.randn(4, 4).double())
-    again = TensorLinear(net, turned, dtype=torch.float64)
-    torch.testing.assert_close(only(layer).values, only(again).values)
 
 
 def test_attention_is_folded_at_its_heads():
@@ -199,7 +141,6 @@ def test_conv1d_is_read_as_out_by_in():
 
 
 def test_a_model_may_mix_both_and_stays_as_it_is():
-    torch.manual_seed(0)
     mixed = nn.Sequential(
         TensorLinear(mpo((2, 3), (2, 3), 3)), nn.ReLU(), nn.Linear(6, 4), nn.Embedding(8, 6)
     )
@@ -209,11 +150,8 @@ def test_a_model_may_mix_both_and_stays_as_it_is():
     assert [s.layer for s in found] == ["0", "2"]
     assert seen == [("spectra", 0, 2), ("spectra", 1, 2), ("spectra", 2, 2)]
     assert all(torch.equal(before[name], value) for name, value in mixed.state_dict().items())
-    assert [s.layer for s in spectra(mixed, names=["embedding", "linear"], nulls=())] == [
-        "0",
-        "2",
-        "3",
-    ]
+    named = spectra(mixed, names=["embedding", "linear"], nulls=())
+    assert [s.layer for s in named] == ["0", "2", "3"]
 
 
 def test_the_head_is_read_only_where_it_is_named():
@@ -224,38 +162,30 @@ def test_the_head_is_read_only_where_it_is_named():
     assert [s.layer for s in spectra(model, nulls=(), names="lm_head")] == ["lm_head"]
 
 
-def test_embeddings_and_half_precision_are_read():
-    torch.manual_seed(0)
+def test_embeddings_half_precision_and_shared_layers_are_read():
     assert only(TensorEmbedding(lowrank(6, 4, 2))).values.shape == (2,)
     layer = linear(torch.randn(6, 6))
     exact, half = only(layer), only(layer.bfloat16())
     assert half.values.dtype == torch.float64
     assert half.entropy == pytest.approx(exact.entropy, abs=0.01)
-
-
-def test_a_shared_layer_comes_once():
     shared = nn.Linear(4, 4)
     assert len(spectra(nn.Sequential(shared, shared), nulls=())) == 1
     assert spectra(nn.Sequential(shared, shared), names="1", nulls=())[0].layer == "0"
 
 
 def test_bad_input_is_refused_in_a_sentence():
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
-    with pytest.raises(SelectionError, match=r"'q_proj' names no layer of Sequential .* are 0"):
-        spectra(model, names="q_proj")
-    with pytest.raises(SelectionError, match="ReLU has no bond to read"):
-        spectra(nn.ReLU())
-    with pytest.raises(SelectionError, match="has no bond to read"):
-        spectra(TensorLinear(bw.parse("o i -> (o) (i)", o=3, i=4)))
-    with pytest.raises(SelectionError, match="Fold 'heads' came; write 'auto'"):
-        spectra(model, fold="heads")
-    with pytest.raises(ShapeError, match=r"Rows of 0: 6 does not split as \(2, 2\); try \(2, 3\)"):
-        spectra(model, fold={"linear": ((2, 2), (2, 2))})
-    with pytest.raises(ShapeError, match="a single site without a bond"):
-        spectra(model, fold={"linear": ((6,), (4,))})
+    model, alone = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), bw.parse("o i -> (o) (i)", o=3, i=4)
+    said = r"'q_proj' names no layer of Sequential .* are 0"
+    refused(SelectionError, said, spectra, model, names="q_proj")
+    refused(SelectionError, "ReLU has no bond to read", spectra, nn.ReLU())
+    refused(SelectionError, "has no bond to read", spectra, TensorLinear(alone))
+    refused(SelectionError, "Fold 'heads' came; write 'auto'", spectra, model, fold="heads")
+    said, fold = r"Rows of 0: 6 does not split as \(2, 2\); try \(2, 3\)", ((2, 2), (2, 2))
+    refused(ShapeError, said, spectra, model, fold={"linear": fold})
+    fold = {"linear": ((6,), (4,))}
+    refused(ShapeError, "a single site without a bond", spectra, model, fold=fold)
     nn.init.constant_(model[0].weight, float("nan"))
-    with pytest.raises(FitError, match="Weight 0 has NaN or infinite entries"):
-        spectra(model)
+    refused(FitError, "Weight 0 has NaN or infinite entries", spectra, model)
 
 
 def test_a_fold_by_pattern_leaves_the_others_as_they_are():

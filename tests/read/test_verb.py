@@ -3,7 +3,6 @@
 import json
 import sys
 
-import pytest
 import torch
 
 import bondwise as bw
@@ -19,6 +18,7 @@ from bondwise.errors import (
 from bondwise.flow.text import corpus
 from bondwise.read.reading import unembedding, why_not
 from bondwise.read.verb import Reader, check_page
+from read.planted import refused
 from verbs import bondwise, documented
 
 
@@ -29,8 +29,10 @@ def test_a_reading_has_every_bond_with_its_controls(report, model):
     json.dumps(report, allow_nan=False)
     places = report["corpus"]["ids"]
     assert len(places) == 8 * 32 == report["corpus"]["windows"] * report["corpus"]["length"]
+    measured = []
     for layer in report["layers"]:
         for bond in layer["bonds"]:
+            measured += [v for v in bond["importance"]["measured"] if v is not None]
             assert len(bond["values"]) == bond["size"]
             assert {n["name"] for n in bond["nulls"]} >= {"shuffled", "signs", "noise", "gauge"}
             assert bond["gauge"] == "canonical"
@@ -44,10 +46,7 @@ def test_a_reading_has_every_bond_with_its_controls(report, model):
                 assert (feature["logits"] is None) == (feature["why_no_logits"] is not None)
                 writes = layer["kind"] in ("o_proj", "down_proj")
                 assert (feature["logits"] is not None) == writes
-    measured = [
-        v for la in report["layers"] for b in la["bonds"] for v in b["importance"]["measured"]
-    ]
-    assert sum(v is not None for v in measured) == report["measured"] == 10
+    assert len(measured) == report["measured"] == 10
 
 
 def test_the_same_seed_gives_the_same_reading(reader):
@@ -69,20 +68,8 @@ def test_features_in_a_gauge_that_data_chooses(reader):
 
 def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf, tmp_path):
     page = tmp_path / "page.html"
-    flags = [
-        "--windows",
-        8,
-        "--length",
-        32,
-        "--draws",
-        3,
-        "--measure",
-        0,
-        "-q",
-        "--layer",
-        "o_proj",
-    ]
-    given = ["read", folder, "--data", shelf / "text.txt", "--out", page, *flags]
+    given = ["read", folder, "--data", shelf / "text.txt", "--out", page, "-q", "--windows", 8]
+    given += ["--length", 32, "--draws", 3, "--measure", 0, "--layer", "o_proj"]
     said = bondwise(capsys, *given)
     assert said.code == 0
     assert "bonds of" in said.out
@@ -97,32 +84,27 @@ def test_the_command_writes_a_page_and_says_what_it_found(capsys, folder, shelf,
 
 
 def test_what_cannot_be_read_is_said_in_a_sentence(reader, folder, shelf, tmp_path):
-    with pytest.raises(SelectionError, match="no bond to read"):
-        Reader(str(shelf / "llama"), str(shelf / "text.txt")).run()
-    with pytest.raises(SelectionError, match=r"nearest are .*o_proj"):
-        reader(names=("o_prj",)).run()
-    with pytest.raises(SelectionError, match="write one of raw"):
-        reader(kind="svd").run()
-    with pytest.raises(BudgetError, match="draws=1 came"):
-        reader(draws=1).run()
-    short = tmp_path / "short.txt"
+    short, few = tmp_path / "short.txt", tmp_path / "few.txt"
     short.write_text("bond core rank", encoding="utf-8")
-    with pytest.raises(DataError, match="tokens"):
-        Reader(str(folder), str(short), length=32).run()
-    few = tmp_path / "few.txt"
     few.write_text(tiny.text()[:300], encoding="utf-8")
-    with pytest.raises(DataError, match="need at least"):
-        Reader(str(folder), str(few), length=8, draws=2, windows=4, measure=0).run()
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        check_page(tmp_path / "nowhere" / "page.html", False)
-    with pytest.raises(CheckpointError, match="is a folder"):
-        check_page(tmp_path, False)
+    little = {"length": 8, "draws": 2, "windows": 4, "measure": 0}
+    for kind, said, made in (
+        (SelectionError, "no bond to read", Reader(str(shelf / "llama"), str(shelf / "text.txt"))),
+        (SelectionError, r"nearest are .*o_proj", reader(names=("o_prj",))),
+        (SelectionError, "write one of raw", reader(kind="svd")),
+        (BudgetError, "draws=1 came", reader(draws=1)),
+        (DataError, "tokens", Reader(str(folder), str(short), length=32)),
+        (DataError, "need at least", Reader(str(folder), str(few), **little)),
+    ):
+        refused(kind, said, made.run)
+    nowhere = tmp_path / "nowhere" / "page.html"
+    refused(CheckpointError, "cannot be written", check_page, nowhere, False)
+    refused(CheckpointError, "is a folder", check_page, tmp_path, False)
 
 
 def test_what_the_extra_brings_is_asked_for_before_anything_is_read(reader, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'bondwise\[read\]'"):
-        reader().run()
+    refused(MissingExtraError, r"pip install 'bondwise\[read\]'", reader().run)
 
 
 def test_the_straight_way_to_the_logits_is_that_of_the_model(shelf):

@@ -16,51 +16,45 @@ SMOLLM = {
     "mlp.up_proj": (1536, 576, 0.27),
     "mlp.down_proj": (576, 1536, 0.31),
 }
-MINILM = {
-    "attention.self.query": (384, 384, 0.18),
-    "attention.self.key": (384, 384, 0.17),
-    "attention.self.value": (384, 384, 0.30),
-    "attention.output.dense": (384, 384, 0.28),
-    "intermediate.dense": (1536, 384, 0.24),
-    "output.dense": (384, 1536, 0.29),
-}
+KEYS = ("name", "kind", "shape", "action", "reason", "format", "network", "sizes", "ranks")
+KEYS += ("before", "after", "error", "block")
 
 
 def tensorized(block, leaf, out, inp, error, keep):
     half = (out + inp) / 2
     exact = half - math.sqrt(half**2 - keep * out * inp)  # r (out + in - r) numbers are stored
     rank = max(8, int(exact / 8) * 8)
-    return {
-        "name": f"{block}.{leaf}",
-        "kind": "Linear",
-        "shape": [out, inp],
-        "action": "tensorize",
-        "reason": "",
-        "format": "lowrank",
-        "network": "o a, a i -> (o) (i)",
-        "sizes": {"o": out, "a": rank, "i": inp},
-        "ranks": {"a": rank},
-        "before": out * inp,
-        "after": min(rank * (out + inp - rank), out * inp),
-        "error": error,
-        "block": block,
-    }
+    given = (f"{block}.{leaf}", "Linear", [out, inp], "tensorize", "", "lowrank")
+    given += ("o a, a i -> (o) (i)", {"o": out, "a": rank, "i": inp}, {"a": rank}, out * inp)
+    given += (min(rank * (out + inp - rank), out * inp), error, block)
+    return dict(zip(KEYS, given, strict=True))
 
 
 def left_alone(name, kind, shape, reason, block=""):
-    numbers = math.prod(shape)
-    return {
-        "name": name, "kind": kind, "shape": list(shape), "action": "leave", "reason": reason,
-        "format": None, "network": None, "sizes": {}, "ranks": {}, "before": numbers,
-        "after": numbers, "error": None, "block": block,
-    }  # fmt: skip
+    count = math.prod(shape)
+    given = (
+        name,
+        kind,
+        list(shape),
+        "leave",
+        reason,
+        None,
+        None,
+        {},
+        {},
+        count,
+        count,
+        None,
+        block,
+    )
+    return dict(zip(KEYS, given, strict=True))
 
 
-def stack(family, count, leaves):
+def stack(family, count):
     weights = []
     for depth in range(count):
         wave = 0.75 + 0.35 * math.sin(3 * depth / count) + 0.12 * math.cos(2.1 * depth)
-        for k, (leaf, (out, inp, error)) in enumerate(leaves.items()):
+        for k, (leaf, (out, inp, error)) in enumerate(SMOLLM.items()):
             wobble = wave + 0.05 * math.sin(5 * depth + k)
             keep = 0.81 + 0.08 * math.cos(depth / 4 + k)
             block = f"{family}.{depth}"
@@ -73,20 +67,18 @@ def totals(report, scale):
     target = [weight for weight in weights if weight["action"] == "tensorize"]
     before, after = (sum(weight[key] for weight in target) for key in ("before", "after"))
     whole = sum(weight["before"] for weight in weights if weight["name"] != "lm_head")  # tied
-    report["targeted"] = {"before": before, "after": after}
-    report["kept"] = after / before if before else 1.0
-    report["parameters"] = {"before": whole, "after": whole - before + after}
-    report["bytes"] = {
-        "before": scale * whole, "after": scale * (whole - before + after), "source_file": None
-    }  # fmt: skip
-    report["resident"] = {"before": scale * whole, "after": scale * (whole - before + after)}
+    left = whole - before + after
+    held = {"before": scale * whole, "after": scale * left}
+    report |= {"targeted": {"before": before, "after": after}, "resident": held}
+    report |= {"parameters": {"before": whole, "after": left}}
+    report |= {"kept": after / before if before else 1.0, "bytes": held | {"source_file": None}}
     return report
 
 
 def language_model():
     weights = [
         left_alone("model.embed_tokens", "Embedding", (49152, 576), "not among the targets"),
-        *stack("model.layers", 30, SMOLLM),
+        *stack("model.layers", 30),
         *(
             left_alone(f"model.layers.{k}.{norm}.weight", "Parameter", (576,),
                        "not among the targets 'linear'", f"model.layers.{k}")
@@ -134,10 +126,8 @@ def language_model():
 
 def sentence_encoder():
     weights = [
-        left_alone(
-            "embeddings.word_embeddings", "Embedding", (30522, 384), "not among the targets"
-        ),
-        *stack("encoder.layer", 6, MINILM),
+        left_alone("embeddings.words", "Embedding", (30522, 384), "not among the targets"),
+        *stack("encoder.layer", 6),
     ]
     report = language_model() | {
         "source": "all-MiniLM-L6-v2", "weights": weights, "evaluation": [], "samples": [],
@@ -194,34 +184,17 @@ def dry_run():
     return report
 
 
-REPORTS = {
-    function.__name__: function
-    for function in (language_model, sentence_encoder, odd_networks, untouched, bare, dry_run)
-}
-
-
 @pytest.fixture(scope="session")
 def written():
     """Every report with its page: to be read only."""
-    made = {name: make() for name, make in REPORTS.items()}
+    makers = (language_model, sentence_encoder, odd_networks, untouched, bare, dry_run)
+    made = {make.__name__: make() for make in makers}
     return {name: (report, page(report)) for name, report in made.items()}
 
 
 @pytest.fixture
 def demo():
     return language_model()
-
-
-@pytest.fixture
-def few():
-    """Two blocks of it."""
-    report = language_model()
-    return report | {"weights": report["weights"][:15]}
-
-
-@pytest.fixture
-def encoder():
-    return sentence_encoder()
 
 
 @pytest.fixture(scope="session")

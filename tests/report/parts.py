@@ -1,12 +1,14 @@
 """An HTML text taken apart, for the tests of both pages."""
 
+import json
+import re
 from html.parser import HTMLParser
 
 VOID = {"meta", "link", "input"}
 
 
 class Parts(HTMLParser):
-    """Checks that every element is closed in order, and gathers what the tests ask about."""
+    """Checks that elements close in order, ids are unique and nothing is fetched; gathers parts."""
 
     def __init__(self, html):
         super().__init__()
@@ -14,6 +16,10 @@ class Parts(HTMLParser):
         self.feed(html)
         self.close()
         assert self.open == []
+        assert len(self.ids) == len(set(self.ids))
+        for tag, key, value in self.attributes:
+            if key in ("src", "href", "xlink:href", "action", "poster", "srcset", "data"):
+                assert value.startswith("#") or value == "data:,", (tag, key, value)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -34,3 +40,9 @@ class Parts(HTMLParser):
     @property
     def ids(self):
         return self.values("id")
+
+
+def scripts(html):
+    """The data of a page by the id of its script."""
+    found = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', html)
+    return {name: json.loads(text) for name, text in found}

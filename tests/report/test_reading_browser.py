@@ -22,10 +22,7 @@ TITLE = "document.querySelector('#view div:not([hidden]) h2').textContent"
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     made = {"plain": readings.reading(), "odd": readings.odd()}
-    return {
-        name: write_reading(reading, folder / f"{name}.html").as_uri()
-        for name, reading in made.items()
-    }
+    return {name: write_reading(r, folder / f"{name}.html").as_uri() for name, r in made.items()}
 
 
 @pytest.fixture
@@ -51,6 +48,11 @@ def click(tab, selector):
     tab.run("new Promise((done) => setTimeout(done, 0))")
 
 
+def choose(tab, name, value):
+    tab.run(f"{{ const s = document.getElementById({name!r}); s.value = {value!r}; "
+            "s.dispatchEvent(new Event('change')); }")  # fmt: skip
+
+
 def title(tab):
     return tab.run(TITLE)
 
@@ -59,15 +61,19 @@ def where(tab):
     return tab.run("location.hash")
 
 
+@pytest.mark.parametrize("wide", [400, 1180])
 @pytest.mark.parametrize("name", ["plain", "odd"])
-def test_every_link_opens_a_view(tab, pages, name):
+def test_every_link_opens_a_view_that_fits_a_telephone_too(tab, pages, name, wide):
+    tab.size(wide)
     tab.open(pages[name])
+    over = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     seen, todo = set(), ["#model"]
     while todo:
         address = todo.pop()
         seen.add(address)
         go(tab, address)
         assert title(tab) != "Nothing here", address
+        assert tab.run(over) <= 0, address
         links = tab.run(
             "[...document.querySelectorAll('nav a, #view > div:not([hidden]) a')]"
             ".map((link) => link.getAttribute('href'))"
@@ -182,13 +188,11 @@ def test_the_search_box_finds_layers(tab):
 
 def test_switches_redraw(tab):
     go(tab, LAYER)
-    bars = (
-        "[...document.querySelectorAll('.gauges rect')].map((r) => r.getAttribute('height')).join()"
-    )
-    seen = {tab.run(bars)}
+    bars = "[...document.querySelectorAll('.gauges rect')].map((r) => r.attributes.height.value)"
+    seen = {str(tab.run(bars))}
     for kind in ("raw", "ica"):
         click(tab, f"input[value={kind}]")
-        seen.add(tab.run(bars))
+        seen.add(str(tab.run(bars)))
     assert len(seen) == 3
     assert tab.run("document.querySelectorAll('.gauges rect.hollow').length") > 0
     go(tab, BOND)
@@ -196,18 +200,14 @@ def test_switches_redraw(tab):
     before = tab.run(line)
     click(tab, ".picture .switch input")
     assert tab.run(line) != before
-    cards = (
-        "[...document.querySelectorAll('.features b')]"
-        ".map((card) => parseInt(card.firstChild.data.slice(6)))"
-    )
+    texts = "[...document.querySelectorAll('.features b')].map((b) => b.firstChild.data.slice(6))"
+    cards = f"{texts}.map((text) => parseInt(text))"
     by_importance = tab.run(cards)
-    tab.run("{ const s = document.getElementById('sorting'); s.value = 'index'; "
-            "s.dispatchEvent(new Event('change')); }")  # fmt: skip
+    choose(tab, "sorting", "index")
     assert tab.run(cards) == sorted(by_importance) == [0, 1, 2, 3, 4, 5]
     click(tab, ".controls .switch input")
     own = readings.reading()["layers"][7]["bonds"][0]["features"]
     assert tab.run(cards) == [f["index"] for f in own if f["identified"]]
-    click(tab, ".controls .switch input")
 
 
 def test_another_null_colours_the_strip_anew(tab):
@@ -215,8 +215,7 @@ def test_another_null_colours_the_strip_anew(tab):
     shades = "[...document.querySelectorAll('.cell .tie')].map((tie) => tie.getAttribute('class'))"
     before, colours = tab.run(marks), tab.run(shades)
     for name in ("gaussian", "random gauge", "shuffled"):
-        tab.run("{ const s = document.getElementById('null'); "
-                f"s.value = {name!r}; s.dispatchEvent(new Event('change')); }}")  # fmt: skip
+        choose(tab, "null", name)
         if name == "shuffled":
             assert (tab.run(marks), tab.run(shades)) == (before, colours)
         else:
@@ -236,6 +235,15 @@ def test_an_example_shows_its_text(tab):
     window = range(max(start, position - 16), min(start + corpus["length"], position + 8))
     text = "".join(corpus["pieces"][corpus["ids"][k]] for k in window).replace("\n", "\u21b5")
     assert tab.run("document.querySelector('.examples p').textContent").strip("\u2026") == text
+
+
+def arrived(folder):
+    for _ in range(500):
+        for file in folder.glob("*.svg"):
+            if file.stat().st_size:
+                return file
+        time.sleep(0.02)
+    raise AssertionError("no file came")
 
 
 def test_every_picture_is_saved_as_a_file_that_stands_alone(tab, pages, tmp_path):
@@ -268,44 +276,17 @@ def test_every_picture_is_saved_as_a_file_that_stands_alone(tab, pages, tmp_path
         assert "rgb(" in text, name
 
 
-def arrived(folder):
-    for _ in range(500):
-        found = [file for file in folder.iterdir() if file.suffix == ".svg"]
-        if found and found[0].stat().st_size:
-            return found[0]
-        time.sleep(0.02)
-    raise AssertionError("no file came")
-
-
-@pytest.mark.parametrize("name", ["plain", "odd"])
-def test_it_fits_a_telephone_in_light_and_dark(tab, pages, name):
-    views = VIEWS
-    if name == "odd":
-        odd = quote(readings.odd()["layers"][0]["name"], safe="")
-        views = ["#model", f"#layer/{odd}", f"#bond/{odd}/a", f"#feature/{odd}/a/0", "#layer/score"]
-    for wide in (400, 1180):
-        tab.size(wide)
-        tab.open(pages[name])
-        for address in views:
-            go(tab, address)
-            over = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            assert tab.run(over) <= 0, (wide, address)
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_words_can_be_read(tab, dark):
     tab.dark(on=dark)
     light = tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert light != dark
-    for name in ("--ink", "--soft", "--link"):
-        one, two = (
-            luminance(
-                tab.run(f"getComputedStyle(document.documentElement).getPropertyValue('{v}')")
-            )
-            for v in (name, "--paper")
-        )
-        high, low = max(one, two), min(one, two)
-        assert (high + 0.05) / (low + 0.05) >= 4.5, name
+    names = ("--paper", "--ink", "--soft", "--link")
+    value = "getComputedStyle(document.documentElement).getPropertyValue"
+    paper, *others = (luminance(tab.run(f"{value}({name!r})")) for name in names)
+    for other in others:
+        low, high = sorted((paper, other))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, names
 
 
 def luminance(colour):
@@ -320,11 +301,8 @@ def test_whatever_can_be_used_has_a_name_and_the_page_has_landmarks(tab):
     for address in VIEWS:
         go(tab, address)
         nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
-        seen = [
-            (node["role"]["value"], node.get("name", {}).get("value"))
-            for node in nodes
-            if not node["ignored"]
-        ]
+        heard = [node for node in nodes if not node["ignored"]]
+        seen = [(node["role"]["value"], node.get("name", {}).get("value")) for node in heard]
         assert [entry for entry in seen if entry[0] in usable and not entry[1]] == [], address
         roles = [role for role, _ in seen]
         for landmark in ("main", "navigation", "search", "banner", "contentinfo"):

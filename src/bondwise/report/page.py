@@ -47,15 +47,6 @@ def page(report: Report) -> str:
     return document(head(f"{title(report)} in tensor networks", "page.css"), *body)
 
 
-def write_page(report: Report, path: str | Path) -> Path:
-    """Write the page, whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    return write_whole(page(report), path)
-
-
 def write_whole(text: str, path: str | Path) -> Path:
     """Write a text, whole or not at all.
 
