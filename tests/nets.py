@@ -1,6 +1,9 @@
 """Networks of every kind, and the weights that they stand for by numpy alone."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -11,6 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bondwise.compute.machine import Rates
+from bondwise.compute.plan import Plan, timed
 from bondwise.network.network import Network, parse
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
@@ -148,3 +153,23 @@ def kept_bytes(work, *given) -> int:
     return sum(
         size for at, (ref, size) in seen.made.items() if at not in apart and not ref.expired()
     )
+
+
+def in_training(net: Network) -> Plan:
+    """Its plan for large batches and gradients: the weight is made whole where it is small."""
+    return timed(net, 4096, Rates(), 4, ready=False, training=True)
+
+
+def multiplied(factors) -> torch.Tensor:
+    """What the factors of a stack multiply to, by torch alone."""
+    first, *others = factors
+    return reduce(lambda below, factor: torch.sparse.mm(factor, below), others, first.to_dense())
+
+
+def passes_alone(program: str, **values: object) -> None:
+    """Runs it in a process of its own: the import hook that checks shapes cannot be traced."""
+    given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    done = subprocess.run(
+        [sys.executable, "-c", given + program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -14,10 +14,11 @@ from torch.testing import assert_close
 import bondwise as bw
 from bondwise.compute.lookup import lookup
 from bondwise.compute.machine import Rates
-from bondwise.compute.plan import Plan, plan, timed
+from bondwise.compute.plan import plan, timed
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.errors import PlanError
+from nets import multiplied
 
 
 def cheapest(net, batch):
@@ -84,8 +85,7 @@ def test_the_same_arguments_give_the_same_plan():
 def test_many_cores_are_planned_well():
     net = bw.mpo((2,) * 12, (2,) * 12, 2)
     # one core after another, the largest values at most batch x 2**12 x rank
-    in_turn = sum(64 * 2**12 * 2 * 2 * 2 for _ in net.cores)
-    assert plan(net, 64).macs <= in_turn
+    assert plan(net, 64).macs <= 12 * 64 * 2**12 * 2 * 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,6 @@ def test_a_plan_reads_as_a_table(net):
     assert sum(" = " in line for line in text.splitlines()) == len(made.steps) == len(net.cores)
 
 
-def test_a_plan_is_frozen():
-    made = plan(bw.lowrank(4, 6, 2))
-    assert isinstance(made, Plan)
-    with pytest.raises(AttributeError):
-        made.batch = 3
-
-
 def network(cores, indices):
     """Each index is (the cores it is on, as bits; where it is open; its size)."""
     named = [
@@ -194,8 +187,4 @@ def test_any_einsum_works_everywhere(cores, indices, batch, n, reference, make_c
     assert_close(dense(net, cores), W)
     assert_close(lookup(net, cores, torch.arange(net.shape[0])), W)
     for order in (None, range(len(cores))):
-        first, *others = stack(net, cores, order)
-        above = first.to_dense()
-        for factor in others:
-            above = torch.sparse.mm(factor, above)
-        assert_close(above, W)
+        assert_close(multiplied(stack(net, cores, order)), W)
