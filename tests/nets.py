@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from bondwise.compute.machine import Rates
 from bondwise.compute.plan import Plan, timed
+from bondwise.gauge.compact import compact
+from bondwise.layers.remainder import Columns, Entries
 from bondwise.network.network import Network, parse
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
@@ -158,6 +160,24 @@ def kept_bytes(work, *given) -> int:
 def in_training(net: Network) -> Plan:
     """Its plan for large batches and gradients: the weight is made whole where it is small."""
     return timed(net, 4096, Rates(), 4, ready=False, training=True)
+
+
+def layer_of(kind, net: Network, cores, gauge: bool, **options):
+    """A layer that holds cores, as they are or without their gauge."""
+    if not gauge:
+        return kind(net, cores, **options)
+    stored = compact(net, cores)
+    return kind(net, stored.free, form=stored.form, pivots=stored.pivots, **options)
+
+
+def remainder_of(kind: str, count: int, shape: tuple[int, int], seed: int = 0):
+    """Columns or entries at random positions, and the matrix of them by numpy."""
+    rng, dense = np.random.default_rng(seed), np.zeros(shape)
+    at = np.sort(rng.choice(shape[1] if kind == "columns" else prod(shape), count, replace=False))
+    values = rng.standard_normal((shape[0], count) if kind == "columns" else count)
+    dense[(slice(None), at) if kind == "columns" else np.unravel_index(at, shape)] = values
+    made = {"columns": Columns, "entries": Entries}[kind]
+    return made(torch.from_numpy(at), torch.from_numpy(values)), torch.from_numpy(dense)
 
 
 def multiplied(factors) -> torch.Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bondwise as bw
-from bondwise.errors import BondwiseError, BudgetError, SelectionError, ShapeError
+from bondwise.errors import BondwiseError, SelectionError, ShapeError
 from bondwise.topology import registry
 from nets import reference
 
@@ -71,14 +71,6 @@ def linear_of(weight):
     return linear
 
 
-def test_a_rank_above_the_useful_is_capped_and_reported():
-    weight = torch.randn(6, 40)
-    done = bw.fit(weight, bw.lowrank(6, 40, 100))
-    assert done.capped == {"a": (100, 6)}
-    assert done.network.bonds == {"a": 6}
-    assert done.error < 1e-5
-
-
 def test_a_model_of_odd_layers_goes_through():
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -91,12 +83,6 @@ def test_a_model_of_odd_layers_goes_through():
     assert result.model(data).dtype == torch.bfloat16
     assert result.model[3].bias is None
     assert bw.merge(result.model)(data[:0]).shape == (0, 127)
-
-
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, float("nan"), float("inf")])
-def test_keep_is_a_fraction(keep):
-    with pytest.raises(BudgetError, match=r"keep=.* came; it is the fraction"):
-        bw.plan_model(nn.Sequential(nn.Linear(64, 64)), keep)
 
 
 def test_every_error_of_a_user_is_a_value_error():

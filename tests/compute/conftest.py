@@ -1,12 +1,10 @@
-"""The networks that every promise is tested on, and the numpy einsum it is tested against."""
+"""The networks that every promise is tested on."""
 
 from functools import cache
 
-import pytest
-
 import bondwise as bw
-import nets
 from bondwise.topology import registry
+from nets import thorough
 
 SIZES = [(12, 18, 3), (24, 16, 2), (7, 5, 3), (1, 6, 2)]
 
@@ -36,51 +34,15 @@ ODD = [
 
 @cache
 def networks():
-    return tuple(_networks())
-
-
-def _networks():
-    for name in registry.names():
-        for out, inp, rank in SIZES:
-            yield registry.find(name).sized(out, inp, rank)
-    yield bw.ring((2, 3), (3, 2), (2, 3))
-    yield bw.mpo((2, 1, 3), (3, 2), 2)
-    yield bw.kron((2, 3), (4, 5), 1)
-    for text, sizes in ODD:
-        yield bw.parse(text, **sizes)
-
-
-def is_canonical(net):
-    """Those of the quick set: every topology once, and one network of each odd kind."""
-    return any(
-        net == one
-        for one in (
-            *(registry.find(name).sized(*SIZES[0]) for name in registry.names()),
-            bw.ring((2, 3), (3, 2), (2, 3)),
-            *(bw.parse(ODD[k][0], **ODD[k][1]) for k in (2, 3, 5, 7, 9, 10)),
-        )
-    )
+    """All of them; without a mark every topology once, and one network of each odd kind."""
+    sized = [registry.find(name).sized(*size) for name in registry.names() for size in SIZES]
+    odd = [bw.parse(text, **sizes) for text, sizes in ODD]
+    ring = bw.ring((2, 3), (3, 2), (2, 3))
+    every = [*sized, ring, bw.mpo((2, 1, 3), (3, 2), 2), bw.kron((2, 3), (4, 5), 1), *odd]
+    quick = [*sized[:: len(SIZES)], ring, *(odd[k] for k in (2, 3, 5, 7, 9, 10))]
+    return [net if net in quick else thorough(net)[0] for net in every]
 
 
 def pytest_generate_tests(metafunc):
     if "net" in metafunc.fixturenames:
-        marks = {True: (), False: pytest.mark.thorough}
-        metafunc.parametrize(
-            "net",
-            [
-                pytest.param(net, marks=marks[is_canonical(net)], id=f"{net}, {net.parameters}")
-                for net in networks()
-            ],
-        )
-
-
-@pytest.fixture(scope="session")
-def reference():
-    """Network and cores -> the weight, by code that shares nothing with ours."""
-    return nets.reference
-
-
-@pytest.fixture(scope="session")
-def make_cores():
-    """Network -> random float64 cores."""
-    return nets.random_cores
+        metafunc.parametrize("net", networks(), ids=lambda net: f"{net}, {net.parameters}")

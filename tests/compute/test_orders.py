@@ -11,6 +11,7 @@ from bondwise.compute.orders import orders
 from bondwise.compute.stack import cheapest_order, stack
 from bondwise.errors import PlanError
 from bondwise.network.stack import levels
+from nets import random_cores
 
 FEW = 6  # cores; all permutations of them are tried
 
@@ -70,8 +71,8 @@ def test_their_number_follows_from_the_kind_of_network(build, numbers):
         assert (len(found), found.complete) == (number, True)
 
 
-def test_they_are_those_of_the_stacks(net, make_cores):
-    cores = make_cores(net)
+def test_they_are_those_of_the_stacks(net):
+    cores = random_cores(net)
     for order in orders(net, limit=40):
         st = stack(net, cores, order.order)
         assert (order.shapes, order.nnz, order.levels) == (st.shapes, st.nnz, st.levels)

@@ -18,7 +18,7 @@ from bondwise.compute.plan import plan, timed
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.errors import PlanError
-from nets import multiplied
+from nets import multiplied, random_cores, reference
 
 
 def cheapest(net, batch):
@@ -131,8 +131,8 @@ def test_slower_rates_never_make_a_plan_faster(net):
         assert timed(net, batch, Rates(), 4, ready=True).seconds <= quick
 
 
-def test_plans_for_time_repeat_and_are_right(net, reference, make_cores):
-    cores = make_cores(net)
+def test_plans_for_time_repeat_and_are_right(net):
+    cores = random_cores(net)
     W = reference(net, cores)
     for batch in (1, 40, 5000):
         made = plan(net, batch, "time")
@@ -177,9 +177,9 @@ INDEX = st.tuples(
     batch=st.integers(1, 20),
     n=st.integers(0, 3),
 )
-def test_any_einsum_works_everywhere(cores, indices, batch, n, reference, make_cores):
+def test_any_einsum_works_everywhere(cores, indices, batch, n):
     net = network(cores, indices)
-    made, cores = plan(net, batch), make_cores(net)
+    made, cores = plan(net, batch), random_cores(net)
     assert made.macs == cheapest(net, batch)
     W = reference(net, cores)
     x = torch.randn(n, net.shape[1], dtype=torch.float64)

@@ -14,13 +14,13 @@ from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.errors import ShapeError
-from nets import in_training, multiplied, passes_alone
+from nets import in_training, multiplied, passes_alone, random_cores, reference
 
 BATCHES = [(), (1,), (0,), (5,), (2, 3), (2, 0, 3), (70,)]
 
 
-def test_dense_and_every_plan_are_right_for_every_batch(net, reference, make_cores):
-    cores = make_cores(net)
+def test_dense_and_every_plan_are_right_for_every_batch(net):
+    cores = random_cores(net)
     W = reference(net, cores)
     assert_close(dense(net, cores), W)
     for made, shape in product([plan(net, batch) for batch in (1, 64, 4096)], BATCHES):
@@ -32,8 +32,8 @@ def test_dense_and_every_plan_are_right_for_every_batch(net, reference, make_cor
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # inside torch.func.jvp
 @pytest.mark.parametrize("planned", [plan, in_training])
-def test_forward_mode_and_vmap(net, planned, reference, make_cores):
-    cores, made = make_cores(net), planned(net)
+def test_forward_mode_and_vmap(net, planned):
+    cores, made = random_cores(net), planned(net)
     W = reference(net, cores)
     x, dx = torch.randn(2, 4, net.shape[1], dtype=torch.float64)
     y, dy = jvp(lambda x: apply(made, cores, x), (x,), (dx,))
@@ -44,19 +44,19 @@ def test_forward_mode_and_vmap(net, planned, reference, make_cores):
     assert_close(twice, torch.stack([x @ W.T, 2 ** len(cores) * x @ W.T]))
 
 
-def test_gradients_by_torch_func_are_those_through_dense(make_cores):
+def test_gradients_by_torch_func_are_those_through_dense():
     net = bw.mpo((2, 3), (3, 2), 2)
-    cores, x = make_cores(net), torch.randn(5, 6, dtype=torch.float64)
+    cores, x = random_cores(net), torch.randn(5, 6, dtype=torch.float64)
     every = tuple(range(1 + len(cores)))
     ours = grad(lambda x, *c: apply(plan(net), c, x).sin().sum(), every)(x, *cores)
     theirs = grad(lambda x, *c: (x @ dense(net, c).T).sin().sum(), every)(x, *cores)
     assert_close(ours, theirs)
 
 
-def test_more_modes_and_indices_than_there_are_letters(make_cores):
+def test_more_modes_and_indices_than_there_are_letters():
     modes = tuple(2 if k % 4 == 3 else 1 for k in range(28))
     net = bw.mpo(modes, modes, 2)
-    cores = [core / 2 for core in make_cores(net)]
+    cores = [core / 2 for core in random_cores(net)]
     W = cores[0]
     for core in cores[1:-1]:
         W = torch.einsum("oia,apqb->opiqb", W, core).flatten(0, 1).flatten(1, 2)
@@ -68,15 +68,15 @@ def test_more_modes_and_indices_than_there_are_letters(make_cores):
         assert_close(multiplied(stack(net, cores, order)), W)
 
 
-def test_inputs_and_cores_need_not_be_contiguous(net, reference, make_cores):
-    cores = [core.mT.contiguous().mT if core.ndim > 1 else core for core in make_cores(net)]
+def test_inputs_and_cores_need_not_be_contiguous(net):
+    cores = [core.mT.contiguous().mT if core.ndim > 1 else core for core in random_cores(net)]
     x = torch.randn(net.shape[1], 6, 2, dtype=torch.float64).permute(2, 1, 0)
     assert_close(apply(plan(net), cores, x), x @ reference(net, cores).T)
 
 
-def test_the_operands_are_left_as_they_were(make_cores):
+def test_the_operands_are_left_as_they_were():
     net = bw.mpo((2, 3), (3, 2), 2)
-    given = [torch.randn(4, 6, dtype=torch.float64), *make_cores(net)]
+    given = [torch.randn(4, 6, dtype=torch.float64), *random_cores(net)]
     before = copy.deepcopy(given)
     apply(plan(net), given[1:], given[0])
     assert all(torch.equal(one, two) for one, two in zip(given, before, strict=True))
@@ -84,10 +84,10 @@ def test_the_operands_are_left_as_they_were(make_cores):
 
 @pytest.mark.parametrize("width", [5, 0, 7])
 @pytest.mark.parametrize("training", [False, True])
-def test_a_wrong_width_is_named(width, training, make_cores):
+def test_a_wrong_width_is_named(width, training):
     net = bw.mpo((4, 3), (2, 3), 3)
     made = in_training(net) if training else plan(net)
-    cores = [core.requires_grad_(training) for core in make_cores(net)]
+    cores = [core.requires_grad_(training) for core in random_cores(net)]
     with pytest.raises(ShapeError, match=rf"width {width}.* 6 columns"):
         apply(made, cores, torch.ones(3, width, dtype=torch.float64))
 

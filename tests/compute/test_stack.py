@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import bondwise as bw
 from bondwise.compute.stack import checked_order, stack
 from bondwise.errors import PlanError, ShapeError
-from nets import multiplied
+from nets import multiplied, random_cores, reference
 
 LARGE = 300  # values of a state, for a dense gauge on it
 ORDERS = 60  # of a network, spread over all of them
@@ -20,8 +20,8 @@ def orders(net):
     return every[:: max(1, len(every) // ORDERS)]
 
 
-def test_every_order_multiplies_to_the_weight(net, reference, make_cores):
-    cores = make_cores(net)
+def test_every_order_multiplies_to_the_weight(net):
+    cores = random_cores(net)
     W = reference(net, cores)
     for order in [None, *orders(net)]:
         st = stack(net, cores, order)
@@ -32,8 +32,8 @@ def test_every_order_multiplies_to_the_weight(net, reference, make_cores):
         assert torch.equal(st[-1].to_dense(), st[len(st) - 1].to_dense())
 
 
-def test_factors_are_sparse_and_sorted_without_repeats(net, make_cores):
-    st = stack(net, make_cores(net))
+def test_factors_are_sparse_and_sorted_without_repeats(net):
+    st = stack(net, random_cores(net))
     for factor in st:
         assert factor.is_sparse
         assert factor.is_coalesced()
@@ -44,9 +44,9 @@ def test_factors_are_sparse_and_sorted_without_repeats(net, make_cores):
     assert st.nnz == sum(factor._nnz() for factor in st)
 
 
-def test_a_factor_is_its_core_beside_identities(make_cores):
+def test_a_factor_is_its_core_beside_identities():
     net = bw.mpo((2, 3), (4, 5), 1)
-    one, two = make_cores(net)
+    one, two = random_cores(net)
     st = stack(net, [one, two], order=(1, 0))
     assert_close(st[0].to_dense().abs().sum(), 4 * two.abs().sum())
     assert st.nnz == 4 * two.numel() + 3 * one.numel()
@@ -54,7 +54,18 @@ def test_a_factor_is_its_core_beside_identities(make_cores):
 
 @pytest.mark.parametrize(
     "order",
-    [(), (0,), (0, 0), (0, 2), (0, 1, 1), (-1, 0), (1.0, 0.0), "10", (None, 0), (True, False)],
+    [
+        (),
+        (0,),
+        (0, 0),
+        (0, 2),
+        (0, 1, 1),
+        (-1, 0),
+        (1.0, 0.0),
+        ("1", "0"),
+        (None, 0),
+        (True, False),
+    ],
 )
 def test_an_impossible_order_is_refused(order):
     with pytest.raises(
@@ -74,8 +85,8 @@ def gauge(size, seed=0):
     return torch.randn(size, size, generator=generator, dtype=torch.float64) + 3 * torch.eye(size)
 
 
-def test_a_gauge_between_any_two_levels_keeps_the_product(net, reference, make_cores):
-    cores = make_cores(net)
+def test_a_gauge_between_any_two_levels_keeps_the_product(net):
+    cores = random_cores(net)
     W = reference(net, cores)
     for order in orders(net)[:4]:
         st = stack(net, cores, order)
@@ -90,9 +101,9 @@ def test_a_gauge_between_any_two_levels_keeps_the_product(net, reference, make_c
                 assert other[k] is st[k]
 
 
-def test_a_gauge_on_a_bond_is_one_on_the_state_beside_identities(make_cores):
+def test_a_gauge_on_a_bond_is_one_on_the_state_beside_identities():
     net = bw.mpo((2, 3), (4, 5), 6)
-    cores = make_cores(net)
+    cores = random_cores(net)
     st = stack(net, cores, (1, 0))
     assert [index.name for index in st.levels[0].after] == ["i1", "a", "o2"]
     X = gauge(6)
@@ -104,9 +115,9 @@ def test_a_gauge_on_a_bond_is_one_on_the_state_beside_identities(make_cores):
         assert_close(one.to_dense(), two.to_dense())
 
 
-def test_a_gauge_keeps_the_dtype_and_passes_gradients_on(make_cores):
+def test_a_gauge_keeps_the_dtype_and_passes_gradients_on():
     net = bw.lowrank(6, 4, 2)
-    cores = [core.float().requires_grad_() for core in make_cores(net)]
+    cores = [core.float().requires_grad_() for core in random_cores(net)]
     st = stack(net, cores).with_gauge(0, gauge(2))
     assert all(factor.dtype == torch.float32 for factor in st)
     grads = torch.autograd.grad(multiplied(st).sum(), cores)
@@ -115,10 +126,10 @@ def test_a_gauge_keeps_the_dtype_and_passes_gradients_on(make_cores):
 
 
 @pytest.mark.parametrize("at", [-1, 1, 2, True])
-def test_a_gauge_needs_two_levels(at, make_cores):
+def test_a_gauge_needs_two_levels(at):
     net = bw.lowrank(6, 4, 2)
     with pytest.raises(PlanError, match=f"after level {at} of 2; write at = 0 to 0"):
-        stack(net, make_cores(net)).with_gauge(at, torch.eye(2))
+        stack(net, random_cores(net)).with_gauge(at, torch.eye(2))
     with pytest.raises(PlanError, match="network of two cores"):
         stack(bw.mpo(3, 4, 1), [torch.ones(3, 4)]).with_gauge(0, torch.eye(3))
 
@@ -134,7 +145,7 @@ def test_a_gauge_needs_two_levels(at, make_cores):
         (torch.full((2, 2), torch.inf), r"not finite"),
     ],
 )
-def test_a_bad_gauge_is_refused(X, says, make_cores):
+def test_a_bad_gauge_is_refused(X, says):
     net = bw.lowrank(6, 4, 2)
     with pytest.raises(ShapeError, match=re.escape(says).replace(r"\.\*", ".*")):
-        stack(net, make_cores(net)).with_gauge(0, X)
+        stack(net, random_cores(net)).with_gauge(0, X)
