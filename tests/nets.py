@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterable
-from functools import reduce
+from functools import cache, reduce
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from bondwise.compute.plan import Plan, timed
 from bondwise.gauge.compact import compact
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.network.network import Network, parse
+from bondwise.topology import registry
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
 from bondwise.topology.kron import kron
@@ -81,6 +82,39 @@ def thorough(*values: object) -> list[Any]:
 def canon_first(nets: Iterable[Network]) -> list[Any]:
     """Networks as parameters of a test: those of `CANON` always, the others where all is run."""
     return [net if net in CANON else thorough(net)[0] for net in nets]
+
+
+SIZES = [(12, 18, 3), (24, 16, 2), (7, 5, 3), (1, 6, 2)]
+
+ODD = [
+    parse("i2 o2 i1 o1 -> (o1 o2) (i1 i2)", o1=2, o2=3, i1=4, i2=5),
+    parse("b o i -> (b o) (b i)", b=3, o=2, i=4),
+    parse("b o a, b a i -> (b o) (b i)", b=3, o=2, a=2, i=4),
+    parse("o a b, c a i -> (o c b) (b i c)", b=3, o=2, a=2, i=4, c=2),
+    parse("o i z -> (o) (i)", o=2, i=3, z=4),
+    parse("o i z, q, b b2 -> (o b) (i b2)", o=2, i=3, z=4, q=5, b=2, b2=3),
+    parse("o, i -> (o) (i)", o=4, i=3),
+    parse("i -> () (i)", i=3),
+    parse("o -> (o) ()", o=3),
+    parse("z -> () ()", z=3),
+    parse("o r, i r, r -> (o) (i)", o=4, i=3, r=5),
+    parse("o i, o, i, i -> (o) (i)", o=4, i=3),
+    parse("b i, o b, b -> (o b) (i b)", o=4, i=3, b=2),
+    parse("o1 a, a b i1, b i2 o2 -> (o2 o1) (i2 i1)", o1=2, a=3, b=2, i1=3, i2=2, o2=3),
+    parse("z a o, a b i, b z -> (o) (i)", z=2, a=3, b=2, o=4, i=3),
+    parse("o a, a i -> (o) (i)", o=1, a=1, i=1),
+    parse("o1 o2 a, i2 a i1 -> (o1 o2) (i1 i2)", o1=1, o2=6, a=5, i1=1, i2=4),
+]
+
+
+@cache
+def networks() -> list[Any]:
+    """All kinds; without a mark every topology once, and one of each odd kind."""
+    sized = [registry.find(name).sized(*size) for name in registry.names() for size in SIZES]
+    ring = ring((2, 3), (3, 2), (2, 3))
+    every = [*sized, ring, mpo((2, 1, 3), (3, 2), 2), kron((2, 3), (4, 5), 1), *ODD]
+    quick = [*sized[:: len(SIZES)], ring, *(ODD[k] for k in (2, 3, 5, 7, 9, 10))]
+    return [net if net in quick else thorough(net)[0] for net in every]
 
 
 def random_cores(net: Network, seed: int = 0) -> list[torch.Tensor]:

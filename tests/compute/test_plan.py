@@ -55,18 +55,6 @@ def test_no_order_needs_fewer_multiplications(net):
         assert made.macs == cheapest(net, batch) == sum(step.macs for step in made.steps)
 
 
-@given(
-    rows=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    cols=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    rank=st.integers(1, 12),
-    batch=st.integers(1, 300),
-    build=st.sampled_from([bw.mpo, bw.ring, bw.kron, bw.tree]),
-)
-def test_no_order_needs_fewer_multiplications_for_any_size(rows, cols, rank, batch, build):
-    net = build(tuple(rows), tuple(cols), rank)
-    assert plan(net, batch).macs == cheapest(net, batch)
-
-
 def test_the_batch_decides_between_rebuilding_and_pushing_through():
     net = bw.lowrank(64, 64, 60)
     assert plan(net, 8).macs == 8 * 64 * 60 * 2
@@ -174,7 +162,7 @@ INDEX = st.tuples(
 @given(
     cores=st.integers(1, 4),
     indices=st.lists(INDEX, min_size=1, max_size=6),
-    batch=st.integers(1, 20),
+    batch=st.integers(1, 300),
     n=st.integers(0, 3),
 )
 def test_any_einsum_works_everywhere(cores, indices, batch, n):

@@ -44,33 +44,12 @@ def test_factors_are_sparse_and_sorted_without_repeats(net):
     assert st.nnz == sum(factor._nnz() for factor in st)
 
 
-def test_a_factor_is_its_core_beside_identities():
-    net = bw.mpo((2, 3), (4, 5), 1)
-    one, two = random_cores(net)
-    st = stack(net, [one, two], order=(1, 0))
-    assert_close(st[0].to_dense().abs().sum(), 4 * two.abs().sum())
-    assert st.nnz == 4 * two.numel() + 3 * one.numel()
-
-
 @pytest.mark.parametrize(
-    "order",
-    [
-        (),
-        (0,),
-        (0, 0),
-        (0, 2),
-        (0, 1, 1),
-        (-1, 0),
-        (1.0, 0.0),
-        ("1", "0"),
-        (None, 0),
-        (True, False),
-    ],
+    "order", [(), (0,), (0, 0), (0, 2), (0, 1, 1), (-1, 0), (1.0, 0.0), "10", (None, 0), (True, 0)]
 )
 def test_an_impossible_order_is_refused(order):
-    with pytest.raises(
-        PlanError, match=rf"{re.escape(str(order))} came for 2 cores; write each of 0 to 1 once"
-    ):
+    said = f"{tuple(order)} came for 2 cores; write each of 0 to 1 once"
+    with pytest.raises(PlanError, match=re.escape(said)):
         checked_order(bw.lowrank(6, 4, 2), order)
 
 

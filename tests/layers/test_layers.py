@@ -239,12 +239,13 @@ def test_from_linear_reads_conv1d_the_other_way_round():
     assert_close(TensorLinear.from_compact(stored, source)(x), source(x))
 
 
-def test_cores_and_bias_are_copied():
-    net = bw.mpo((2, 3), (3, 2), 2)
-    cores, bias = random_cores(net), torch.ones(6, dtype=torch.float64)
-    layer = TensorLinear(net, cores, bias)
+@pytest.mark.parametrize("rest", ["columns", "entries"])
+def test_what_a_layer_is_made_of_is_copied(rest):
+    net, bias = bw.mpo((2, 3), (3, 2), 2), torch.ones(6, dtype=torch.float64)
+    cores, (remainder, _) = random_cores(net), remainder_of(rest, 4, (6, 6))
+    layer = TensorLinear(net, cores, bias, remainder=remainder)
     before = layer.dense()
-    for given in (*cores, bias):
+    for given in (*cores, bias, remainder.values, remainder.positions):
         given.zero_()
     assert torch.equal(layer.dense(), before)
     assert torch.equal(layer.bias, torch.ones(6, dtype=torch.float64))

@@ -105,16 +105,6 @@ def test_without_one_nothing_is_stored_for_it():
 
 
 @every_kind
-def test_what_it_was_made_of_is_copied(kind):
-    remainder, _ = remainder_of(kind, 3, (OUT, WIDTH))
-    layer = TensorLinear(bw.lowrank(OUT, WIDTH, 2), remainder=remainder, dtype=torch.float64)
-    before = layer.dense()
-    remainder.values.zero_()
-    remainder.positions.zero_()
-    assert torch.equal(layer.dense(), before)
-
-
-@every_kind
 def test_merge_includes_it(kind):
     layer, W = make(kind, gauge=True)
     merged = bw.merge(nn.Sequential(layer))
