@@ -111,9 +111,9 @@ ODD = [
 def networks() -> list[Any]:
     """All kinds; without a mark every topology once, and one of each odd kind."""
     sized = [registry.find(name).sized(*size) for name in registry.names() for size in SIZES]
-    ring = ring((2, 3), (3, 2), (2, 3))
-    every = [*sized, ring, mpo((2, 1, 3), (3, 2), 2), kron((2, 3), (4, 5), 1), *ODD]
-    quick = [*sized[:: len(SIZES)], ring, *(ODD[k] for k in (2, 3, 5, 7, 9, 10))]
+    loop = ring((2, 3), (3, 2), (2, 3))
+    every = [*sized, loop, mpo((2, 1, 3), (3, 2), 2), kron((2, 3), (4, 5), 1), *ODD]
+    quick = [*sized[:: len(SIZES)], loop, *(ODD[k] for k in (2, 3, 5, 7, 9, 10))]
     return [net if net in quick else thorough(net)[0] for net in every]
 
 
