@@ -1,6 +1,7 @@
 """The stack of a layer gives what the layer gives, trains it, and can be hooked."""
 
 import copy
+from functools import partial
 from math import prod
 
 import pytest
@@ -20,16 +21,14 @@ every_net = pytest.mark.parametrize("net", networks(), ids=str)
 every_rest = pytest.mark.parametrize("rest", [None, "columns", "entries"])
 
 
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+draw = partial(torch.randn, dtype=torch.float64)
 
 
 def make(net, gauge=False, rest=None, bias=True):
     if isinstance(rest, str):
         most = net.shape[1] if rest == "columns" else prod(net.shape)
         rest, _ = remainder_of(rest, -(-most // 4), net.shape)
-    bias = draw(net.shape[0], seed=9) if bias else None
+    bias = draw(net.shape[0]) if bias else None
     return layer_of(TensorLinear, net, random_cores(net), gauge, bias=bias, remainder=rest)
 
 
@@ -53,7 +52,7 @@ def test_every_stack_gives_what_the_layer_gives(net, gauge, rest):
 def test_gradients_reach_the_layer_and_the_inputs(net, rest):
     layer = make(net, gauge=True, rest=rest)
     x = draw(4, net.shape[1]).requires_grad_()
-    towards = draw(4, net.shape[0], seed=3)
+    towards = draw(4, net.shape[0])
     leaves = [x, *layer.parameters()]
     ours = torch.autograd.grad(layer.as_stack()(x), leaves, towards)
     theirs = torch.autograd.grad(F.linear(x, layer.dense(), layer.bias), leaves, towards)
