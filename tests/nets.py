@@ -1,6 +1,9 @@
 """Networks of every kind, and the weights that they stand for by numpy alone."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
+from functools import cache, reduce
 from math import prod
 from typing import Any
 
@@ -11,7 +14,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bondwise.compute.machine import Rates
+from bondwise.compute.plan import Plan, timed
+from bondwise.gauge.compact import compact
+from bondwise.layers.remainder import Columns, Entries
 from bondwise.network.network import Network, parse
+from bondwise.topology import registry
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
 from bondwise.topology.kron import kron
@@ -74,6 +82,39 @@ def thorough(*values: object) -> list[Any]:
 def canon_first(nets: Iterable[Network]) -> list[Any]:
     """Networks as parameters of a test: those of `CANON` always, the others where all is run."""
     return [net if net in CANON else thorough(net)[0] for net in nets]
+
+
+SIZES = [(12, 18, 3), (24, 16, 2), (7, 5, 3), (1, 6, 2)]
+
+ODD = [
+    parse("i2 o2 i1 o1 -> (o1 o2) (i1 i2)", o1=2, o2=3, i1=4, i2=5),
+    parse("b o i -> (b o) (b i)", b=3, o=2, i=4),
+    parse("b o a, b a i -> (b o) (b i)", b=3, o=2, a=2, i=4),
+    parse("o a b, c a i -> (o c b) (b i c)", b=3, o=2, a=2, i=4, c=2),
+    parse("o i z -> (o) (i)", o=2, i=3, z=4),
+    parse("o i z, q, b b2 -> (o b) (i b2)", o=2, i=3, z=4, q=5, b=2, b2=3),
+    parse("o, i -> (o) (i)", o=4, i=3),
+    parse("i -> () (i)", i=3),
+    parse("o -> (o) ()", o=3),
+    parse("z -> () ()", z=3),
+    parse("o r, i r, r -> (o) (i)", o=4, i=3, r=5),
+    parse("o i, o, i, i -> (o) (i)", o=4, i=3),
+    parse("b i, o b, b -> (o b) (i b)", o=4, i=3, b=2),
+    parse("o1 a, a b i1, b i2 o2 -> (o2 o1) (i2 i1)", o1=2, a=3, b=2, i1=3, i2=2, o2=3),
+    parse("z a o, a b i, b z -> (o) (i)", z=2, a=3, b=2, o=4, i=3),
+    parse("o a, a i -> (o) (i)", o=1, a=1, i=1),
+    parse("o1 o2 a, i2 a i1 -> (o1 o2) (i1 i2)", o1=1, o2=6, a=5, i1=1, i2=4),
+]
+
+
+@cache
+def networks() -> list[Any]:
+    """All kinds; without a mark every topology once, and one of each odd kind."""
+    sized = [registry.find(name).sized(*size) for name in registry.names() for size in SIZES]
+    loop = ring((2, 3), (3, 2), (2, 3))
+    every = [*sized, loop, mpo((2, 1, 3), (3, 2), 2), kron((2, 3), (4, 5), 1), *ODD]
+    quick = [*sized[:: len(SIZES)], loop, *(ODD[k] for k in (2, 3, 5, 7, 9, 10))]
+    return [net if net in quick else thorough(net)[0] for net in every]
 
 
 def random_cores(net: Network, seed: int = 0) -> list[torch.Tensor]:
@@ -148,3 +189,41 @@ def kept_bytes(work, *given) -> int:
     return sum(
         size for at, (ref, size) in seen.made.items() if at not in apart and not ref.expired()
     )
+
+
+def in_training(net: Network) -> Plan:
+    """Its plan for large batches and gradients: the weight is made whole where it is small."""
+    return timed(net, 4096, Rates(), 4, ready=False, training=True)
+
+
+def layer_of(kind, net: Network, cores, gauge: bool, **options):
+    """A layer that holds cores, as they are or without their gauge."""
+    if not gauge:
+        return kind(net, cores, **options)
+    stored = compact(net, cores)
+    return kind(net, stored.free, form=stored.form, pivots=stored.pivots, **options)
+
+
+def remainder_of(kind: str, count: int, shape: tuple[int, int], seed: int = 0):
+    """Columns or entries at random positions, and the matrix of them by numpy."""
+    rng, dense = np.random.default_rng(seed), np.zeros(shape)
+    at = np.sort(rng.choice(shape[1] if kind == "columns" else prod(shape), count, replace=False))
+    values = rng.standard_normal((shape[0], count) if kind == "columns" else count)
+    dense[(slice(None), at) if kind == "columns" else np.unravel_index(at, shape)] = values
+    made = {"columns": Columns, "entries": Entries}[kind]
+    return made(torch.from_numpy(at), torch.from_numpy(values)), torch.from_numpy(dense)
+
+
+def multiplied(factors) -> torch.Tensor:
+    """What the factors of a stack multiply to, by torch alone."""
+    first, *others = factors
+    return reduce(lambda below, factor: torch.sparse.mm(factor, below), others, first.to_dense())
+
+
+def passes_alone(program: str, **values: object) -> None:
+    """Runs it in a process of its own: the import hook that checks shapes cannot be traced."""
+    given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    done = subprocess.run(
+        [sys.executable, "-c", given + program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

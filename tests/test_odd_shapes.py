@@ -1,40 +1,17 @@
 """Shapes and numbers that trip up other libraries: they work here, or one sentence says why not."""
 
-import copy
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import bondwise as bw
-from bondwise.errors import BondwiseError, BudgetError, SelectionError, ShapeError
+from bondwise.errors import BondwiseError, SelectionError, ShapeError
 from bondwise.topology import registry
+from nets import reference
 
 SHAPES = [(1, 127), (127, 1), (13, 17), (1, 1), (2, 1)]
 NINE = {"tucker": (2, 2, 2, 2, 2, 1, 1, 1, 1)}  # its core has an axis for each mode
-
-
-def contracted(net, cores):
-    """The weight by numpy, two cores at a time: more indices than an einsum has letters."""
-    names, value = [], np.ones(())
-    left = [set(core) for core in net.names]
-    for own, core in zip(net.names, cores, strict=True):
-        left.pop(0)
-        both = [n for n in names if n in own]
-        every = [*names, *(n for n in own if n not in names)]
-        one = value.reshape(*value.shape, *[1] * (len(every) - value.ndim))
-        order = [own.index(n) for n in every if n in own]
-        other = np.transpose(core.double().numpy(), order)
-        other = other.reshape([net.sizes[n] if n in own else 1 for n in every])
-        later = set().union(*left) | net.open
-        gone = tuple(k for k, n in enumerate(every) if n in both and n not in later)
-        value, names = (one * other).sum(axis=gone), [
-            n for k, n in enumerate(every) if k not in gone
-        ]  # fmt: skip
-    ends = [*(i.name for i in net.rows), *(i.name for i in net.cols)]
-    return value.transpose([names.index(n) for n in ends]).reshape(net.shape)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +30,6 @@ def test_ones_and_primes_in_a_layer_of_any_dtype(name, dtype):
         assert torch.allclose(y.double(), want, atol=1e-5 if dtype == torch.float32 else 0.1)
         assert layer(x[:0]).shape == (0, out)
         assert layer(x[None, :0]).shape == (1, 0, out)
-        twin = copy.deepcopy(layer)  # after a forward
-        assert torch.equal(twin(x), y)
-        assert set(twin.state_dict()) == set(layer.state_dict())
-        assert any(key.startswith("core_") for key in twin.state_dict())
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -68,7 +41,7 @@ def test_nine_modes_a_side(name):
         assert "got 9 modes" in str(error)  # noqa: PT017
         pytest.skip("takes two modes a side")
     cores = [torch.randn(shape) for shape in net.core_shapes]
-    want = torch.from_numpy(contracted(net, cores))
+    want = reference(net, cores)
     scale = want.norm() / want.numel() ** 0.5
     assert torch.allclose(bw.dense(net, cores).double() / scale, want / scale, atol=1e-3)
     x = torch.randn(3, net.shape[1])
@@ -80,29 +53,17 @@ def test_nine_modes_a_side(name):
 @pytest.mark.parametrize("name", registry.names())
 def test_modes_and_ranks_that_cannot_be(name):
     build = getattr(bw, name)
-    for rank in (0, -1, (1,) * 50):
+    for rank in (0, -1, True, (1,) * 50):
         with pytest.raises(ShapeError, match="came"):
             build((3, 4), (2, 5), rank)
-    with pytest.raises(ShapeError, match=r"Modes \(3, 0\) came"):
-        build((3, 0), (2, 5), 1)
+    for modes in ((3, 0), (-2, 1), (2, True)):
+        with pytest.raises(ShapeError, match=r"Modes .* came .*whole numbers of at least 1"):
+            build(modes, (2, 5), 1)
     net = build((3, 4), (2, 5), 1)
-    for call in (bw.fit, lambda w, n: bw.TensorLinear.from_linear(linear_of(w), n)):
-        with pytest.raises(ShapeError, match=r"\(12, 11\)"):
-            call(torch.zeros(12, 11), net)
-
-
-def linear_of(weight):
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight.data = weight
-    return linear
-
-
-def test_a_rank_above_the_useful_is_capped_and_reported():
-    weight = torch.randn(6, 40)
-    done = bw.fit(weight, bw.lowrank(6, 40, 100))
-    assert done.capped == {"a": (100, 6)}
-    assert done.network.bonds == {"a": 6}
-    assert done.error < 1e-5
+    with pytest.raises(ShapeError, match=r"\(12, 11\)"):
+        bw.fit(torch.zeros(12, 11), net)
+    with pytest.raises(ShapeError, match=r"\(12, 11\)"):
+        bw.TensorLinear.from_linear(nn.Linear(11, 12), net)
 
 
 def test_a_model_of_odd_layers_goes_through():
@@ -117,12 +78,6 @@ def test_a_model_of_odd_layers_goes_through():
     assert result.model(data).dtype == torch.bfloat16
     assert result.model[3].bias is None
     assert bw.merge(result.model)(data[:0]).shape == (0, 127)
-
-
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, float("nan"), float("inf")])
-def test_keep_is_a_fraction(keep):
-    with pytest.raises(BudgetError, match=r"keep=.* came; it is the fraction"):
-        bw.plan_model(nn.Sequential(nn.Linear(64, 64)), keep)
 
 
 def test_every_error_of_a_user_is_a_value_error():

@@ -1,4 +1,4 @@
-"""The path of the input: chunks, gradients that are computed again, memory, autocast."""
+"""The path of the input, and weights made whole: gradients, memory, chunks, autocast."""
 
 from dataclasses import replace
 from itertools import product
@@ -13,46 +13,59 @@ from bondwise.compute.machine import Rates
 from bondwise.compute.plan import plan, timed
 from bondwise.compute.run import apply, dense
 from bondwise.layers import gathered
-from nets import kept_bytes
+from nets import in_training, kept_bytes, random_cores
+
+SMALL = bw.mpo((4, 3), (3, 4), 3)
+WHOLE = in_training(SMALL)
+both_plans = pytest.mark.parametrize("made", [plan(SMALL), WHOLE], ids=["in turn", "whole"])
 
 
-def gradients(made, cores, x, towards):
-    cores = [core.detach().requires_grad_() for core in cores]
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(apply(made, cores, x), [x, *cores], towards)
-
-
-def test_gradients_in_chunks_are_those_through_dense(net, make_cores, monkeypatch):
-    monkeypatch.setattr(path, "BACKWARD_ROWS", 4)
-    cores = make_cores(net)
+@pytest.mark.parametrize("rows", [4, 1000])
+def test_gradients_in_chunks_are_those_through_dense(net, rows, monkeypatch):
+    monkeypatch.setattr(path, "BACKWARD_ROWS", rows)
     x = torch.randn(10, net.shape[1], dtype=torch.float64)
     towards = torch.randn(10, net.shape[0], dtype=torch.float64)
-    held = [core.detach().requires_grad_() for core in cores]
-    leaf = x.clone().requires_grad_()
-    wanted = torch.autograd.grad(leaf @ dense(net, held).T, [leaf, *held], towards)
+    leaves = [leaf.requires_grad_() for leaf in (x, *random_cores(net))]
+    wanted = torch.autograd.grad(x @ dense(net, leaves[1:]).T, leaves, towards)
+    plans = [plan(net), plan(net, 4096), in_training(net)]
     for batch, chunk in product((1, 3000), (None, 1, 4)):
-        made = replace(timed(net, batch, Rates(), 4, ready=False), chunk=chunk)
-        assert_close(gradients(made, cores, x, towards), wanted)
+        plans.append(replace(timed(net, batch, Rates(), 4, ready=False), chunk=chunk))
+    for made in plans:
+        assert_close(torch.autograd.grad(apply(made, leaves[1:], x), leaves, towards), wanted)
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_only_what_is_asked_for_gets_a_gradient(which, make_cores):
-    net = bw.mpo((4, 3), (3, 4), 3)
-    cores, x = make_cores(net), torch.randn(5, 12, dtype=torch.float64)
-    leaves = [x, *cores]
-    leaves[which].requires_grad_()
-    y = apply(plan(net), cores, x)
-    (one,) = torch.autograd.grad(y.sum(), [leaves[which]])
-    (two,) = torch.autograd.grad((x @ dense(net, cores).T).sum(), [leaves[which]])
-    assert_close(one, two)
+@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize("which", range(4))
+@both_plans
+def test_only_what_is_asked_for_gets_a_gradient(made, batch, which):
+    assert WHOLE.whole
+    cores, x = random_cores(SMALL), torch.randn(batch, 12, dtype=torch.float64)
+    leaves = [x, *cores] if which == 3 else [[x, *cores][which]]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    towards = torch.randn(batch, 12, dtype=torch.float64)
+    y = apply(made, cores, x)
+    ours = torch.autograd.grad(y, leaves, towards, retain_graph=True)
+    wanted = torch.autograd.grad(x @ dense(SMALL, cores).T, leaves, towards)
+    assert_close(ours, wanted)
+    assert_close(torch.autograd.grad(y, leaves, towards), wanted)  # through the same graph again
 
 
-def test_second_order_through_chunks(make_cores, monkeypatch):
+@pytest.mark.parametrize(
+    "made",
+    [
+        plan(bw.btt((2, 3), (3, 2), 2)),
+        plan(bw.cp((2, 3), (3, 2), 2)),
+        plan(bw.ring((2, 3), (3, 2), 2)),
+        replace(plan(bw.mpo((2, 3), (3, 2), 2)), chunk=2),
+        WHOLE,
+    ],
+    ids=["btt", "cp", "ring", "chunks", "whole"],
+)
+def test_first_and_second_order(made, monkeypatch):
     monkeypatch.setattr(path, "BACKWARD_ROWS", 2)
-    net = bw.mpo((2, 3), (3, 2), 2)
-    cores = [core.requires_grad_() for core in make_cores(net)]
-    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    made = replace(plan(net), chunk=2)
+    cores = [core.requires_grad_() for core in random_cores(made.network)]
+    x = torch.randn(5, made.network.shape[1], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *c: apply(made, c, x), (x, *cores))
     assert torch.autograd.gradgradcheck(lambda x, *c: apply(made, c, x), (x, *cores))
 
@@ -60,8 +73,8 @@ def test_second_order_through_chunks(make_cores, monkeypatch):
 @pytest.mark.parametrize(
     "small", [bw.mpo((8, 8), (8, 8), 16), bw.lowrank(64, 64, 32), bw.btt((8, 8), (8, 8), 8)]
 )
-def test_nothing_between_the_products_is_kept_for_the_gradient(small, make_cores):
-    cores = [core.float().requires_grad_() for core in make_cores(small)]
+def test_nothing_between_the_products_is_kept_for_the_gradient(small):
+    cores = [core.float().requires_grad_() for core in random_cores(small)]
     x = torch.randn(500, 64, requires_grad=True)
     made = timed(small, 500, Rates(), 4, ready=False)
     kept = kept_bytes(lambda: apply(made, cores, x), x, *cores)
@@ -69,12 +82,19 @@ def test_nothing_between_the_products_is_kept_for_the_gradient(small, make_cores
     assert kept <= 4 * max(sum(core.numel() for core in cores), 64 * 64)
 
 
-def test_autocast_casts_once_and_gives_its_dtype(make_cores):
+def test_of_a_weight_made_whole_nothing_is_kept():
+    cores = [core.requires_grad_() for core in random_cores(SMALL)]
+    x = torch.randn(7, 12, dtype=torch.float64)
+    assert kept_bytes(lambda: apply(WHOLE, cores, x), x, *cores) == 0
+
+
+@pytest.mark.parametrize("planned", [plan, in_training])
+def test_autocast_casts_once_and_gives_its_dtype(planned):
     net = bw.mpo((8, 8), (8, 8), 4)
-    cores = [core.float().requires_grad_() for core in make_cores(net)]
+    cores = [core.float().requires_grad_() for core in random_cores(net)]
     x = torch.randn(6, 64, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        y = apply(plan(net), cores, x)
+        y = apply(planned(net), cores, x)
     assert y.dtype == torch.bfloat16
     got = torch.autograd.grad(y.float().square().sum(), [x, *cores])
     exact = torch.autograd.grad((x @ dense(net, cores).T).square().sum(), [x, *cores])

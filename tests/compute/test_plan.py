@@ -14,10 +14,11 @@ from torch.testing import assert_close
 import bondwise as bw
 from bondwise.compute.lookup import lookup
 from bondwise.compute.machine import Rates
-from bondwise.compute.plan import Plan, plan, timed
+from bondwise.compute.plan import plan, timed
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.errors import PlanError
+from nets import multiplied, random_cores, reference
 
 
 def cheapest(net, batch):
@@ -54,18 +55,6 @@ def test_no_order_needs_fewer_multiplications(net):
         assert made.macs == cheapest(net, batch) == sum(step.macs for step in made.steps)
 
 
-@given(
-    rows=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    cols=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    rank=st.integers(1, 12),
-    batch=st.integers(1, 300),
-    build=st.sampled_from([bw.mpo, bw.ring, bw.kron, bw.tree]),
-)
-def test_no_order_needs_fewer_multiplications_for_any_size(rows, cols, rank, batch, build):
-    net = build(tuple(rows), tuple(cols), rank)
-    assert plan(net, batch).macs == cheapest(net, batch)
-
-
 def test_the_batch_decides_between_rebuilding_and_pushing_through():
     net = bw.lowrank(64, 64, 60)
     assert plan(net, 8).macs == 8 * 64 * 60 * 2
@@ -84,8 +73,7 @@ def test_the_same_arguments_give_the_same_plan():
 def test_many_cores_are_planned_well():
     net = bw.mpo((2,) * 12, (2,) * 12, 2)
     # one core after another, the largest values at most batch x 2**12 x rank
-    in_turn = sum(64 * 2**12 * 2 * 2 * 2 for _ in net.cores)
-    assert plan(net, 64).macs <= in_turn
+    assert plan(net, 64).macs <= 12 * 64 * 2**12 * 2 * 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -131,8 +119,8 @@ def test_slower_rates_never_make_a_plan_faster(net):
         assert timed(net, batch, Rates(), 4, ready=True).seconds <= quick
 
 
-def test_plans_for_time_repeat_and_are_right(net, reference, make_cores):
-    cores = make_cores(net)
+def test_plans_for_time_repeat_and_are_right(net):
+    cores = random_cores(net)
     W = reference(net, cores)
     for batch in (1, 40, 5000):
         made = plan(net, batch, "time")
@@ -151,13 +139,6 @@ def test_a_plan_reads_as_a_table(net):
     assert f"{made.macs:,} macs" in text
     assert f"{64 * prod(net.shape):,}" in text
     assert sum(" = " in line for line in text.splitlines()) == len(made.steps) == len(net.cores)
-
-
-def test_a_plan_is_frozen():
-    made = plan(bw.lowrank(4, 6, 2))
-    assert isinstance(made, Plan)
-    with pytest.raises(AttributeError):
-        made.batch = 3
 
 
 def network(cores, indices):
@@ -181,12 +162,12 @@ INDEX = st.tuples(
 @given(
     cores=st.integers(1, 4),
     indices=st.lists(INDEX, min_size=1, max_size=6),
-    batch=st.integers(1, 20),
+    batch=st.integers(1, 300),
     n=st.integers(0, 3),
 )
-def test_any_einsum_works_everywhere(cores, indices, batch, n, reference, make_cores):
+def test_any_einsum_works_everywhere(cores, indices, batch, n):
     net = network(cores, indices)
-    made, cores = plan(net, batch), make_cores(net)
+    made, cores = plan(net, batch), random_cores(net)
     assert made.macs == cheapest(net, batch)
     W = reference(net, cores)
     x = torch.randn(n, net.shape[1], dtype=torch.float64)
@@ -194,8 +175,4 @@ def test_any_einsum_works_everywhere(cores, indices, batch, n, reference, make_c
     assert_close(dense(net, cores), W)
     assert_close(lookup(net, cores, torch.arange(net.shape[0])), W)
     for order in (None, range(len(cores))):
-        first, *others = stack(net, cores, order)
-        above = first.to_dense()
-        for factor in others:
-            above = torch.sparse.mm(factor, above)
-        assert_close(above, W)
+        assert_close(multiplied(stack(net, cores, order)), W)

@@ -1,9 +1,8 @@
 """Frozen layers outside eager mode: one exported graph for all batches, ONNX of six operations."""
 
-import subprocess
-import sys
-
 import pytest
+
+from nets import passes_alone, thorough
 
 EXPORTED = """
 import warnings
@@ -78,37 +77,11 @@ for layer in layers():
 """
 
 
-some_or_all = pytest.mark.parametrize(
-    "last", [2, pytest.param(None, marks=pytest.mark.thorough)], ids=["two", "all"]
-)
-
-
-def passes(program, last):
-    # in a process of its own: the import hook that checks shapes cannot be traced
-    done = subprocess.run(
-        [sys.executable, "-c", f"LAST = {last}\n{EXPORTED}{program}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.compile
-@some_or_all
-def test_a_frozen_layer_is_one_exported_graph_for_every_batch(last):
-    passes(GRAPH, last)
-
-
-@pytest.mark.compile
-@some_or_all
-def test_onnx_has_matmuls_and_views_alone_and_equal_numbers(last):
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    pytest.importorskip("onnxscript", reason="needs the extra onnx")
-    passes(ONNX, last)
-
-
-@pytest.mark.compile
-@some_or_all
-def test_one_graph_at_most_for_each_plan(last):
-    passes(COMPILED, last)
+@pytest.mark.parametrize("last", [2, *thorough(None)], ids=["two", "all"])
+@pytest.mark.parametrize("program", [GRAPH, ONNX, COMPILED], ids=["graph", "onnx", "compiled"])
+def test_one_graph_for_every_batch_and_equal_numbers(program, last):
+    if program == ONNX:
+        pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+        pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    passes_alone(EXPORTED + program, LAST=last)

@@ -12,19 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bondwise as bw
 from bondwise.errors import PlanError, ShapeError
 from bondwise.gauge.compact import compact, gauge_forms
+from bondwise.layers import gathered
 from bondwise.layers.storage import share
+from nets import layer_of, thorough
 
 SIZES = (0, 1, 3, 40, 300)
 
 
-def layer_of(net, gauge=False, seed=0):
-    torch.manual_seed(seed)
+def made(net, gauge=False):
     plain = bw.TensorLinear(net, bias=True)
-    if not gauge:
-        return plain.eval()
-    stored = compact(net, plain.cores())
-    layer = bw.TensorLinear(net, stored.free, plain.bias, form=stored.form, pivots=stored.pivots)
-    return layer.eval()
+    return layer_of(bw.TensorLinear, net, plain.cores(), gauge, bias=plain.bias).eval()
 
 
 NETS = [
@@ -39,79 +36,78 @@ NETS = [
 ]
 
 
+FEW = (NETS[0], NETS[2], NETS[5])
 every_net = pytest.mark.parametrize(
-    "net",
-    [
-        pytest.param(net, marks=() if at in (0, 2, 5) else pytest.mark.thorough, id=str(net))
-        for at, net in enumerate(NETS)
-    ],
+    "net", [*FEW, *thorough(*(net for net in NETS if net not in FEW))], ids=str
 )
+both_forms = pytest.mark.parametrize("gauge", [False, True], ids=["plain", "gauge"])
 
 
 def wanted(layer, x):
     return x @ layer.dense().T + layer.bias
 
 
-@pytest.mark.parametrize("gauge", [False, True])
+def check(layer, x):
+    assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+
+
+@both_forms
 @every_net
 def test_every_number_of_rows_with_and_without_gradients(net, gauge):
-    layer = layer_of(net, gauge)
+    layer = made(net, gauge)
     for rows in SIZES:
         x = torch.randn(rows, net.shape[1])
-        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+        check(layer, x)
         with torch.no_grad():
             for _ in range(2):  # made, then kept
-                assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+                check(layer, x)
         with torch.inference_mode():
-            assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+            check(layer, x)
 
 
-def changes():
-    def step(layer):
-        with torch.no_grad():
-            layer.core_0.mul_(2)
-
-    def optimise(layer):
-        layer.core_0.grad = torch.ones_like(layer.core_0)
-        torch.optim.SGD([layer.core_0], lr=0.5).step()
-
-    def load(layer):
-        layer.load_state_dict(
-            {k: 2 * v if "core" in k else v for k, v in layer.state_dict().items()}
-        )
-
-    def new_data(layer):
-        layer.core_1.data = 3 * layer.core_1.data
-
-    def in_place(layer):
-        layer.core_1.data.mul_(3)
-        layer.refresh()
-
-    def double(layer):
-        layer.double().float().core_0.data.mul_(1.0)
-
-    return [step, optimise, load, new_data, in_place, double]
+def step(layer):
+    layer.core_0.mul_(2)
 
 
-@pytest.mark.parametrize("change", changes(), ids=lambda f: f.__name__)
-@pytest.mark.parametrize("gauge", [False, True])
-@pytest.mark.parametrize(
-    "net", [NETS[0], *(pytest.param(net, marks=pytest.mark.thorough) for net in NETS[1:3])], ids=str
-)
+def optimise(layer):
+    layer.core_0.grad = torch.ones_like(layer.core_0)
+    torch.optim.SGD([layer.core_0], lr=0.5).step()
+
+
+def load(layer):
+    layer.load_state_dict({k: 2 * v if "core" in k else v for k, v in layer.state_dict().items()})
+
+
+def new_data(layer):
+    layer.core_1.data = 3 * layer.core_1.data
+
+
+def in_place(layer):
+    layer.core_1.data.mul_(3)
+    layer.refresh()
+
+
+def double(layer):
+    layer.double().float().core_0.data.mul_(1.0)
+
+
+@pytest.mark.parametrize("change", [step, optimise, load, new_data, in_place, double])
+@both_forms
+@pytest.mark.parametrize("net", [NETS[0], *thorough(*NETS[1:3])], ids=str)
 def test_what_is_kept_ready_follows_the_parameters(net, gauge, change):
-    layer, x = layer_of(net, gauge), torch.randn(3, net.shape[1])
+    layer, x = made(net, gauge), torch.randn(3, net.shape[1])
     with torch.no_grad():
         layer(x)
         change(layer)
-        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+        check(layer, x)
 
 
 def test_autocast_leaves_no_rounded_weights_behind():
-    layer, x = layer_of(NETS[0], gauge=True), torch.randn(300, 48)
+    layer, x = made(NETS[0], gauge=True), torch.randn(300, 48)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
-        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+        check(layer, x)
 
 
 def ready_bytes(layer):
@@ -119,7 +115,7 @@ def ready_bytes(layer):
 
 
 def test_ready_weights_stay_within_their_room_and_are_counted():
-    layer = layer_of(bw.mpo((8, 6), (6, 8), 30))
+    layer = made(bw.mpo((8, 6), (6, 8), 30))
     x = torch.randn(200, 48)
     before = layer.resident_bytes()
     with torch.no_grad():
@@ -129,12 +125,12 @@ def test_ready_weights_stay_within_their_room_and_are_counted():
     layer.cache_bytes = 0
     layer.refresh()
     with torch.no_grad():
-        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+        check(layer, x)
     assert ready_bytes(layer) == 0
 
 
 def test_nothing_is_kept_in_training_in_copies_or_on_disk():
-    layer = layer_of(bw.mpo((8, 6), (6, 8), 30))
+    layer = made(bw.mpo((8, 6), (6, 8), 30))
     with torch.no_grad():
         layer(torch.randn(200, 48))
     assert ready_bytes(layer) > 0
@@ -147,10 +143,10 @@ def test_nothing_is_kept_in_training_in_copies_or_on_disk():
     assert ready_bytes(layer.train()) == 0
 
 
-@pytest.mark.parametrize("gauge", [False, True])
+@both_forms
 @every_net
 def test_a_frozen_layer_runs_one_plan(net, gauge):
-    layer = layer_of(net, gauge)
+    layer = made(net, gauge)
     exact = {rows: wanted(layer, torch.ones(rows, net.shape[1])) for rows in (1, 5)}
     names = set(layer.state_dict())
     assert layer.freeze(batch=4) is layer
@@ -161,28 +157,22 @@ def test_a_frozen_layer_runs_one_plan(net, gauge):
             assert_close(layer(torch.ones(rows, net.shape[1])), y, atol=1e-4, rtol=1e-4)
     x = torch.ones(5, net.shape[1])
     layer.freeze(None)
-    assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+    check(layer, x)
     assert not any("frozen" in name for name, _ in layer.named_buffers())
-
-
-def test_training_thaws():
-    layer = layer_of(NETS[0]).freeze(8)
-    layer.train()
-    x = torch.randn(3, 48)
-    layer(x).sum().backward()
-    assert layer.core_0.grad is not None
+    y = layer.freeze(4).train()(x)  # training thaws
+    assert torch.autograd.grad(y.sum(), layer.core_0)[0].any()
 
 
 @pytest.mark.parametrize("batch", [0, -1, True])
 def test_a_batch_that_is_none_cannot_be_frozen(batch):
     with pytest.raises(PlanError, match="came"):
-        layer_of(NETS[0]).freeze(batch)
+        made(NETS[0]).freeze(batch)
 
 
-@pytest.mark.parametrize("gauge", [False, True])
-@pytest.mark.parametrize("net", [NETS[0], NETS[5]], ids=str)
+@both_forms
+@every_net
 def test_a_wrong_width_names_both(net, gauge):
-    for layer in (layer_of(net, gauge), layer_of(net, gauge).freeze(1)):
+    for layer in (made(net, gauge), made(net, gauge).freeze(1)):
         for shape in ((3, 47), (3, 49), (49,), (0, 5)):
             with pytest.raises(ShapeError, match=rf"{shape[-1]}.*48"):
                 layer(torch.ones(shape))
@@ -203,10 +193,10 @@ class Multiplications(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("room", [0, 2**20])
-@pytest.mark.parametrize("gauge", [False, True])
+@both_forms
 @every_net
 def test_macs_are_those_of_the_plan_that_runs(net, gauge, room):
-    layer = layer_of(net, gauge)
+    layer = made(net, gauge)
     layer.cache_bytes = room
     for rows in (1, 7, 100):
         x = torch.randn(rows, net.shape[1])
@@ -218,10 +208,10 @@ def test_macs_are_those_of_the_plan_that_runs(net, gauge, room):
 
 
 def test_low_rank_runs_as_it_is_stored_where_no_plan_is_faster():
-    layer = layer_of(bw.lowrank(1024, 1024, 500), gauge=True)  # made whole: a third more products
+    layer = made(bw.lowrank(1024, 1024, 500), gauge=True)  # made whole: a third more products
     x = torch.randn(10, 1024)
     with torch.no_grad():
-        assert_close(layer(x), wanted(layer, x), atol=1e-4, rtol=1e-4)
+        check(layer, x)
     assert layer.macs(10) == 10 * 500 * (1024 + 1024 - 500)
     assert ready_bytes(layer) == 0
 
@@ -230,26 +220,16 @@ def shared_layers(count=3):
     net = bw.lowrank(24, 32, 8)
     form = next(f for f in gauge_forms(net) if f.pinned == (None, "a"))
     layers = []
-    for k in range(count):
-        torch.manual_seed(k)
-        stored = compact(net, [torch.randn(24, 8), torch.randn(8, 32)], form=form)
-        layers.append(
-            bw.TensorLinear(net, stored.free, form=stored.form, pivots=stored.pivots).eval()
-        )
+    for _ in range(count):
+        own = compact(net, [torch.randn(24, 8), torch.randn(8, 32)], form=form)
+        layers.append(bw.TensorLinear(net, own.free, form=own.form, pivots=own.pivots).eval())
     share(layers)
     return layers
 
 
-def counting(monkeypatch):
-    from bondwise.layers import gathered
-
-    calls, inner = [], gathered.inner
-    monkeypatch.setattr(gathered, "inner", lambda *args: calls.append(1) or inner(*args))
-    return calls
-
-
 def test_layers_with_a_common_core_multiply_by_it_once(monkeypatch):
-    layers, calls = shared_layers(), counting(monkeypatch)
+    layers, calls, inner = shared_layers(), [], gathered.inner
+    monkeypatch.setattr(gathered, "inner", lambda *args: calls.append(1) or inner(*args))
     x, z = torch.randn(2, 5, 32)
     with torch.no_grad():
         for value in (x, z, x):
@@ -259,7 +239,7 @@ def test_layers_with_a_common_core_multiply_by_it_once(monkeypatch):
     assert layers[0].once._value is None  # taken by all: nothing is left in memory
 
 
-def test_nothing_stale_is_shared(monkeypatch):
+def test_nothing_stale_is_shared():
     layers, x = shared_layers(2), torch.randn(5, 32) / 10
     q, k = layers
     with torch.no_grad():

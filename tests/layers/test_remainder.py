@@ -1,9 +1,5 @@
-"""Remainders against F.linear with a weight that numpy adds them to."""
+"""Remainders against the matrix of them by numpy; in layers see test_layers too."""
 
-import copy
-import json
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +10,9 @@ from torch.testing import assert_close
 
 import bondwise as bw
 from bondwise.errors import ShapeError
-from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorLinear, from_spec
+from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns, Entries
+from nets import layer_of, remainder_of
 
 OUT, WIDTH = 7, 10
 KINDS = ("columns", "entries")
@@ -24,46 +20,21 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 both_forms = pytest.mark.parametrize("gauge", [False, True], ids=["plain", "gauge"])
 
 
-def draw(kind, count, seed=0, shape=(OUT, WIDTH), dtype=torch.float64):
-    """A remainder of some entries, and the matrix of it by numpy."""
-    rng = np.random.default_rng(seed)
-    dense = np.zeros(shape)
-    if kind == "columns":
-        at = np.sort(rng.choice(shape[1], count, replace=False))
-        values = rng.standard_normal((shape[0], count))
-        dense[:, at] = values
-        made = Columns(torch.from_numpy(at), torch.from_numpy(values).to(dtype))
-    else:
-        at = np.sort(rng.choice(shape[0] * shape[1], count, replace=False))
-        values = rng.standard_normal(count)
-        dense[np.unravel_index(at, shape)] = values
-        made = Entries(torch.from_numpy(at), torch.from_numpy(values).to(dtype))
-    return made, torch.from_numpy(dense)
-
-
-def make(kind, gauge, count=4):
+def make(kind, gauge):
     """A layer with a remainder, and the weight that it stands for."""
-    torch.manual_seed(0)
-    remainder, R = draw(kind, count)
+    remainder, R = remainder_of(kind, 4, (OUT, WIDTH))
     U, V = torch.randn(OUT, 3, dtype=torch.float64), torch.randn(3, WIDTH, dtype=torch.float64)
     net, bias = bw.lowrank(OUT, WIDTH, 3), torch.randn(OUT, dtype=torch.float64)
-    if not gauge:
-        return TensorLinear(net, [U, V], bias, remainder=remainder), U @ V + R
-    source = nn.Linear(WIDTH, OUT, dtype=torch.float64)
-    layer = TensorLinear.from_compact(compact(net, [U, V]), source, remainder)
+    layer = layer_of(TensorLinear, net, [U, V], gauge, bias=bias, remainder=remainder)
     return layer, U @ V + R
 
 
-@every_kind
-@both_forms
-def test_a_layer_with_a_remainder_is_f_linear(kind, gauge):
-    layer, W = make(kind, gauge)
-    assert_close(layer.dense(), W)
-    for batch in [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)]:
-        x = torch.randn(*batch, WIDTH, dtype=torch.float64)
-        y = layer(x)
-        assert y.shape == (*batch, OUT)
-        assert_close(y, F.linear(x, W, layer.bias))
+def columns(at, values=(7, 2)):
+    return Columns(torch.tensor(at), torch.ones(values))
+
+
+def entries(at, count=2):
+    return Entries(torch.tensor(at), torch.ones(count))
 
 
 @given(
@@ -75,7 +46,7 @@ def test_a_layer_with_a_remainder_is_f_linear(kind, gauge):
 )
 def test_any_shape_and_count(kind, out, width, share, seed):
     most = width if kind == "columns" else out * width
-    remainder, R = draw(kind, max(1, round(share * most)), seed, (out, width))
+    remainder, R = remainder_of(kind, max(1, round(share * most)), (out, width), seed)
     remainder.check((out, width))
     x = torch.randn(3, width, dtype=torch.float64)
     assert_close(remainder.apply(x, out), x @ R.T)
@@ -83,42 +54,14 @@ def test_any_shape_and_count(kind, out, width, share, seed):
 
 
 @every_kind
-@both_forms
-def test_gradients_are_those_through_dense(kind, gauge):
-    layer, W = make(kind, gauge)
-    x = torch.randn(4, WIDTH, dtype=torch.float64, requires_grad=True)
-    towards = torch.randn(4, OUT, dtype=torch.float64)
-    wanted = [x, *layer.parameters()]
-    assert [name for name, _ in layer.named_parameters()][-2:] == ["remainder", "bias"]
-    ours = torch.autograd.grad(layer(x), wanted, towards)
-    theirs = torch.autograd.grad(F.linear(x, layer.dense(), layer.bias), wanted, towards)
-    for one, two in zip(ours, theirs, strict=True):
-        assert_close(one, two)
-    assert_close(ours[0], towards @ W)
-
-
-@every_kind
 def test_a_step_of_training_changes_the_values_and_no_position(kind):
     layer, _ = make(kind, gauge=True)
+    assert [name for name, _ in layer.named_parameters()][-2:] == ["remainder", "bias"]
     values, at = layer.remainder.detach().clone(), layer.remainder_at.clone()
     layer(torch.randn(4, WIDTH, dtype=torch.float64)).square().sum().backward()
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
     assert bool((layer.remainder != values).all())
     assert torch.equal(layer.remainder_at, at)
-
-
-@every_kind
-@both_forms
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_spec_and_state_dict_make_the_layer_again(kind, gauge, device):
-    layer, _ = make(kind, gauge)
-    spec = json.loads(json.dumps(layer.spec()))
-    again = from_spec(spec, device=device, dtype=torch.float64)
-    again.load_state_dict(layer.state_dict(), assign=device == "meta")
-    x = torch.randn(5, WIDTH, dtype=torch.float64)
-    assert again.spec() == layer.spec()
-    assert torch.equal(again(x), layer(x))
-    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
 @every_kind
@@ -162,29 +105,11 @@ def test_without_one_nothing_is_stored_for_it():
 
 
 @every_kind
-def test_what_it_was_made_of_is_copied(kind):
-    remainder, _ = draw(kind, 3)
-    layer = TensorLinear(bw.lowrank(OUT, WIDTH, 2), remainder=remainder, dtype=torch.float64)
-    before = layer.dense()
-    remainder.values.zero_()
-    remainder.positions.zero_()
-    assert torch.equal(layer.dense(), before)
-
-
-@every_kind
 def test_merge_includes_it(kind):
     layer, W = make(kind, gauge=True)
     merged = bw.merge(nn.Sequential(layer))
     assert type(merged[0]) is nn.Linear
     assert_close(merged[0].weight, W)
-
-
-def columns(at, values=(7, 2)):
-    return Columns(torch.tensor(at), torch.ones(values))
-
-
-def entries(at, count=2):
-    return Entries(torch.tensor(at), torch.ones(count))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 import bondwise as bw
-from bondwise.errors import NetworkError, ShapeError
+from bondwise.errors import NetworkError
 from bondwise.network.ranks import capped, layouts, useful_ranks
 
 
@@ -62,12 +62,6 @@ def test_topologies_are_written_as_promised_and_read_back(net, text):
 def test_a_bad_network_is_refused_in_one_sentence(text, sizes, says):
     with pytest.raises(NetworkError, match=says):
         bw.parse(text, **sizes)
-
-
-@pytest.mark.parametrize("rank", [0, -1, (3, 3), True])
-def test_a_bad_rank_is_refused(rank):
-    with pytest.raises(ShapeError):
-        bw.mpo((2, 4), (3, 2), rank)
 
 
 def test_useful_ranks():

@@ -16,7 +16,7 @@ from bondwise.draw.diagram import svg
 from bondwise.gauge.compact import compact, stored_numbers
 from bondwise.network.ranks import capped
 from bondwise.topology import registry
-from nets import numpy_dense, random_cores
+from nets import multiplied, random_cores, reference
 
 HOOK = '''"""Hook: a chain whose last two cores hold the rows and the columns of one site."""
 
@@ -65,15 +65,12 @@ def test_it_is_found_named_and_read_back(known):
 def test_it_is_what_numpy_says(known):
     net = known.sized(12, 18, 3)
     cores = random_cores(net)
-    W = torch.from_numpy(numpy_dense(net, cores))
+    W = reference(net, cores)
     assert_close(bw.dense(net, cores), W)
     x = torch.randn(5, 18, dtype=torch.float64)
     for batch in (1, 4096):
         assert_close(bw.apply(bw.plan(net, batch), cores, x), x @ W.T)
-    product = torch.eye(18, dtype=torch.float64)
-    for factor in bw.stack(net, cores):
-        product = torch.sparse.mm(factor, product)
-    assert_close(product, W)
+    assert_close(multiplied(bw.stack(net, cores)), W)
 
 
 def test_a_fit_of_full_rank_is_exact(known):
@@ -85,7 +82,7 @@ def test_a_fit_of_full_rank_is_exact(known):
 def test_a_layer_is_f_linear_with_and_without_the_gauge(known):
     net = known.sized(12, 18, 3)
     cores = random_cores(net)
-    W = torch.from_numpy(numpy_dense(net, cores))
+    W = reference(net, cores)
     stored = compact(net, cores)
     assert stored.parameters == stored_numbers(net) <= net.parameters
     assert_close(stored.dense(), W)

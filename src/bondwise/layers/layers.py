@@ -180,10 +180,6 @@ class TensorLinear(TensorLayer):
             return numbers, places
         return [*numbers, self.remainder], [*places, self.remainder_at]
 
-    def plan_for(self, rows: int) -> Plan:
-        """The plan for a batch of so many rows, where no gradients of the cores are asked for."""
-        return self._with_room[chosen(self._with_room, rows)].plan
-
     @property
     def cache_bytes(self) -> int:
         """Bytes that weights kept ready may take, outside training."""
