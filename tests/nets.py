@@ -115,6 +115,12 @@ def reference(net: Network, cores) -> torch.Tensor:
     return torch.from_numpy(numpy_dense(net, cores))
 
 
+def assert_same(net: Network, one, two, tol: float = 1e-10) -> None:
+    """The cores stand for the same weight."""
+    expected = numpy_dense(net, one)
+    assert np.abs(numpy_dense(net, two) - expected).max() <= tol * np.abs(expected).max()
+
+
 def weight_of(net: Network, seed: int = 0) -> torch.Tensor:
     return reference(net, random_cores(net, seed))
 

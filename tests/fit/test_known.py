@@ -68,12 +68,6 @@ def test_chains_find_the_known_ranks(name: str):
     assert got.error < 1e-12
 
 
-@pytest.mark.parametrize("name", [name for name, (_, rank) in KNOWN.items() if rank > 1])
-def test_one_less_than_the_known_rank_is_not_enough(name: str):
-    weight, rank = KNOWN[name]
-    assert fit(weight, mpo((2,) * SITES, (2,) * SITES, rank - 1)).error > 1e-3
-
-
 def test_kronecker_products_have_rank_one_in_every_format():
     factors = [torch.randn(3, 4), torch.randn(2, 5), torch.randn(4, 2)]
     weight = reduce(torch.kron, [factor.double() for factor in factors])

@@ -19,6 +19,7 @@ from bondwise.network.network import Network, parse
 from bondwise.topology import registry
 from bondwise.topology.btt import btt
 from bondwise.topology.kron import kron
+from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
@@ -72,18 +73,6 @@ def test_the_identity_changes_nothing(net: Network):
     assert fit(weight, net, 7 * torch.eye(net.shape[1])).error == pytest.approx(
         fit(weight, net).error, abs=1e-12
     )
-
-
-@pytest.mark.parametrize("net", canon_first(n for n in TREES if len(n.cores) > 1), ids=str)
-def test_sweeps_in_the_identity_stay_at_the_fit_without_a_metric(net: Network):
-    """From the fit that sweeps without a metric end in, these sweeps find nothing more."""
-    weight = noise(net.shape)
-    plain = fit(weight, net)
-    goal = Weighted(weight, torch.eye(net.shape[1], dtype=torch.float64))
-    _, errors = weighted.improve(plain.network, goal, plain.cores, 5, 0.0)
-    assert errors[0] / goal.norm == pytest.approx(plain.error, abs=1e-12)
-    assert errors[-1] <= errors[0]
-    assert errors[-1] / goal.norm == pytest.approx(plain.error, abs=2e-3)
 
 
 @pytest.mark.parametrize("net", canon_first(n for n in ALL if len(n.cores) < 4), ids=str)
@@ -183,8 +172,8 @@ def test_the_error_never_rises_for_any_sizes(name: str, out: int, inp: int, rank
     assert got.error == pytest.approx(float(true), abs=1e-6)
 
 
-SMALL = [mpo((3, 4), (4, 3), 2), btt((3, 4), (4, 3), 1)]
-NETS = [*SMALL, *thorough(tucker((3, 4), (4, 3), 2), LOOPS[0])]
+SMALL = [mpo((3, 4), (4, 3), 2), btt((3, 4), (4, 3), 1), *thorough(tucker((3, 4), (4, 3), 2))]
+NETS = [lowrank(12, 12, 2), *SMALL, *thorough(LOOPS[0])]
 
 
 @pytest.mark.parametrize("net", NETS, ids=str)
@@ -240,7 +229,7 @@ def test_a_tolerance_in_a_metric_is_met_with_fewer_numbers_the_larger_it_is(net:
     assert sizes[0] < sizes[-1]
 
 
-@pytest.mark.parametrize("net", NETS[:3], ids=str)
+@pytest.mark.parametrize("net", SMALL, ids=str)
 def test_gradients_in_float32_end_where_the_exact_half_steps_end(net: Network, monkeypatch):
     """The way of large weights, forced on a small one."""
     weight, moment = noise(net.shape, 3), spread(net.shape[1], 1, decades=1)

@@ -11,7 +11,7 @@ from bondwise.errors import FitError
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, GaugeForm, compact, gauge_forms
 from bondwise.gauge.rounding import core_metrics, feedback, moment_of
-from nets import thorough
+from nets import random_cores, thorough
 
 HALF = torch.bfloat16
 
@@ -79,8 +79,7 @@ def test_the_parent_makes_up_for_rounding(form):
 def test_loud_inputs_carry_the_identity_block():
     net, scale = bw.lowrank(30, 40, 10), torch.ones(40, dtype=torch.float64)
     scale[5:12] = 50.0
-    random = torch.Generator().manual_seed(0)
-    cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+    cores = random_cores(net)
     with_scale = compact(net, cores, HALF, scale)
     moment = scale.square().diag()
     assert error(net, cores, with_scale, moment) < error(
@@ -124,8 +123,7 @@ def test_other_networks_gain_too(net, most):
     moment = torch.eye(net.shape[1], dtype=torch.float64)
     gains = []
     for seed in range(4):
-        random = torch.Generator().manual_seed(seed)
-        cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+        cores = random_cores(net, seed)
         wanted = compact(net, cores).dense()
         for form in gauge_forms(net):
             before, after = (
@@ -146,8 +144,7 @@ def test_poor_metrics_do_no_harm(moment, dtype):
     net, errors = bw.lowrank(12, 20, 8), []
     bound = {HALF: 0.05, torch.float16: 0.02}.get(dtype, 1e-5)
     for seed in range(20):
-        random = torch.Generator().manual_seed(seed)
-        cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+        cores = random_cores(net, seed)
         wanted = cores[0] @ cores[1]
         for form in gauge_forms(net):
             c = compact(net, cores, dtype, moment, form)
