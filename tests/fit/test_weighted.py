@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bondwise.compute.run import dense
 from bondwise.errors import FitError
 from bondwise.fit import weighted
 from bondwise.fit.fit import Fit, fit
@@ -100,13 +101,7 @@ def test_no_general_minimiser_finds_less(net: Network):
         cores = [
             part.reshape(shape) for part, shape in zip(x.split(sizes), net.core_shapes, strict=True)
         ]
-        ids = {name: k for k, name in enumerate(net.sizes)}
-        operands = []
-        for core, axes in zip(cores, net.names, strict=True):
-            operands += [core, [ids[name] for name in axes]]
-        out = [ids[index.name] for index in (*net.rows, *net.cols)]
-        made = torch.einsum(*operands, out).reshape(net.shape)
-        value = ((weight - made) @ right).square().sum()
+        value = ((weight - dense(net, cores)) @ right).square().sum()
         (slope,) = torch.autograd.grad(value, x)
         return float(value.detach()), slope.numpy()
 
