@@ -151,13 +151,6 @@ def test_ranks_are_multiples_of_eight_but_for_the_last_of_the_budget():
     assert sum(not c.aligned for c in chosen.values()) <= 2
 
 
-def test_protected_weights_stay_dense_and_the_others_pay():
-    sites = random_sites([(64, 64)] * 4)
-    chosen = allocate(sites, 0.6, protect=["w0"])
-    assert chosen["w0"].format == "dense"
-    assert total(chosen) <= 0.6 * 4 * 4096
-
-
 def test_a_sensitive_weight_keeps_more():
     sites = random_sites([(64, 64)] * 2)
     chosen = allocate(sites, 0.6, {"w0": 10.0, "w1": 0.1})

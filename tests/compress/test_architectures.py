@@ -11,6 +11,9 @@ import bondwise as bw
 import tiny
 
 WORDS = 96  # in the vocabulary of every model here
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES["initializer_range"] = 0.2  # weights that are not near zero
+TEXT = SIZES | {"vocab_size": WORDS, "max_position_embeddings": 64}
 
 
 def seeded(make):
@@ -35,45 +38,26 @@ def vectors(*shape, count=4):
     return [torch.randn(*shape, generator=draw) for _ in range(count)]
 
 
-def small(config, **more):
-    """A tiny configuration, with weights that are not near zero."""
-    return config(vocab_size=WORDS, initializer_range=0.2, **more)
-
-
 def t5():
-    config = hf.T5Config(
-        vocab_size=WORDS, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-        decoder_start_token_id=0,
-    )  # fmt: skip
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = hf.T5Config(vocab_size=WORDS, decoder_start_token_id=0, **sizes)
     return hf.T5ForConditionalGeneration(config)
 
 
 def albert():
-    return hf.AlbertModel(
-        small(
-            hf.AlbertConfig, embedding_size=16, hidden_size=32, num_hidden_layers=3,
-            num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,
-        )
-    )  # fmt: skip
+    return hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=16, num_hidden_layers=3))
 
 
 def experts():
-    return hf.MixtralForCausalLM(
-        small(
-            hf.MixtralConfig, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
-            max_position_embeddings=64,
-        )
-    )  # fmt: skip
+    config = hf.MixtralConfig(
+        **TEXT, num_hidden_layers=2, num_key_value_heads=2, num_local_experts=4
+    )
+    return hf.MixtralForCausalLM(config)
 
 
 def vit():
-    return hf.ViTModel(
-        hf.ViTConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-            image_size=16, patch_size=4, initializer_range=0.2,
-        )
-    )  # fmt: skip
+    config = hf.ViTConfig(**SIZES, num_hidden_layers=2, image_size=16, patch_size=4)
+    return hf.ViTModel(config)
 
 
 def convolutions():

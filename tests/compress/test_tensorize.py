@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -20,18 +21,14 @@ def output(model, ids):
         return model(ids)[0]
 
 
-def stored(model):
-    layers = [m for m in model.modules() if isinstance(m, TensorLinear | TensorEmbedding)]
-    return sum(matrix.numel() for layer in layers for matrix in layer.matrices())
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_is_cut_to_its_budget_and_merges_back(kind):
     twin, made = MODELS[kind](), cut(kind)
     model, ids, result = made.dense, made.data, made.result
     before, after = result.table.targeted
     assert 0.98 * 0.6 <= after / before <= 0.6
-    assert stored(result.model) <= after
+    layers = [m for m in result.model.modules() if isinstance(m, TensorLinear)]
+    assert sum(matrix.numel() for layer in layers for matrix in layer.matrices()) <= after
     small = sum(p.numel() for p in result.model.parameters())
     assert small <= sum(p.numel() for p in model.parameters()) - 0.39 * before
     assert all(
@@ -126,12 +123,14 @@ def test_data_in_every_form():
     model = nn.Sequential(nn.Linear(16, 16, bias=False))
     x = torch.randn(40, 16)
     loader = DataLoader(TensorDataset(x, torch.zeros(40)), batch_size=10)
-    for forms in (
-        [x, [(x, 0)]],
-        [list(x.split(10)), loader, (part for part in x.split(10))],
-    ):  # other batches, other held-out ones
-        made = [bw.tensorize(model, keep=0.6, data=data).model[0].dense() for data in forms]
+    seen, streamed = [], (part for part in x.split(10))
+    for forms in ([x, [(x, 0)]], [list(x.split(10)), loader, streamed]):  # others are held out
+        made = [
+            bw.tensorize(model, 0.6, data, progress=lambda *at: seen.append(at)).model[0].dense()
+            for data in forms
+        ]
         assert all(torch.equal(made[0], other) for other in made[1:])
+    assert ("calibrate", 3, 3) in seen  # one batch is held out
 
 
 def test_text_needs_a_tokenizer():
@@ -181,11 +180,10 @@ def test_the_report_is_plain_data():
 def test_a_failure_in_the_middle_leaves_the_model(brief, monkeypatch):
     from bondwise.compress import fit_group as module
 
-    calls = []
+    calls = count(1)
 
     def broken(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:
+        if next(calls) == 5:
             raise FitError("the fifth fit failed")
         return fit(*args, **kwargs)
 
@@ -248,3 +246,14 @@ def test_the_dtype_that_a_model_has_already_changes_no_bit(brief):
     one = bw.tensorize(gpt2(), **asked).model
     two = bw.tensorize(gpt2(), **asked, dtype=torch.float32).model
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+def test_padding_changes_nothing(brief):
+    ids, mask = tokens(16, 12), torch.ones(16, 20, dtype=torch.long)
+    mask[:, 12:] = 0
+    padded = torch.cat([ids, torch.zeros(16, 8, dtype=torch.long)], 1)
+    plain = bw.tensorize(bert(), keep=0.6, data=[{"input_ids": ids}])
+    other = bw.tensorize(bert(), keep=0.6, data=[{"input_ids": padded, "attention_mask": mask}])
+    for one, two in zip(plain.table, other.table, strict=True):
+        assert (one.format, one.after) == (two.format, two.after)
+        assert one.error == pytest.approx(two.error, rel=1e-3) if one.error else not two.error

@@ -74,11 +74,11 @@ def test_the_same_seed_gives_the_same_cores(net: Network):
 
 
 @pytest.mark.parametrize("net", canon_first(ALL), ids=str)
-def test_zeros_are_fitted_by_finite_cores(net: Network):
-    got = fit(torch.zeros(net.shape), net)
-    assert got.error == 0
-    assert not np.any(numpy_dense(got.network, got.cores))
-    assert fit(torch.zeros(net.shape), net, tol=0.5).error == 0
+def test_zeros_have_the_ranks_asked_and_within_a_tolerance_the_smallest(net: Network):
+    for tol, ranks in ((None, useful_ranks(net)), (0.5, dict.fromkeys(net.bonds, 1))):
+        got = fit(torch.zeros(net.shape), net, tol=tol)
+        assert (got.error, got.network.bonds) == (0, ranks)
+        assert not numpy_dense(got.network, got.cores).any()
 
 
 @pytest.mark.parametrize("net", canon_first([*TREES[::2], LOOPS[2]]), ids=str)
@@ -189,14 +189,6 @@ def test_a_tolerance_out_of_reach_gives_the_ranks_asked_and_the_real_error():
 def test_a_tolerance_below_rounding_finds_the_exact_ranks(dtype: torch.dtype):
     weight = torch.eye(64).to(dtype)
     assert fit(weight, mpo((4, 4, 4), (4, 4, 4), 16), tol=0.0).network.bonds == {"a": 1, "b": 1}
-
-
-def test_a_weight_of_zeros_has_the_ranks_asked_and_within_a_tolerance_the_smallest():
-    net, weight = mpo((3, 4), (4, 3), 2), torch.zeros(12, 12)
-    for tol, rank in ((None, 2), (0.1, 1)):
-        got = fit(weight, net, tol=tol)
-        assert (list(got.network.bonds.values()), got.error) == ([rank], 0.0)
-        assert not numpy_dense(got.network, got.cores).any()
 
 
 def test_two_cores_are_eckart_and_young():

@@ -17,11 +17,7 @@ from nets import noise, thorough
     "dtype", [torch.bfloat16, torch.float64, *thorough(torch.float16, torch.float32)]
 )
 def test_moments_are_the_sum_over_all_tokens(dtype: torch.dtype):
-    batches = [
-        noise((2, 5, 6)).to(dtype),
-        noise((7, 6), 1).to(dtype),
-        noise((6,), 2).to(dtype),
-    ]
+    batches = [noise((2, 5, 6)).to(dtype), noise((7, 6), 1).to(dtype), noise((6,), 2).to(dtype)]
     moments = Moments(6, dtype=torch.float64)
     for batch in batches:
         moments.add(batch)

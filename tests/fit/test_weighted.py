@@ -25,16 +25,7 @@ from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
 from bondwise.topology.tucker import tucker
-from nets import (
-    LOOPS,
-    TREES,
-    canon_first,
-    noise,
-    numpy_dense,
-    random_cores,
-    thorough,
-    weight_of,
-)
+from nets import LOOPS, TREES, canon_first, noise, numpy_dense, random_cores, thorough, weight_of
 
 ALL = [*TREES, *LOOPS[:6]]
 SOME = [*TREES[:9], *TREES[-6:], LOOPS[0], LOOPS[2]]
@@ -83,10 +74,7 @@ def test_what_is_such_a_network_is_found_in_a_metric(net: Network):
     assert got.error < 1e-6
 
 
-SINGLE_SITES = [
-    mpo((6, 4), (4, 6), 3),
-    *thorough(btt((6, 4), (3, 8), 2), kron((4, 6), (3, 5), 2)),
-]
+SINGLE_SITES = [mpo((6, 4), (4, 6), 3), *thorough(btt((6, 4), (3, 8), 2), kron((4, 6), (3, 5), 2))]
 
 
 @pytest.mark.parametrize("net", SINGLE_SITES, ids=str)

@@ -11,16 +11,16 @@ from bondwise.errors import FitError
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, GaugeForm, compact, gauge_forms
 from bondwise.gauge.rounding import core_metrics, feedback, moment_of
-from nets import random_cores, thorough
+from nets import noise, random_cores, thorough
 
 HALF = torch.bfloat16
 
 
-def correlated(size, seed=0, samples=None):
-    """A second moment with strong correlations and loud inputs, and its numpy twin."""
+def correlated(size, seed=0):
+    """A second moment with strong correlations and loud inputs."""
     random = np.random.default_rng(seed)
     mix = random.standard_normal((size, size)) * np.geomspace(1, 0.02, size)
-    x = random.standard_normal((samples or 4 * size, size)) @ mix.T
+    x = random.standard_normal((4 * size, size)) @ mix.T
     return torch.from_numpy(x.T @ x / len(x))
 
 
@@ -31,11 +31,6 @@ def error(net, cores, stored, moment):
     missed = U @ V - wanted
     weigh = moment.numpy()
     return np.sqrt(np.trace(missed @ weigh @ missed.T) / np.trace(wanted @ weigh @ wanted.T))
-
-
-def fitted(net, moment, seed=0):
-    weight = torch.from_numpy(np.random.default_rng(seed).standard_normal(net.shape))
-    return bw.fit(weight, net, moment).cores
 
 
 def nearest(net, cores, form=None):
@@ -66,7 +61,7 @@ def test_feedback_is_least_squares_column_after_column(rows, rank, seed):
 @pytest.mark.parametrize("form", [GaugeForm((None, "a")), GaugeForm(("a", None))])
 def test_the_parent_makes_up_for_rounding(form):
     net, moment = bw.lowrank(60, 90, 36), correlated(90)
-    cores = fitted(net, moment)
+    cores = bw.fit(noise(net.shape), net, moment).cores
     plain = compact(net, cores, HALF, form=GaugeForm((None, None)))
     exact = compact(net, cores, torch.float64, moment, form)
     before = error(net, cores, nearest(net, cores, form), moment)
