@@ -61,7 +61,6 @@ def test_the_shrinkage_that_is_best_on_other_tokens_wins():
 
 
 def test_a_frozen_bias_stays_frozen():
-    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(24, 24), torch.nn.Linear(24, 24))
     model[0].bias.requires_grad_(False)
     data = [torch.randn(16, 24) * torch.linspace(0.1, 2, 24) for _ in range(8)]
@@ -109,7 +108,6 @@ class Loud(torch.nn.Module):
 
 
 def test_best_keeps_some_columns_dense_and_everything_goes_on_with_them(tmp_path):
-    torch.manual_seed(0)
     model = torch.nn.Sequential(*[Loud(k) for k in range(3)])
     data = [torch.randn(64, 200) for _ in range(12)]
     result = bw.tensorize(model, 0.1, data, effort="best", prefer="size")

@@ -163,7 +163,6 @@ def test_a_part_of_a_stream_has_its_own_arguments():
 
 def test_layers_with_masks_of_their_own_are_a_chain(brief):
     """Gemma 2: every other layer sees a window of the text only."""
-    torch.manual_seed(0)
     config = hf.Gemma2Config(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=3, head_dim=8,
         num_attention_heads=4, num_key_value_heads=2, sliding_window=4, max_position_embeddings=64,
