@@ -11,15 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bondwise.network.network import Network, parse
-from bondwise.topology.btt import btt
-from bondwise.topology.cp import cp
-from bondwise.topology.kron import kron
-from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
+from bondwise import btt, cp, kron, lowrank, mpo, parse, ring, tree, tucker
+from bondwise.network.network import Network
 
 # global optimum, or exact recovery of exact networks, to rounding
 TREES = [

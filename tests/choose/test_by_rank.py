@@ -6,16 +6,13 @@ from bondwise.choose.by_rank import ByRank, builder, cost, uniform
 from bondwise.choose.select import Weight
 from bondwise.errors import BudgetError
 from bondwise.topology import registry
+from nets import thorough
 
+SHAPES = {"q": (576, 576), "k": (192, 576), "up": (1536, 576), "down": (576, 1536)}
 SMOLLM2 = [
     Weight(f"layers.{k}.{name}", "Linear", shape)
     for k in range(4)
-    for name, shape in {
-        "q": (576, 576),
-        "k": (192, 576),
-        "up": (1536, 576),
-        "down": (576, 1536),
-    }.items()
+    for name, shape in SHAPES.items()
 ]
 
 
@@ -26,9 +23,7 @@ def kept(weights, form, keep):
     return after / sum(w.numbers for w in weights), networks
 
 
-@pytest.mark.parametrize(
-    "keep", [0.6, *(pytest.param(keep, marks=pytest.mark.thorough) for keep in (0.95, 0.8, 0.3))]
-)
+@pytest.mark.parametrize("keep", [0.6, *thorough(0.95, 0.8, 0.3)])
 @pytest.mark.parametrize("form", [name for name in registry.names() if name != "cp"])
 def test_keep_is_met_within_two_percent_and_never_exceeded(form, keep):
     reached, _ = kept(SMOLLM2, form, keep)

@@ -6,17 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bondwise import cp, lowrank, mpo, parse, ring, tree, tucker
 from bondwise.errors import FitError, ShapeError
 from bondwise.fit.fit import Fit, fit
-from bondwise.network.network import Network, parse
+from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
 from bondwise.topology import registry
-from bondwise.topology.cp import cp
-from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
 from nets import LOOPS, TREES, canon_first, noise, numpy_dense, thorough, weight_of
 
 ALL = [*TREES, *LOOPS]

@@ -8,13 +8,10 @@ import torch
 from tensorly.decomposition import parafac, tensor_train
 from tensorly.decomposition import tucker as tensorly_tucker
 
+from bondwise import cp, mpo, ring, tucker
 from bondwise.fit.fit import fit
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
-from bondwise.topology.cp import cp
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tucker import tucker
 from nets import noise, thorough, weight_of
 
 tensorly.set_backend("numpy")

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bondwise import btt, kron, lowrank, mpo, parse, ring, tree, tucker
 from bondwise.compute.run import dense
 from bondwise.errors import FitError
 from bondwise.fit import weighted
@@ -16,15 +17,8 @@ from bondwise.fit.fit import Fit, fit
 from bondwise.fit.metric import Metric
 from bondwise.fit.named import Named
 from bondwise.fit.weighted import Weighted
-from bondwise.network.network import Network, parse
+from bondwise.network.network import Network
 from bondwise.topology import registry
-from bondwise.topology.btt import btt
-from bondwise.topology.kron import kron
-from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
 from nets import LOOPS, TREES, canon_first, noise, numpy_dense, random_cores, thorough, weight_of
 
 ALL = [*TREES, *LOOPS[:6]]
