@@ -56,7 +56,7 @@ def test_a_block_of_another_width_before_the_last(brief):
 ONE_NAN = draw(64, 24).put(torch.tensor(963), torch.tensor(torch.nan))
 REFUSED = {
     "NaN in data": (chain, ONE_NAN, 0.6, "Inputs of 0"),
-    "a number": (chain, 7, 0.6, "7"),
+    "a number": (chain, 7, 0.6, "type int"),
     "no batch at all": (chain, torch.tensor(1.0), 0.6, "shape"),
     "an empty list": (chain, [], 0.6, "empty list"),
     "an empty tensor": (chain, torch.zeros(0, 24), 0.6, "shape"),
