@@ -14,20 +14,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bondwise import btt, cp, kron, lowrank, mpo, parse, ring, tree, tucker
 from bondwise.compute.machine import Rates
 from bondwise.compute.plan import Plan, timed
 from bondwise.gauge.compact import compact
 from bondwise.layers.remainder import Columns, Entries
-from bondwise.network.network import Network, parse
+from bondwise.network.network import Network
 from bondwise.topology import registry
-from bondwise.topology.btt import btt
-from bondwise.topology.cp import cp
-from bondwise.topology.kron import kron
-from bondwise.topology.lowrank import lowrank
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tree import tree
-from bondwise.topology.tucker import tucker
 
 # global optimum, or exact recovery of exact networks, to rounding
 TREES = [
@@ -154,6 +147,12 @@ def numpy_dense(net: Network, cores) -> np.ndarray:
 def reference(net: Network, cores) -> torch.Tensor:
     """`numpy_dense` as a tensor."""
     return torch.from_numpy(numpy_dense(net, cores))
+
+
+def assert_same(net: Network, one, two, tol: float = 1e-10) -> None:
+    """The cores stand for the same weight."""
+    expected = numpy_dense(net, one)
+    assert np.abs(numpy_dense(net, two) - expected).max() <= tol * np.abs(expected).max()
 
 
 def weight_of(net: Network, seed: int = 0) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Tiny random Hugging Face models, a tokenizer and a text, made on the spot."""
 
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -82,6 +85,28 @@ def cut(kind: str) -> Cut:
     data = tokens()
     with patch.dict(EFFORT, fast=BRIEF):
         return Cut(model, data, tensorize(model, keep=0.6, data=data))
+
+
+def facts(model: nn.Module) -> list[tuple[object, ...]]:
+    """What must not change, beside the values: flags, modes, hooks, attributes, gradients."""
+    values = [(n, p.requires_grad, p.dtype, p.grad is None) for n, p in model.named_parameters()]
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+    modules = [
+        (n, m.training, type(m), sorted(m.__dict__), *(len(getattr(m, h)) for h in hooks))
+        for n, m in model.named_modules()
+    ]
+    return values + modules
+
+
+@contextmanager
+def untouched(model: nn.Module):
+    """Whatever goes on inside leaves the model to the bit as it was."""
+    twin, before = deepcopy(model), facts(model)
+    yield
+    assert facts(model) == before
+    for kind in ("named_parameters", "named_buffers"):
+        one, two = (dict(getattr(m, kind)()) for m in (model, twin))
+        torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
 
 
 WORDS = ("bond", "core", "rank", "index", "network", "weight", "tree", "ring", "gauge", "plan")

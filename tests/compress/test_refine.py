@@ -22,14 +22,11 @@ def block(dtype=torch.float32):
     return nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 8)).to(dtype)
 
 
-def error(model, given, wanted, batches):
-    """Mean over tokens of ``||y~ - y||^2 / ||y||^2``, in plain float64."""
-    model = deepcopy(model).double()
+def error(model, given, wanted):
+    """Mean over tokens of ``||y~ - y||^2 / ||y||^2`` of the last batch, in plain float64."""
     with torch.no_grad():
-        pairs = [(model(given.hidden[k].double()), wanted[k].double()) for k in batches]
-    return sum(float(((a - b) ** 2).sum(-1).div((b**2).sum(-1)).mean()) for a, b in pairs) / len(
-        pairs
-    )
+        off = deepcopy(model).double()(given.hidden[3].double()) - wanted[3].double()
+    return float((off**2).sum(-1).div((wanted[3].double() ** 2).sum(-1)).mean())
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -47,8 +44,8 @@ def test_the_held_out_error_falls_and_repeats_bit_for_bit(monkeypatch, fast, dty
     assert all(map(torch.equal, one.parameters(), two.parameters()))
     assert not all(map(torch.equal, one.parameters(), other.parameters()))
     rel = 1e-2 if fast else 1e-3
-    assert found.before == pytest.approx(error(block(dtype), given, wanted, [3]), rel=rel)
-    assert found.after == pytest.approx(error(one, given, wanted, [3]), rel=rel)
+    assert found.before == pytest.approx(error(block(dtype), given, wanted), rel=rel)
+    assert found.after == pytest.approx(error(one, given, wanted), rel=rel)
     assert found.after < 0.7 * found.before
 
 

@@ -1,5 +1,5 @@
-from copy import deepcopy
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -8,12 +8,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bondwise as bw
 from bondwise.errors import BudgetError, DataError, FitError, SelectionError
-from bondwise.flow.calibrate import Inputs
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
 from bondwise.layers.storage import check_model
 from bondwise.topology import registry
-from tiny import bert, cut, gpt2, llama, tokens
+from tiny import bert, cut, gpt2, llama, tokens, untouched
 
 MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
 
@@ -23,18 +22,14 @@ def output(model, ids):
         return model(ids)[0]
 
 
-def stored(model):
-    layers = [m for m in model.modules() if isinstance(m, TensorLinear | TensorEmbedding)]
-    return sum(matrix.numel() for layer in layers for matrix in layer.matrices())
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_is_cut_to_its_budget_and_merges_back(kind):
     twin, made = MODELS[kind](), cut(kind)
     model, ids, result = made.dense, made.data, made.result
     before, after = result.table.targeted
     assert 0.98 * 0.6 <= after / before <= 0.6
-    assert stored(result.model) <= after
+    layers = [m for m in result.model.modules() if isinstance(m, TensorLinear)]
+    assert sum(matrix.numel() for layer in layers for matrix in layer.matrices()) <= after
     small = sum(p.numel() for p in result.model.parameters())
     assert small <= sum(p.numel() for p in model.parameters()) - 0.39 * before
     assert all(
@@ -59,7 +54,6 @@ def test_every_format_runs_in_a_model(form):
 
 
 def test_the_error_is_that_of_the_outputs_on_the_calibration_inputs():
-    torch.manual_seed(0)
     x = torch.randn(20000, 20) @ torch.randn(20, 40)  # inputs that live in half of the space
     model = nn.Sequential(nn.Linear(40, 40, bias=False))
     result = bw.tensorize(model, keep=0.8, data=x)
@@ -69,17 +63,6 @@ def test_the_error_is_that_of_the_outputs_on_the_calibration_inputs():
         y = model(x)
         error = (metric(x) - y).norm() / y.norm()
         assert error < 0.05 * (plain(x) - y).norm() / y.norm()
-
-
-def test_layers_with_one_input_share_its_moments():
-    model = llama()
-    layers = {n: m for n, m in model.named_modules() if n.endswith("_proj")}
-    inputs = Inputs(layers)
-    inputs.watch(model, [tokens(2)])
-    assert len(inputs.moments) == 2 * 4
-    assert inputs.group["model.layers.0.self_attn.v_proj"] == "model.layers.0.self_attn.q_proj"
-    seen = inputs.moments["model.layers.0.mlp.gate_proj"]
-    assert seen.tokens == 64
 
 
 def test_a_weight_that_no_token_reaches_is_fitted_alone_and_named():
@@ -97,16 +80,6 @@ def test_a_weight_that_no_token_reaches_is_fitted_alone_and_named():
     alone = bw.fit(model.spare.weight, result.table["spare"].network)
     expected = bw.dense(alone.network, alone.cores)
     torch.testing.assert_close(result.model.spare.dense(), expected)
-
-
-def test_padding_is_not_calibrated_on():
-    model = bert()
-    layer = {"encoder.layer.0.attention.self.query": model.encoder.layer[0].attention.self.query}
-    inputs = Inputs(layer)
-    mask = torch.ones(2, 8, dtype=torch.long)
-    mask[1, 3:] = 0
-    inputs.watch(model, [{"input_ids": tokens(2, 8), "attention_mask": mask}])
-    assert next(iter(inputs.moments.values())).tokens == 11
 
 
 def test_shared_modules_stay_shared_and_ties_stay_tied(brief):
@@ -150,16 +123,19 @@ def test_data_in_every_form():
     model = nn.Sequential(nn.Linear(16, 16, bias=False))
     x = torch.randn(40, 16)
     loader = DataLoader(TensorDataset(x, torch.zeros(40)), batch_size=10)
-    for forms in ([x, [(x, 0)]], [list(x.split(10)), loader]):  # other batches, other held-out ones
-        one, two = (bw.tensorize(model, keep=0.6, data=data).model[0].dense() for data in forms)
-        assert torch.equal(one, two)
+    seen, streamed = [], (part for part in x.split(10))
+    for forms in ([x, [(x, 0)]], [list(x.split(10)), loader, streamed]):  # others are held out
+        made = [
+            bw.tensorize(model, 0.6, data, progress=lambda *at: seen.append(at)).model[0].dense()
+            for data in forms
+        ]
+        assert all(torch.equal(made[0], other) for other in made[1:])
+    assert ("calibrate", 3, 3) in seen  # one batch is held out
 
 
-def test_text_needs_a_tokenizer_and_enough_of_it():
+def test_text_needs_a_tokenizer():
     with pytest.raises(DataError, match="tokenizer"):
         bw.tensorize(llama(), keep=0.5, data="some words")
-    with pytest.raises(DataError, match="no text file"):
-        bw.tensorize(llama(), keep=0.5, data="/nowhere/text.txt", tokenizer=str)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -172,46 +148,10 @@ def test_a_weight_that_is_not_finite_is_named_and_nothing_changes(bad):
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
 
 
-def test_inputs_that_are_not_finite_are_named():
-    model = nn.Sequential(nn.Linear(8, 8))
-    x = torch.full((10, 8), float("nan"))
-    with pytest.raises(DataError, match="Inputs of 0"):
-        bw.tensorize(model, keep=0.5, data=x)
-    assert not model[0]._forward_pre_hooks
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"keep": 0.0}, BudgetError),
-        ({"keep": 1.5}, BudgetError),
-        ({"effort": "huge"}, BudgetError),
-        ({"prefer": "beauty"}, BudgetError),
-        ({"targets": "nothing"}, SelectionError),
-        ({"data": []}, DataError),
-        ({"data": 7}, DataError),
-        ({"data": torch.tensor(1.0)}, DataError),
-    ],
-)
-def test_bad_arguments(arguments, error):
-    with pytest.raises(error):
-        bw.tensorize(llama(), **{"keep": 0.5, **arguments})
-
-
 def test_keep_one_leaves_everything():
     result = bw.tensorize(llama(), keep=1.0, data=tokens())
     assert result.table.kept == 1.0
     assert not any(row.changes for row in result.table)
-
-
-def test_odd_shapes_simply_work():
-    model = nn.Sequential(nn.Linear(127, 1), nn.Linear(1, 127), nn.Linear(127, 131))
-    result = bw.tensorize(model, keep=0.7)
-    assert result.table.kept <= 0.7
-    assert result.model(torch.zeros(0, 127)).shape == (0, 131)
-    copy = deepcopy(result.model)
-    x = torch.randn(3, 127)
-    assert torch.equal(copy(x), result.model(x))
 
 
 def test_the_same_seed_gives_the_same_bits(brief):
@@ -240,11 +180,10 @@ def test_the_report_is_plain_data():
 def test_a_failure_in_the_middle_leaves_the_model(brief, monkeypatch):
     from bondwise.compress import fit_group as module
 
-    calls = []
+    calls = count(1)
 
     def broken(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:
+        if next(calls) == 5:
             raise FitError("the fifth fit failed")
         return fit(*args, **kwargs)
 
@@ -262,29 +201,6 @@ def test_a_state_dict_loads_back(brief):
     output(two, tokens())
     two.load_state_dict(one.state_dict())
     assert torch.equal(output(two, tokens()), output(one, tokens()))
-
-
-def test_an_iterable_without_a_length_is_data():
-    torch.manual_seed(0)
-    x = torch.randn(40, 12)
-    seen = []
-    model = nn.Sequential(nn.Linear(12, 12))
-    streamed = bw.tensorize(
-        model, keep=0.6, data=(part for part in x.split(8)), progress=lambda *at: seen.append(at)
-    )
-    listed = bw.tensorize(model, keep=0.6, data=list(x.split(8)))
-    assert ("calibrate", 4, 4) in seen  # one batch is held out
-    assert torch.equal(streamed.model(x), listed.model(x))
-
-
-@pytest.mark.parametrize("data", [None, torch.randn(200, 24)])
-def test_protected_weights_stay_dense_and_the_others_pay(data, brief):
-    model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24))
-    result = bw.tensorize(model, keep=0.6, data=data, protect="1")
-    assert type(result.model[1]) is nn.Linear
-    assert 0.55 < result.table.kept <= 0.6
-    with pytest.raises(bw.errors.BudgetError, match=r"at least 0\.[34]"):
-        bw.tensorize(model, keep=0.3, data=data, protect="1")
 
 
 def test_protected_weights_say_so_and_a_pattern_without_any_is_noted():
@@ -314,14 +230,13 @@ def test_a_dtype_is_rounded_to_in_the_metric_and_the_dense_model_stays(brief, mo
         return early
 
     monkeypatch.setattr(module, "compact", compared)
-    model, twin = gpt2(), gpt2()
+    model = gpt2()
     asked = {"keep": 0.5, "data": tokens(), "format": "lowrank"}
-    result = bw.tensorize(model, **asked, dtype=torch.bfloat16)
+    with untouched(model):
+        result = bw.tensorize(model, **asked, dtype=torch.bfloat16)
     assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
     assert len(errors) > 4
     assert sum(early for early, _ in errors) < 0.95 * sum(late for _, late in errors)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
     tied = result.model
     assert tied.lm_head.weight is tied.transformer.wte.weight
 
@@ -331,11 +246,6 @@ def test_the_dtype_that_a_model_has_already_changes_no_bit(brief):
     one = bw.tensorize(gpt2(), **asked).model
     two = bw.tensorize(gpt2(), **asked, dtype=torch.float32).model
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
-
-
-def test_a_dtype_that_is_none_is_refused():
-    with pytest.raises(BudgetError, match=r"dtype='int8' came; write one of auto, float32"):
-        bw.tensorize(llama(), keep=0.5, dtype=torch.int8)
 
 
 def test_what_is_no_model_or_a_layer_on_its_own_is_one_sentence(tmp_path):
@@ -359,3 +269,14 @@ def test_what_is_no_model_or_a_layer_on_its_own_is_one_sentence(tmp_path):
         check_model(result)
     with pytest.raises(BudgetError, match="keep=1 came"):
         bw.tensorize(nn.Sequential(layer), keep=True)
+
+
+def test_padding_changes_nothing(brief):
+    ids, mask = tokens(16, 12), torch.ones(16, 20, dtype=torch.long)
+    mask[:, 12:] = 0
+    padded = torch.cat([ids, torch.zeros(16, 8, dtype=torch.long)], 1)
+    plain = bw.tensorize(bert(), keep=0.6, data=[{"input_ids": ids}])
+    other = bw.tensorize(bert(), keep=0.6, data=[{"input_ids": padded, "attention_mask": mask}])
+    for one, two in zip(plain.table, other.table, strict=True):
+        assert (one.format, one.after) == (two.format, two.after)
+        assert one.error == pytest.approx(two.error, rel=1e-3) if one.error else not two.error

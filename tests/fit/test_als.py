@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,7 +10,6 @@ from bondwise.fit.named import Named, balance, contract
 from bondwise.fit.target import core_names, target
 from bondwise.network.network import Network
 from bondwise.topology.cp import cp
-from bondwise.topology.ring import ring
 from nets import LOOPS, canon_first, noise
 
 
@@ -46,22 +44,6 @@ def test_the_error_never_rises_where_only_rounding_is_left_to_gain():
         more = als.sweep_many(goal, states[-1], 9)
         assert all(after.error < before.error for before, after in pairwise(more))
         states += more[1:]
-
-
-@pytest.mark.parametrize("net", [ring((4, 3, 4), (3, 4, 3), 3), cp((4, 6), (5, 4), 4)], ids=str)
-def test_a_half_step_is_numpys_least_squares(net: Network):
-    goal = target(noise(net.shape), net)
-    parts = start(net, 0)
-    names = parts[1].names[1:]
-    own = [name for name in names if name in net.open]
-    bonds = [name for name in names if name not in net.open]
-    rest = [name for name in goal.values.names[1:] if name not in own]
-    others = [parts[0], *parts[2:]]
-    env = contract(others, [*rest, *bonds]).reshape(-1, np.prod([net.sizes[b] for b in bonds]))
-    right = goal.values.to("", *rest, *own).reshape(len(env), -1)
-    want = np.linalg.lstsq(env.numpy(), right.numpy(), rcond=None)[0]
-    got = als._half_step(goal, parts[1], others).matrix([""], bonds, own)[0]
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-7, atol=1e-9)
 
 
 def test_a_singular_environment_does_no_harm():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bondwise import btt, mpo
 from bondwise.fit.fit import fit
 from bondwise.fit.kronecker import factors_of, whitening
 from bondwise.fit.named import Named
@@ -11,8 +12,6 @@ from bondwise.fit.starts import whitened_target
 from bondwise.fit.target import reach
 from bondwise.fit.weighted import Weighted
 from bondwise.network.network import Network
-from bondwise.topology.btt import btt
-from bondwise.topology.mpo import mpo
 from nets import LOOPS, TREES, canon_first, noise, numpy_dense, random_cores
 
 

@@ -10,22 +10,14 @@ from bondwise.fit.metric import Metric, Moments, held_out_shrinkage
 from bondwise.fit.whitened import whitened_split
 from bondwise.network.network import parse
 from bondwise.topology.lowrank import lowrank
-from nets import thorough
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from nets import noise, thorough
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float64, *thorough(torch.float16, torch.float32)]
 )
 def test_moments_are_the_sum_over_all_tokens(dtype: torch.dtype):
-    batches = [
-        normal(2, 5, 6).to(dtype),
-        normal(7, 6, seed=1).to(dtype),
-        normal(6, seed=2).to(dtype),
-    ]
+    batches = [noise((2, 5, 6)).to(dtype), noise((7, 6), 1).to(dtype), noise((6,), 2).to(dtype)]
     moments = Moments(6, dtype=torch.float64)
     for batch in batches:
         moments.add(batch)
@@ -41,25 +33,19 @@ def test_half_inputs_are_summed_in_float32():
     assert moments.metric().second_moment[0, 1] == 5001  # bfloat16 has no such number
 
 
-def test_shrinkage_keeps_the_variances_and_fades_with_tokens():
+def test_shrinkage_keeps_the_variances_and_fades_and_a_metric_does_not_move():
     moments = Moments(3)
-    moments.add(normal(5, 3).float())
+    first = noise((5, 3)).float()
+    moments.add(first)
     few = moments.metric()
-    moments.add(normal(995, 3).float())
+    moments.add(noise((995, 3)).float())
     many = moments.metric()
     assert (few.shrinkage, many.shrinkage) == (3 / (3 + 5 / 4), 3 / (3 + 1000 / 4))
+    torch.testing.assert_close(few.second_moment, first.T @ first)  # more came since
     plain = few.second_moment.double() / 5
     torch.testing.assert_close(few.shrunk().diagonal(), plain.diagonal())
     torch.testing.assert_close(few.shrunk()[0, 1], plain[0, 1] * (1 - few.shrinkage))
     assert moments.metric(shrinkage=0.0).shrunk()[0, 1] == many.second_moment[0, 1].double() / 1000
-
-
-def test_a_metric_does_not_move_when_more_is_counted():
-    moments = Moments(2)
-    moments.add(torch.ones(1, 2))
-    metric = moments.metric()
-    moments.add(torch.ones(1, 2))
-    assert metric.second_moment[0, 0] == 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -74,6 +60,9 @@ def test_bad_inputs_are_refused_and_not_counted(bad: float):
     moments.add(torch.zeros(3, 2))
     with pytest.raises(DataError, match="zero"):
         moments.metric()
+    assert moments.empty
+    moments.add(torch.ones(1, 2))
+    assert not moments.empty
 
 
 BAD_METRICS = {
@@ -83,7 +72,6 @@ BAD_METRICS = {
     "zeros": torch.zeros(3, 3),
     "symmetric": torch.eye(3) + torch.tensor([[0.0, 1, 0], [0, 0, 0], [0, 0, 0]]),
     "negative variance": torch.diag(torch.tensor([1.0, -1, 1])),
-    "negative eigenvalue": torch.ones(3, 3) * 2 - torch.eye(3),
     "over 4 inputs": torch.eye(4),
 }
 
@@ -126,7 +114,7 @@ def error_in(weight: torch.Tensor, cores: tuple[torch.Tensor, ...], moment: torc
 @pytest.mark.parametrize(("out", "inp"), [(8, 12), (12, 8), (9, 9), (1, 5), (5, 1)])
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_low_rank_in_a_metric_is_the_whitened_svd(out: int, inp: int, rank: int):
-    weight, inputs = normal(out, inp), normal(40, inp, seed=1) * torch.arange(1, inp + 1)
+    weight, inputs = noise((out, inp)), noise((40, inp), 1) * torch.arange(1, inp + 1)
     moment = inputs.T @ inputs
     got = fit(weight, lowrank(out, inp, rank), metric=moment)
     kept = got.network.bonds["a"]
@@ -136,21 +124,9 @@ def test_low_rank_in_a_metric_is_the_whitened_svd(out: int, inp: int, rank: int)
     assert got.error <= error_in(weight, plain.cores, moment) + 1e-12
 
 
-def test_the_metric_fit_is_better_on_inputs_it_never_saw():
-    mix = normal(16, 16) * torch.logspace(0, -2, 16, dtype=torch.float64)
-    weight = normal(12, 16, seed=3)
-    moments = Moments(16)
-    moments.add((normal(200, 16, seed=1) @ mix.T).float())
-    held = normal(1000, 16, seed=2) @ mix.T
-    moment = held.T @ held
-    metric = fit(weight, lowrank(12, 16, 4), metric=moments.metric())
-    plain = fit(weight, lowrank(12, 16, 4))
-    assert error_in(weight, metric.cores, moment) < 0.7 * error_in(weight, plain.cores, moment)
-
-
 @pytest.mark.parametrize(("out", "inp"), [(8, 12), (12, 8)])
 def test_dead_inputs_do_no_harm(out: int, inp: int):
-    weight, inputs = normal(out, inp), normal(40, inp, seed=1)
+    weight, inputs = noise((out, inp)), noise((40, inp), 1)
     inputs[:, ::2] = 0
     moment = inputs.T @ inputs
     live = weight[:, 1::2]
@@ -162,26 +138,8 @@ def test_dead_inputs_do_no_harm(out: int, inp: int):
     assert enough.error < 1e-9
 
 
-def test_the_scale_of_a_plain_metric_does_not_matter():
-    weight, inputs = normal(6, 7), normal(20, 7, seed=1)
-    moment = inputs.T @ inputs
-    errors = [
-        fit(weight * scale, lowrank(6, 7, 2), metric=moment * by).error
-        for scale, by in [(1, 1), (1e-30, 1e20), (1e30, 1e-20)]
-    ]
-    assert errors == pytest.approx([errors[0]] * 3, rel=1e-9)
-
-
-def test_a_weight_that_its_inputs_never_meet_has_no_error():
-    weight, moment = torch.zeros(4, 4), torch.zeros(4, 4)
-    weight[:, 0], moment[1, 1] = 1, 1
-    got = fit(weight, lowrank(4, 4, 2), metric=moment)
-    assert got.error == 0
-    assert all(torch.isfinite(core).all() for core in got.cores)
-
-
 def test_tol_in_a_metric_takes_the_smallest_rank():
-    weight, inputs = normal(10, 14), normal(60, 14, seed=1) * torch.logspace(0, -1, 14)
+    weight, inputs = noise((10, 14)), noise((60, 14), 1) * torch.logspace(0, -1, 14)
     moment = inputs.T @ inputs
     for tol in (0.7, 0.3, 0.05, 1e-7):
         got = fit(weight, lowrank(10, 14, 10), metric=moment, tol=tol)
@@ -194,7 +152,7 @@ def test_tol_in_a_metric_takes_the_smallest_rank():
 
 
 def test_exact_rank_is_found_in_a_metric_to_rounding():
-    weight, inputs = normal(12, 3) @ normal(3, 20, seed=4), normal(60, 20, seed=1)
+    weight, inputs = noise((12, 3)) @ noise((3, 20), 4), noise((60, 20), 1)
     got = fit(weight, lowrank(12, 20, 3), metric=inputs.T @ inputs)
     assert got.error < 1e-10
 
@@ -202,7 +160,7 @@ def test_exact_rank_is_found_in_a_metric_to_rounding():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_low_rank_is_told_by_structure(reverse: bool):
     """Core order, names, axes and more modes change nothing."""
-    weight, inputs = normal(6, 8), normal(30, 8, seed=1)
+    weight, inputs = noise((6, 8)), noise((30, 8), 1)
     moment = inputs.T @ inputs
     text = "i2 x i1, q x p" if reverse else "p q x, i1 i2 x"
     net = parse(f"{text} -> (p q) (i1 i2)", p=2, q=3, x=2, i1=4, i2=2)
@@ -210,20 +168,11 @@ def test_low_rank_is_told_by_structure(reverse: bool):
     assert got.error == pytest.approx(white(weight, moment, 2), abs=1e-9)
 
 
-def test_moments_say_whether_they_are_empty():
-    moments = Moments(2)
-    assert moments.empty
-    moments.add(torch.zeros(3, 2))
-    assert moments.empty
-    moments.add(torch.ones(1, 2))
-    assert not moments.empty
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_shrinkage_chosen_is_the_best_on_held_out_tokens(dtype: torch.dtype):
-    mix = normal(16, 16) * torch.logspace(0, -1, 16, dtype=torch.float64)
-    few, many = normal(24, 16, seed=1) @ mix.T, normal(4000, 16, seed=2) @ mix.T
-    weight = normal(12, 16, seed=3).to(dtype)
+    mix = noise((16, 16)) * torch.logspace(0, -1, 16, dtype=torch.float64)
+    few, many = noise((24, 16), 1) @ mix.T, noise((4000, 16), 2) @ mix.T
+    weight = noise((12, 16), 3).to(dtype)
     fitting, held = Metric(few.T @ few, 24, 0.3), Metric(many.T @ many, 4000, 0.0)
     candidates = (0.0, 0.1, 0.3, 0.6, 1.0)
     got = held_out_shrinkage(weight, fitting, held, rank=4, candidates=candidates)
@@ -238,7 +187,7 @@ def test_the_shrinkage_chosen_is_the_best_on_held_out_tokens(dtype: torch.dtype)
 
 @pytest.mark.parametrize(("out", "inp"), [(8, 12), (12, 8)])
 def test_low_rank_in_float32_is_that_of_float64(out: int, inp: int):
-    weight, inputs = normal(out, inp), normal(40, inp, seed=1)
+    weight, inputs = noise((out, inp)), noise((40, inp), 1)
     moment = inputs.T @ inputs / 40
     for rank in (2, 5):
         single = whitened_split(weight.float(), moment.float(), rank)

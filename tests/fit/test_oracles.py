@@ -8,15 +8,10 @@ import torch
 from tensorly.decomposition import parafac, tensor_train
 from tensorly.decomposition import tucker as tensorly_tucker
 
+from bondwise import cp, mpo, ring, tucker
 from bondwise.fit.fit import fit
-from bondwise.fit.sweep import edge_name, from_leaves, tree_of
-from bondwise.fit.target import target
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
-from bondwise.topology.cp import cp
-from bondwise.topology.mpo import mpo
-from bondwise.topology.ring import ring
-from bondwise.topology.tucker import tucker
 from nets import noise, thorough, weight_of
 
 tensorly.set_backend("numpy")
@@ -65,26 +60,6 @@ def test_a_chain_is_no_worse_than_tt_svd(seed: int):
     assert fit(weight, net).error <= relative(tensor, theirs) + 1e-8
     wider = fit(weight, net.resize(a=6, c=6)).error
     assert wider <= relative(tensor.reshape(-1), quimbs.to_dense().reshape(-1)) + 1e-8
-
-
-def test_the_first_pass_along_a_chain_is_tt_svd():
-    """With the last core as root, cut by cut; and the error it says is the error it has."""
-    net = mpo((3, 4, 2), (2, 3, 3), (4, 4))
-    weight = mixed(net, 0)
-    tensor = sites(net, weight)
-    goal = target(weight, net)
-    tree = tree_of(net, goal)
-    assert tree is not None
-    parts, error = from_leaves(tree, goal, {edge_name(0, 1): 4, edge_name(1, 2): 4})
-    product = np.einsum(
-        parts[0].to("o1", "i1", "0-1", "").numpy()[..., 0], [0, 1, 2],
-        parts[1].to("0-1", "o2", "i2", "1-2", "").numpy()[..., 0], [2, 3, 4, 5],
-        parts[2].to("1-2", "o3", "i3", "").numpy()[..., 0], [5, 6, 7],
-        [0, 3, 6, 1, 4, 7],
-    ).reshape(net.shape)  # fmt: skip
-    assert error == pytest.approx(float(np.linalg.norm(weight.numpy() - product)), rel=1e-10)
-    theirs = tensorly.tt_to_tensor(tensor_train(tensor, rank=[1, 4, 4, 1]))
-    assert error <= 1.1 * float(np.linalg.norm(tensor - theirs))
 
 
 @pytest.mark.parametrize("seed", [0, *thorough(1, 2)])

@@ -7,10 +7,12 @@ from torch import nn
 
 import bondwise as bw
 import tiny
+from bondwise.choose.survey import Reference, resumed
 from bondwise.errors import DataError
 from bondwise.flow import blocks as rooms
-from bondwise.flow.blocks import Stream, capture
+from bondwise.flow.blocks import Stream, capture, chains
 from bondwise.progress import silent
+from tiny import bert, gpt2, llama, tokens
 
 NAMES = [f"layers.{k}" for k in range(3)]
 
@@ -161,7 +163,6 @@ def test_a_part_of_a_stream_has_its_own_arguments():
 
 def test_layers_with_masks_of_their_own_are_a_chain(brief):
     """Gemma 2: every other layer sees a window of the text only."""
-    torch.manual_seed(0)
     config = hf.Gemma2Config(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=3, head_dim=8,
         num_attention_heads=4, num_key_value_heads=2, sliding_window=4, max_position_embeddings=64,
@@ -195,3 +196,36 @@ def test_float64_blocks_stay_in_float64(monkeypatch, fast):
     x = torch.randn(3, 8, dtype=torch.float64)
     found = Stream((x,), (((), {}),), (None,)).after(block)
     assert torch.equal(found.hidden[0], block(x).detach())
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, bert])
+def test_a_chain_of_blocks_is_the_model(make):
+    model, ids = make(), tokens(4)
+    names = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")]
+    (blocks,) = chains(model, [n for n in names if "head" not in n and "pooler" not in n])
+    stream = captured(model, blocks, [ids[:2], ids[2:]])
+    with torch.no_grad():
+        states = [model(part, output_hidden_states=True).hidden_states for part in ids.split(2)]
+    for at, name in enumerate(blocks[:-1]):  # the last one transformers gives after its norm
+        assert torch.allclose(stream.hidden[1], states[1][at], atol=1e-2)
+        stream = stream.after(model.get_submodule(name))
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_resumed_model_gives_exactly_what_the_whole_one_gives(make):
+    model, ids = make(), tokens(4)
+    path = "model.layers" if make is llama else "transformer.h"
+    blocks = [f"{path}.0", f"{path}.1"]
+    judge, stream = Reference.of(model, ids), captured(model, blocks, [ids])
+    assert judge is not None
+    stream = stream.after(model.get_submodule(blocks[0]))
+    with resumed(model, blocks, 1, stream):
+        assert judge.distance() == pytest.approx(0, abs=1e-9)
+        kept = {n: p.detach().clone() for n, p in model.named_parameters() if f"{path}.1." in n}
+        with torch.no_grad():
+            for parameter in model.get_submodule(blocks[1]).parameters():
+                parameter.mul_(0.9)
+        short = judge.distance()
+    whole = judge.distance()
+    assert short == whole > 0
+    assert len(kept) > 4

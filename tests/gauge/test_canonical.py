@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import quimb.tensor as qtn
 import torch
 
 import bondwise as bw
 from bondwise.errors import FitError, NetworkError, ShapeError
 from bondwise.gauge.canonical import canonical, insert_gauge
 from bondwise.topology import registry
+from nets import assert_same, numpy_dense, random_cores
 
 TREES = [
     *(
@@ -21,20 +21,6 @@ TREES = [
     bw.parse("b o1, b i1 -> (b o1) (b i1)", b=3, o1=2, i1=4),
     bw.parse("o1 a, i1 a b, b o2 -> (o1 o2) (i1)", o1=3, i1=2, o2=4, a=2, b=3),
 ]
-
-
-def draw(net, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in net.core_shapes]
-
-
-def whole(net, cores):
-    """All cores contracted by quimb, open indices kept apart: equal when the weights are."""
-    tensors = [
-        qtn.Tensor(core.numpy(), names) for core, names in zip(cores, net.names, strict=True)
-    ]
-    opened = [name for name in net.sizes if name in net.open]
-    return qtn.TensorNetwork(tensors).contract(output_inds=opened).transpose(*opened).data
 
 
 def gram_is_identity(net, core, k, towards):
@@ -52,20 +38,19 @@ def gram_is_identity(net, core, k, towards):
 
 @pytest.mark.parametrize("net", TREES, ids=str)
 def test_canonical_keeps_the_weight_and_puts_the_norm_in_the_centre(net):
-    cores = draw(net)
-    expected = whole(net, cores)
+    cores = random_cores(net)
     for center in range(len(net.cores)):
         new = canonical(net, cores, center=center)
         assert [tuple(core.shape) for core in new] == list(net.core_shapes)
-        np.testing.assert_allclose(whole(net, new), expected, atol=1e-10 * np.abs(expected).max())
+        assert_same(net, cores, new)
         if not any(index in net.cols for index in net.rows):
-            assert np.isclose(np.linalg.norm(new[center]), np.linalg.norm(expected))
+            assert np.isclose(np.linalg.norm(new[center]), np.linalg.norm(numpy_dense(net, cores)))
 
 
 @pytest.mark.parametrize("center", [0, 1, 2, 3])
 def test_every_other_core_is_an_isometry_towards_the_centre(center):
     net = bw.mpo((2, 3, 4, 2), (3, 2, 2, 3), (4, 30, 5))
-    new = canonical(net, draw(net), center=center)
+    new = canonical(net, random_cores(net), center=center)
     for k in range(4):
         if k != center:
             assert gram_is_identity(net, new[k], k, k + 1 if k < center else k - 1)
@@ -73,13 +58,13 @@ def test_every_other_core_is_an_isometry_towards_the_centre(center):
 
 def test_block_indices_give_one_isometry_each():
     net = bw.btt((4, 2), (3, 5), 2)
-    assert gram_is_identity(net, canonical(net, draw(net), center=0)[1], 1, 0)
-    assert gram_is_identity(net, canonical(net, draw(net), center=1)[0], 0, 1)
+    assert gram_is_identity(net, canonical(net, random_cores(net), center=0)[1], 1, 0)
+    assert gram_is_identity(net, canonical(net, random_cores(net), center=1)[0], 0, 1)
 
 
 def test_dtype_stays():
     net = bw.lowrank(5, 4, 3)
-    new = canonical(net, draw(net, dtype=torch.bfloat16), center=1)
+    new = canonical(net, [core.bfloat16() for core in random_cores(net)], center=1)
     assert [core.dtype for core in new] == [torch.bfloat16] * 2
 
 
@@ -94,7 +79,7 @@ def test_dtype_stays():
 )
 def test_what_has_no_canonical_form_is_refused(net, center, error, says):
     with pytest.raises(error, match=says):
-        canonical(net, draw(net), center=center)
+        canonical(net, random_cores(net), center=center)
 
 
 def test_cores_must_be_finite():
@@ -106,20 +91,19 @@ def test_cores_must_be_finite():
     "net", [registry.find(name).sized(24, 36, 3) for name in registry.names()], ids=str
 )
 def test_a_gauge_keeps_the_weight(net):
-    cores = draw(net)
-    expected = whole(net, cores)
+    cores = random_cores(net)
     for bond, size in net.bonds.items():
         X = torch.randn(size, size, dtype=torch.float64) + 3 * torch.eye(size)
         X = X.diag().diag() if len(net.places[bond]) > 2 else X
         new = insert_gauge(net, cores, bond, X)
         changed = [not torch.equal(a, b) for a, b in zip(new, cores, strict=True)]
         assert [k for k, it in enumerate(changed) if it] == list(net.places[bond][:2])
-        np.testing.assert_allclose(whole(net, new), expected, atol=1e-10 * np.abs(expected).max())
+        assert_same(net, cores, new)
 
 
 def test_which_side_gets_which():
     net, X = bw.lowrank(3, 4, 2), torch.tensor([[2.0, 1.0], [0.0, 4.0]], dtype=torch.float64)
-    A, B = draw(net)
+    A, B = random_cores(net)
     first, second = insert_gauge(net, [A, B], "a", X)
     torch.testing.assert_close(first, A @ X)
     torch.testing.assert_close(second, torch.linalg.solve(X, B))
@@ -143,4 +127,4 @@ def test_a_bad_gauge_is_refused(bond, X, error, says):
     text = "o1 r a d, r a i1, r i2 -> (o1) (i1 i2)"
     net = bw.parse(text, o1=3, i1=2, i2=3, r=2, a=2, d=2)
     with pytest.raises(error, match=says):
-        insert_gauge(net, draw(net), bond, X)
+        insert_gauge(net, random_cores(net), bond, X)

@@ -24,7 +24,7 @@ from bondwise.gauge.compact import (
 )
 from bondwise.gauge.pivots import BOUND, dominant_rows, pack, unpack
 from bondwise.topology import registry
-from nets import thorough
+from nets import assert_same, numpy_dense, random_cores, thorough
 
 PARSED = [
     bw.parse(text, **dict(zip(names.split(), map(int, sizes), strict=True)))
@@ -60,33 +60,6 @@ OVERSIZE = [
 ]
 
 
-def draw(net, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in net.core_shapes
-    ]
-
-
-def oracle(net, cores):
-    """The definition in numpy, with an identity for every index that is open on both sides."""
-    letter = {name: chr(97 + k) for k, name in enumerate(net.sizes)}
-    rows, cols = ([letter[index.name] for index in side] for side in (net.rows, net.cols))
-    both = [name for name in rows if name in cols]
-    inner = ",".join("".join(letter[name] for name in names) for names in net.names)
-    once = rows + [name for name in cols if name not in both]
-    values = np.einsum(f"{inner}->{''.join(once)}", *[core.detach().numpy() for core in cores])
-    fresh = {name: name.upper() for name in both}
-    eyes = [np.eye(net.sizes[k]) for k, v in letter.items() if v in both]
-    text = ",".join(["".join(once), *(v + v.upper() for v in letter.values() if v in both)])
-    result = "".join(rows) + "".join(fresh.get(name, name) for name in cols)
-    return np.einsum(f"{text}->{result}", values, *eyes).reshape(net.shape)
-
-
-def assert_same(net, one, two, tol=1e-10):
-    expected = oracle(net, one)
-    assert np.abs(oracle(net, two) - expected).max() <= tol * np.abs(expected).max()
-
-
 def assert_compact(net, cores):
     c = compact(net, cores)
     assert_same(net, cores, c.cores())
@@ -104,13 +77,13 @@ def assert_compact(net, cores):
 
 @pytest.mark.parametrize("net", [*NETS, *OVERSIZE], ids=str)
 def test_every_network_is_stored_without_loss(net):
-    assert_compact(net, draw(net))
+    assert_compact(net, random_cores(net))
 
 
 @pytest.mark.parametrize("net", NETS, ids=str)
 @pytest.mark.parametrize("spoil", ["columns", "rows", *thorough("deficient", "zero"), "one zero"])
 def test_bad_cores_pass(net, spoil):
-    cores = draw(net)
+    cores = random_cores(net)
     for k, (core, names) in enumerate(zip(cores, net.names, strict=True)):
         for axis, name in enumerate(names):
             scale = torch.logspace(-6, 6, core.shape[axis], dtype=torch.float64)
@@ -133,7 +106,7 @@ def test_bad_cores_pass(net, spoil):
     "net", [bw.ring((4, 3, 4), (3, 4, 3), 3), bw.cp((4, 6), (5, 4), 4)], ids=str
 )
 def test_scales_that_cancel_around_a_loop_drown_nothing(net):
-    cores, even = draw(net), draw(net)
+    cores, even = random_cores(net), random_cores(net)
     for bond, places in net.places.items():
         if bond in net.bonds:
             powers = torch.linspace(-120, 120, net.sizes[bond]).round()
@@ -146,7 +119,7 @@ def test_scales_that_cancel_around_a_loop_drown_nothing(net):
 
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_every_form_is_without_loss_and_saves_as_much(net):
-    cores, scale = draw(net), torch.logspace(-3, 3, net.shape[1], dtype=torch.float64)
+    cores, scale = random_cores(net), torch.logspace(-3, 3, net.shape[1], dtype=torch.float64)
     forms = gauge_forms(net)
     assert forms[0] == gauge_form(net)
     assert len(set(forms)) == len(forms)
@@ -177,7 +150,7 @@ def test_low_rank_is_pinned_on_either_side_and_a_chain_at_any_site():
 def test_low_rank_stores_as_many_numbers_as_a_matrix_of_that_rank_has(out, inp, data):
     r = data.draw(st.integers(1, min(out, inp)))
     net = bw.lowrank(out, inp, r)
-    c = assert_compact(net, draw(net))
+    c = assert_compact(net, random_cores(net))
     assert c.parameters == r * (out + inp - r) <= out * inp
     if r == min(out, inp):
         assert c.parameters == out * inp
@@ -191,7 +164,7 @@ def test_low_rank_stores_as_many_numbers_as_a_matrix_of_that_rank_has(out, inp, 
 )
 def test_any_sizes(kind, sizes, rank):
     net = getattr(bw, kind)(sizes[:2], sizes[2:], rank)
-    assert_compact(net, draw(net))
+    assert_compact(net, random_cores(net))
 
 
 def test_how_much_the_gauge_saves():
@@ -216,19 +189,10 @@ def test_the_form_is_decided_by_the_network_alone():
     assert gauge_form(bw.ring((4, 4), (4, 4), 2)) == GaugeForm((None, "z a"))
 
 
-def test_low_rank_runs_as_it_is_stored():
-    net = bw.lowrank(9, 20, 4)
-    cores, x = draw(net), torch.randn(7, 20, dtype=torch.float64)
-    c = compact(net, cores)
-    pivots, rest = positions(c.pivots[1], 20)
-    y = (x[:, pivots] + torch.nn.functional.linear(x[:, rest], c.free[1])) @ c.free[0].T
-    np.testing.assert_allclose(y, x.numpy() @ oracle(net, cores).T, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("net", NETS, ids=str)
 @pytest.mark.parametrize("which", [0, -1])
 def test_gradients_are_those_of_the_plain_cores_at_the_free_entries(net, which):
-    c = compact(net, draw(net), form=gauge_forms(net)[which])
+    c = compact(net, random_cores(net), form=gauge_forms(net)[which])
     target = torch.randn(net.shape, dtype=torch.float64)
     plain = [core.clone().requires_grad_() for core in c.cores()]
     (dense(net, plain) * target).sum().backward()
@@ -250,7 +214,7 @@ def test_gradients_are_those_of_the_plain_cores_at_the_free_entries(net, which):
 
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_compact_twice_is_compact_once(net):
-    once = compact(net, draw(net))
+    once = compact(net, random_cores(net))
     twice = compact(net, once.cores())
     assert twice.form == once.form
     assert twice.parameters == once.parameters
@@ -259,11 +223,11 @@ def test_compact_twice_is_compact_once(net):
 
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_bfloat16_in_bfloat16_out(net):
-    cores = draw(net)
+    cores = random_cores(net)
     c = compact(net, [core.bfloat16() for core in cores])
     assert all(free.dtype == torch.bfloat16 for free in c.free)
-    error = oracle(net, [core.double() for core in c.cores()]) - oracle(net, cores)
-    assert np.linalg.norm(error) <= 0.05 * np.linalg.norm(oracle(net, cores))
+    error = numpy_dense(net, c.cores()) - numpy_dense(net, cores)
+    assert np.linalg.norm(error) <= 0.05 * np.linalg.norm(numpy_dense(net, cores))
     assert all(f.dtype == torch.float32 for f in compact(net, cores, torch.float32).free)
 
 
@@ -294,7 +258,7 @@ def test_dominant_rows_bound_all_entries(rows, seed, data):
 
 def test_a_large_weight_is_quick():
     net = bw.lowrank(576, 1536, 330)
-    cores = draw(net)
+    cores = random_cores(net)
     compact(net, cores)
     start = time.perf_counter()
     c = compact(net, cores)
@@ -318,9 +282,9 @@ def test_meta_tensors_have_the_right_shapes(net):
 
 def test_errors_say_what_came():
     net = bw.lowrank(4, 6, 2)
-    good = compact(net, draw(net))
+    good = compact(net, random_cores(net))
     with pytest.raises(ShapeError, match="1 cores"):
-        compact(net, draw(net)[:1])
+        compact(net, random_cores(net)[:1])
     with pytest.raises(FitError, match="Core 1 holds values that are not finite"):
         compact(net, [torch.ones(4, 2), torch.full((2, 6), float("nan"))])
     with pytest.raises(ShapeError, match="1 pins came"):
@@ -330,11 +294,11 @@ def test_errors_say_what_came():
     with pytest.raises(ShapeError, match="without its pivots"):
         expand(net, good.form, good.free, (None, None))
     with pytest.raises(ShapeError, match=r"write one of \[\[None, 'a'\], \['a', None\]\]"):
-        compact(net, draw(net), form=GaugeForm(("a", "a")))
+        compact(net, random_cores(net), form=GaugeForm(("a", "a")))
     with pytest.raises(FitError, match=r"Scales of shape \(5,\) came for 6 inputs"):
-        compact(net, draw(net), scale=torch.ones(5))
+        compact(net, random_cores(net), scale=torch.ones(5))
     with pytest.raises(FitError, match="Scales"):
-        compact(net, draw(net), scale=torch.zeros(6))
+        compact(net, random_cores(net), scale=torch.zeros(6))
     with pytest.raises(ShapeError, match="larger than its rest"):
         stored_numbers(bw.lowrank(4, 6, 5), GaugeForm(("a", None)))
 

@@ -11,16 +11,16 @@ from bondwise.errors import FitError
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, GaugeForm, compact, gauge_forms
 from bondwise.gauge.rounding import core_metrics, feedback, moment_of
-from nets import thorough
+from nets import random_cores, thorough
 
 HALF = torch.bfloat16
 
 
-def correlated(size, seed=0, samples=None):
-    """A second moment with strong correlations and loud inputs, and its numpy twin."""
+def correlated(size, seed=0):
+    """A second moment with strong correlations and loud inputs."""
     random = np.random.default_rng(seed)
     mix = random.standard_normal((size, size)) * np.geomspace(1, 0.02, size)
-    x = random.standard_normal((samples or 4 * size, size)) @ mix.T
+    x = random.standard_normal((4 * size, size)) @ mix.T
     return torch.from_numpy(x.T @ x / len(x))
 
 
@@ -31,11 +31,6 @@ def error(net, cores, stored, moment):
     missed = U @ V - wanted
     weigh = moment.numpy()
     return np.sqrt(np.trace(missed @ weigh @ missed.T) / np.trace(wanted @ weigh @ wanted.T))
-
-
-def fitted(net, moment, seed=0):
-    weight = torch.from_numpy(np.random.default_rng(seed).standard_normal(net.shape))
-    return bw.fit(weight, net, moment).cores
 
 
 def nearest(net, cores, form=None):
@@ -66,7 +61,8 @@ def test_feedback_is_least_squares_column_after_column(rows, rank, seed):
 @pytest.mark.parametrize("form", [GaugeForm((None, "a")), GaugeForm(("a", None))])
 def test_the_parent_makes_up_for_rounding(form):
     net, moment = bw.lowrank(60, 90, 36), correlated(90)
-    cores = fitted(net, moment)
+    weight = np.random.default_rng(0).standard_normal(net.shape)
+    cores = bw.fit(torch.from_numpy(weight), net, moment).cores
     plain = compact(net, cores, HALF, form=GaugeForm((None, None)))
     exact = compact(net, cores, torch.float64, moment, form)
     before = error(net, cores, nearest(net, cores, form), moment)
@@ -79,8 +75,7 @@ def test_the_parent_makes_up_for_rounding(form):
 def test_loud_inputs_carry_the_identity_block():
     net, scale = bw.lowrank(30, 40, 10), torch.ones(40, dtype=torch.float64)
     scale[5:12] = 50.0
-    random = torch.Generator().manual_seed(0)
-    cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+    cores = random_cores(net)
     with_scale = compact(net, cores, HALF, scale)
     moment = scale.square().diag()
     assert error(net, cores, with_scale, moment) < error(
@@ -124,8 +119,7 @@ def test_other_networks_gain_too(net, most):
     moment = torch.eye(net.shape[1], dtype=torch.float64)
     gains = []
     for seed in range(4):
-        random = torch.Generator().manual_seed(seed)
-        cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+        cores = random_cores(net, seed)
         wanted = compact(net, cores).dense()
         for form in gauge_forms(net):
             before, after = (
@@ -146,8 +140,7 @@ def test_poor_metrics_do_no_harm(moment, dtype):
     net, errors = bw.lowrank(12, 20, 8), []
     bound = {HALF: 0.05, torch.float16: 0.02}.get(dtype, 1e-5)
     for seed in range(20):
-        random = torch.Generator().manual_seed(seed)
-        cores = [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
+        cores = random_cores(net, seed)
         wanted = cores[0] @ cores[1]
         for form in gauge_forms(net):
             c = compact(net, cores, dtype, moment, form)

@@ -9,13 +9,9 @@ from bondwise.errors import FitError, ShapeError
 from bondwise.gauge.compact import gauge_form, pivot_bits
 from bondwise.gauge.shared import compact_shared
 from bondwise.layers.layers import TensorLinear
+from nets import random_cores
 
 HALF = torch.bfloat16
-
-
-def draw(net, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return [torch.randn(s, generator=random, dtype=torch.float64) for s in net.core_shapes]
 
 
 @pytest.mark.parametrize("rank", [1, 5, 9])
@@ -23,8 +19,8 @@ def draw(net, seed=0):
 def test_weights_share_their_second_core(rank, dtype):
     outs, inp = [12, 6, 7], 9
     nets = [bw.lowrank(out, inp, rank) for out in outs]
-    V, scale = draw(nets[0])[1], torch.linspace(0.5, 2, inp, dtype=torch.float64)
-    cores = [[draw(net, seed)[0], V] for seed, net in enumerate(nets)]
+    V, scale = random_cores(nets[0])[1], torch.linspace(0.5, 2, inp, dtype=torch.float64)
+    cores = [[random_cores(net, seed)[0], V] for seed, net in enumerate(nets)]
     shared = compact_shared(nets, cores, dtype, scale)
     for net, own, stored in zip(nets, cores, shared, strict=True):
         assert stored.free[1] is shared[0].free[1]
@@ -54,24 +50,24 @@ def test_modes_of_a_shared_weight_stay():
 
 def test_a_shared_core_is_pinned_on_the_input_side_alone():
     net = bw.lowrank(9, 6, 6)
-    (stored,) = compact_shared([net], [draw(net)])
+    (stored,) = compact_shared([net], [random_cores(net)])
     assert stored.form.pinned == (None, "a") == gauge_form(net).pinned
     wide = bw.lowrank(9, 4, 5)  # no identity block of 5 in 4 inputs
     assert gauge_form(wide).pinned == ("a", None)
     with pytest.raises(ShapeError):
-        compact_shared([wide], [draw(wide)])
+        compact_shared([wide], [random_cores(wide)])
 
 
 def test_what_cannot_be_shared():
     net = bw.lowrank(6, 8, 3)
-    cores = draw(net)
+    cores = random_cores(net)
     with pytest.raises(ShapeError, match="No networks"):
         compact_shared([], [])
     with pytest.raises(ShapeError, match="other values"):
-        compact_shared([net, net], [cores, draw(net, 1)])
+        compact_shared([net, net], [cores, random_cores(net, 1)])
     with pytest.raises(ShapeError, match="share equal ones"):
-        compact_shared([net, bw.lowrank(6, 8, 2)], [cores, draw(bw.lowrank(6, 8, 2))])
+        compact_shared([net, bw.lowrank(6, 8, 2)], [cores, random_cores(bw.lowrank(6, 8, 2))])
     with pytest.raises(ShapeError, match="give low rank"):
-        compact_shared([bw.mpo((2, 3), (2, 4), 3)], [draw(bw.mpo((2, 3), (2, 4), 3))])
+        compact_shared([bw.mpo((2, 3), (2, 4), 3)], [random_cores(bw.mpo((2, 3), (2, 4), 3))])
     with pytest.raises(FitError, match="not finite"):
         compact_shared([net], [[cores[0] * float("nan"), cores[1]]])
