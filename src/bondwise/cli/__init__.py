@@ -17,20 +17,19 @@ GOES_ON = "Stopped by Ctrl-C; run the same command again to go on."
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a verb, and turn every error that a user can mend into one sentence."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    stopped = STOPPED
+    verb = None
     try:
         from bondwise.cli.parse import WRONG_USAGE, verb_of
         from bondwise.errors import BondwiseError
 
         try:
             verb = verb_of(words)
-            stopped = GOES_ON if verb.goes_on else STOPPED
             verb.run()
             sys.stdout.flush()
         except BondwiseError as error:
             _fail(str(error), 2 if isinstance(error, WRONG_USAGE) else 1)
     except KeyboardInterrupt:
-        _fail(stopped, 1)
+        _fail(GOES_ON if verb is not None and verb.goes_on else STOPPED, 1)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

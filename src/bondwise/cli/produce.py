@@ -11,6 +11,7 @@ from bondwise.choices import FILE, MODEL, TIME, Switch
 from bondwise.cli.show import print_json, teller
 from bondwise.cli.verb import Folder, Plain, Usual, Verb
 from bondwise.compress.recipe import Cut, Recipe, chosen
+from bondwise.heal.folders import cut_folder, state_folder
 from bondwise.progress import Bars
 from bondwise.train.recipe import Healing
 
@@ -98,8 +99,8 @@ class Compress(Recipe, Verb):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the same command goes on where it was cut off."""
-        return self.heal is not None
+        """Whether the cut is made, so that the same command goes on with healing it."""
+        return self.heal is not None and cut_folder(self.out).exists()
 
     def run(self) -> None:
         """Compress, and heal where that is asked for."""
@@ -141,8 +142,8 @@ class Heal(Healing, Verb):
 
     @property
     def goes_on(self) -> bool:
-        """Always: the state is on disk."""
-        return True
+        """Whether a state is on disk."""
+        return state_folder(self.out).exists()
 
     def run(self) -> None:
         """Train, and write a folder."""
@@ -165,7 +166,8 @@ class Heal(Healing, Verb):
             tell = teller(bars, also)
             report = healer.run(choices, overwrite=self.force, progress=bars, tell=tell)
         self.show(report, "healing")
-        self.say(f"Wrote {self.out}: the checkpoint and report.json, with the curve.")
+        left = LEFT if "targeted" in report else "the checkpoint and report.json"
+        self.say(f"Wrote {self.out}: {left}, with the curve.")
         for command in report["commands"]:
             self.say(f"Measure what is left: {command}")
 

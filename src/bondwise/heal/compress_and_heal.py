@@ -11,6 +11,7 @@ from bondwise.compress.recipe import Recipe, dtype
 from bondwise.errors import BudgetError, CheckpointError
 from bondwise.flow.identity import identity
 from bondwise.flow.text import read_text
+from bondwise.heal.folders import cut_folder
 from bondwise.heal.verb import Healer
 from bondwise.progress import Progress
 from bondwise.report.page import finite
@@ -39,7 +40,7 @@ def compress_and_heal(
     healing(**choices)
     check_folder(out, overwrite)
     read_text(Path(recipe.data))
-    cut = out.with_name(f"{out.name}.healing-cut")
+    cut = cut_folder(out)
     source = Path(recipe.model) if Path(recipe.model).exists() else recipe.model
     asked = identity({**asdict(recipe), "minutes": minutes}, data=Path(recipe.data), model=source)
     healer = Healer(

@@ -16,6 +16,7 @@ from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.errors import DataError
 from bondwise.flow.text import read_text
+from bondwise.heal.folders import state_folder
 from bondwise.heal.heal import heal
 from bondwise.heal.run import Healed
 from bondwise.layers.storage import TensorLayer
@@ -27,15 +28,6 @@ from bondwise.train.recipe import healing
 Report = dict[str, Any]
 SAYS = {"bondwise", "source", "targeted", "bytes", "notes", "seed"}  # whatever a report holds
 STALE = ("evaluation", "similarity", "samples", "commands")  # said of what it was before
-
-
-def state_folder(out: Path) -> Path:
-    """Where a healing is kept until its folder is written.
-
-    >>> state_folder(Path("small")).name
-    'small.healing'
-    """
-    return out.with_name(f"{out.name}.healing")
 
 
 @dataclass(frozen=True)
