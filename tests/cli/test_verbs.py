@@ -11,8 +11,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+import tiny
+from bondwise.bench.count import networks
 from bondwise.checkpoint.loading import load_model
-from bondwise.layers.layers import TensorLayer
+from bondwise.compress.effort import EFFORT
 from bondwise.report.page import data as embedded
 from verbs import bondwise, documented, files, weights
 
@@ -32,22 +34,50 @@ for folder, kind in {folders!r}:
 assert not any(name.partition(".")[0].startswith("bondwise") for name in sys.modules)
 print("loaded")
 """
+AUTO = dict.fromkeys(("llama", "gpt2", "tied"), AutoModelForCausalLM) | {"bert": AutoModel}
+
+
+@pytest.fixture
+def compressed(capsys, shelf):
+    """What compress says of a model of the shelf at keep 0.6, shown the text."""
+
+    def run(kind, out, *more):
+        usual = ("--data", shelf / "text.txt", "--out", out, "--keep", 0.6, *FEW)
+        said = bondwise(capsys, "compress", shelf / kind, *usual, *more)
+        assert said.code == 0, said.err
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def small(shelf, tmp_path_factory):
-    """A tensorized llama."""
-    folder = tmp_path_factory.mktemp("small") / "llama"
-    with pytest.raises(SystemExit, match="0"):
-        compress(shelf / "llama", shelf, folder)
-    return folder
+def made(tmp_path_factory):
+    """A place for what several tests look at, and what was said as it was made."""
+    return tmp_path_factory.mktemp("made") / "new", {}
 
 
-def compress(model, shelf, out, *more):
-    from bondwise.cli import main
+@pytest.fixture
+def small(made, compressed):
+    """A tensorized llama, made once with all the work that is usual."""
+    folder, said = made
+    if "small" not in said:
+        said["small"] = compressed("llama", folder / "llama")
+    return folder / "llama"
 
-    main([str(a) for a in ("compress", model, "--data", shelf / "text.txt", "--out", out)]
-         + [str(a) for a in ("--keep", 0.6, *FEW, "-q", *more)])  # fmt: skip
+
+@pytest.fixture
+def both(capsys, made, compressed, monkeypatch):
+    """A model made small and merged again with little work, once: folders and what was said."""
+
+    def run(kind):
+        out, merged = (made[0].parent / f"{kind}{end}" for end in ("-small", "-merged"))
+        if kind not in made[1]:
+            monkeypatch.setitem(EFFORT, "fast", tiny.BRIEF)
+            said = compressed(kind, out, "--json", "-q")
+            made[1][kind] = said, bondwise(capsys, "merge", out, "--out", merged, "--json", "-q")
+        return out, merged, *made[1][kind]
+
+    return run
 
 
 def run(*arguments, **env):
@@ -62,53 +92,38 @@ def run(*arguments, **env):
     )
 
 
-def networks(model):
-    return sum(isinstance(module, TensorLayer) for module in model.modules())
-
-
 def output(model):
     with torch.no_grad():
         return model(torch.arange(24).view(2, 12))[0].float()
 
 
-def test_compress_writes_a_folder_that_holds_everything(capsys, shelf, tmp_path):
-    out = tmp_path / "new" / "out"
-    said = bondwise(
-        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", out,
-        "--keep", 0.6, *FEW,
-    )  # fmt: skip
-    assert said.code == 0
-    assert set(files(out)) - {"generation_config.json"} == WRITTEN
-    assert list(files(tmp_path / "new")) == ["out", *(f"out/{name}" for name in files(out))]
+def test_compress_writes_a_folder_that_holds_everything(small, made):
+    said = made[1]["small"]
+    assert set(files(small)) - {"generation_config.json"} == WRITTEN
+    assert list(files(small.parent)) == ["llama", *(f"llama/{name}" for name in files(small))]
     lines = said.out.splitlines()
-    changed = networks(load_model(out).model)
+    changed = networks(load_model(small).model)
     assert lines[:2] == ["llama", f"{changed} of 21 weights as tensor networks"]
     assert changed > 7
     assert max(map(len, lines[:-2])) <= 80  # but for the lines that name folders
     for part in ("targeted numbers (asked to keep 0.6)", "on disk", "calibrate", "all steps"):
         assert part in said.out
     assert "perplexity" not in said.out
-    assert f"Wrote {out}: the checkpoint, recipe.yaml, report.json and report.html." in lines
-    assert lines[-1].startswith(f"Measure what it cost: bondwise eval {out} --vs ")
+    assert f"Wrote {small}: the checkpoint, recipe.yaml, report.json and report.html." in lines
+    assert lines[-1].startswith(f"Measure what it cost: bondwise eval {small} --vs ")
     stages = [line.partition(":")[0] for line in said.err.splitlines()]
     assert stages == ["load", "draw", "calibrate", "survey", "fit"]
 
 
-def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tmp_path):
-    out = tmp_path / "out"
-    said = bondwise(
-        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", out,
-        "--keep", 0.6, *FEW, "--json", "-q",
-    )  # fmt: skip
+def test_json_is_the_report_and_all_that_is_on_standard_output(shelf, both):
+    out, _, said, _ = both("llama")
     written = json.loads((out / "report.json").read_text())
-    assert said.code == 0
     stages = ["load", "draw", "calibrate", "survey", "fit", "save"]
     assert [step["name"] for step in said.json["steps"]] == stages
     assert {**said.json, "steps": []} == {**written, "steps": []}
     assert set(said.json) == documented("compress")
     assert all(set(weight) == documented("Each of weights") for weight in said.json["weights"])
     assert said.err.splitlines()[0].startswith("Wrote ")
-    assert 0.588 <= said.json["kept"] <= 0.6
     assert said.json["source"] == str(shelf / "llama")
     assert said.json["bytes"]["after"] == (out / "model.safetensors").stat().st_size
     assert embedded(written) in (out / "report.html").read_text()
@@ -119,15 +134,8 @@ def test_json_is_the_report_and_all_that_is_on_standard_output(capsys, shelf, tm
     assert numbers - pivots == said.json["parameters"]["after"]
 
 
-def test_without_text_the_summary_says_so(capsys, shelf, tmp_path):
-    said = bondwise(capsys, "compress", shelf / "llama", "--out", tmp_path / "out", "-q")
-    assert said.code == 0
-    assert "Note: no text came (--data), so the fit knows the weights alone" in said.out
-    assert "calibrate" not in said.out
-
-
 def test_a_recipe_repeats_the_weights_bit_for_bit_from_anywhere(
-    capsys, shelf, tmp_path, monkeypatch
+    capsys, shelf, brief, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(shelf)  # relative paths: the recipe must not depend on where it is read
     for name in ("one", "other"):
@@ -149,67 +157,52 @@ def test_a_recipe_repeats_the_weights_bit_for_bit_from_anywhere(
         *(f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")),
     ]
     assert any(w["action"] == "tensorize" for w in budgeted)
-    assert weights(tmp_path / "again") == weights(tmp_path / "one")
-    assert weights(tmp_path / "other") != weights(tmp_path / "one")
-    assert (tmp_path / "again/recipe.yaml").read_text() == (
-        tmp_path / "one/recipe.yaml"
-    ).read_text()
+    one, again, other = (tmp_path / name for name in ("one", "again", "other"))
+    assert weights(again) == weights(one) != weights(other)
+    assert (again / "recipe.yaml").read_text() == (one / "recipe.yaml").read_text()
 
-
-def test_flags_change_a_recipe(capsys, shelf, tmp_path):
-    first = tmp_path / "first"
-    assert bondwise(capsys, "compress", shelf / "llama", "--out", first, "-q").code == 0
-    said = bondwise(
-        capsys, "compress", "--recipe", first / "recipe.yaml", "--out", tmp_path / "o",
-        "--keep", 0.9, "--dtype", "float16", "--json", "-q",
-    )  # fmt: skip
-    assert said.json["keep"] == 0.9
-    assert said.json["recipe"]["dtype"] == "float16"
-    stored = load_file(tmp_path / "o/model.safetensors")
+    flags = ("--out", "changed", "--keep", 0.9, "--dtype", "float16", "--json", "-q")
+    said = bondwise(capsys, "compress", "--recipe", "one/recipe.yaml", *flags).json
+    assert (said["keep"], said["recipe"]["dtype"]) == (0.9, "float16")
+    stored = load_file("changed/model.safetensors")
     assert {t.dtype for name, t in stored.items() if "core" in name} == {torch.float16}
-    assert load_model(tmp_path / "o").model.dtype == torch.float16
+    assert load_model("changed").model.dtype == torch.float16
 
 
-@pytest.mark.parametrize("name", ["lowrank", "mpo", "kron", "o b a, a i -> (o) (b i)"])
-def test_formats(capsys, shelf, tmp_path, name):
-    said = bondwise(
-        capsys, "compress", shelf / "gpt2", "--data", shelf / "text.txt", *FEW, "-q", "--json",
-        "--out", tmp_path / "o", "--format", name, "--effort", "best", "--prefer", "size",
-        "--unit", "params",
-    )  # fmt: skip
-    assert said.code == 0
+SWAPS = "o b a, a i -> (o) (b i)"
+
+
+@pytest.mark.parametrize(
+    "name", [SWAPS, *(pytest.param(n, marks=pytest.mark.thorough) for n in ("mpo", "kron"))]
+)
+def test_formats(compressed, brief, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(EFFORT, "best", tiny.BRIEF)
+    flags = ("--format", name, "--effort", "best", "--prefer", "size", "--unit", "params")
+    said = compressed("gpt2", tmp_path / "o", "-q", "--json", *flags)
     assert {w["format"] for w in said.json["weights"]} == {name, None}
     assert networks(load_model(tmp_path / "o").model) == 8
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "tied"])
-def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path, kind):
-    compressed, merged = tmp_path / "out", tmp_path / "merged"
-    said = bondwise(
-        capsys, "compress", shelf / kind, "--data", shelf / "text.txt", "--out", compressed,
-        "--keep", 0.6, *FEW, "--json", "-q",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["llama", "bert", "tied", pytest.param("gpt2", marks=pytest.mark.thorough)]
+)
+def test_every_family_is_compressed_merged_and_measured(capsys, shelf, both, kind):
+    compressed, merged, said, told = both(kind)
     assert 0.588 <= said.json["kept"] <= 0.6
     assert "eval" not in said.err if kind == "bert" else "bondwise eval" in said.err
-    model, auto = (
-        load_model(compressed).model,
-        AutoModel if kind == "bert" else AutoModelForCausalLM,
-    )
+    model = load_model(compressed).model
     changed = [w["name"] for w in said.json["weights"] if w["action"] == "tensorize"]
     assert networks(model) == len(changed) > 4
-    assert torch.equal(output(model), output(auto.from_pretrained(compressed, dtype="auto").eval()))
+    auto = AUTO[kind].from_pretrained(compressed, dtype="auto").eval()
+    assert torch.equal(output(model), output(auto))
     assert model.dtype == (torch.bfloat16 if kind == "tied" else torch.float32)
     if kind == "tied":
         assert model.lm_head.weight is model.model.embed_tokens.weight
-        assert [w["reason"] for w in said.json["weights"] if "embed" in w["name"]] == [
-            "tied with lm_head"
-        ]
-
-    said = bondwise(capsys, "merge", compressed, "--out", merged, "--json", "-q")
-    assert set(said.json) == documented("merge")
-    assert said.json["parameters"] == sum(
-        p.numel() for p in load_model(shelf / kind).model.parameters()
-    )
+        reasons = [w["reason"] for w in said.json["weights"] if "embed" in w["name"]]
+        assert reasons == ["tied with lm_head"]
+    assert set(told.json) == documented("merge")
+    dense = load_model(shelf / kind).model
+    assert told.json["parameters"] == sum(p.numel() for p in dense.parameters())
     assert not networks(load_model(merged).model)
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     if kind == "bert":
@@ -228,30 +221,27 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, tmp_path,
     assert (alone["windows"], alone["length"], alone["before"]) == (8, 48, {})
 
 
-def test_plain_transformers_loads_merged_models_and_gives_the_same(capsys, shelf, tmp_path):
-    kinds = {"llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModel"}
-    folders = []
-    for kind, auto in kinds.items():
-        small = tmp_path / kind
-        bondwise(capsys, "compress", shelf / kind, "--out", small)
-        assert bondwise(capsys, "merge", small, "--out", tmp_path / f"{kind}-dense").code == 0
-        folders.append((str(tmp_path / f"{kind}-dense"), auto))
-    script = LOADS_PLAIN.format(folders=folders)
-    done = run("-c", script, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+def test_plain_transformers_loads_merged_models_and_gives_the_same(shelf, both):
+    found = {kind: both(kind)[:2] for kind in ("llama", "gpt2", "bert")}
+    folders = [(str(merged), AUTO[kind].__name__) for kind, (_, merged) in found.items()]
+    done = run("-c", LOADS_PLAIN.format(folders=folders), TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert done.stdout == "loaded\n", done.stderr
-    for kind, (folder, _) in zip(kinds, folders, strict=True):
-        plain = load_file(f"{folder}/out.safetensors")["out"]
-        torch.testing.assert_close(
-            plain, output(load_model(tmp_path / kind).model), atol=2e-5, rtol=1e-4
-        )
-        dense = output(load_model(shelf / kind).model)
+    for kind, (compressed, merged) in found.items():
+        plain = load_file(merged / "out.safetensors")["out"]
+        own, dense = (output(load_model(at).model) for at in (compressed, shelf / kind))
+        torch.testing.assert_close(plain, own, atol=2e-5, rtol=1e-4)
         assert not torch.allclose(plain, dense, atol=1e-3)  # it is the compressed one
 
 
-def test_force_replaces_ours(capsys, small, shelf, tmp_path):
+def test_force_replaces_ours_and_without_text_the_summary_says_so(
+    capsys, small, shelf, brief, tmp_path
+):
     out = tmp_path / "out"
     repeat = ("compress", shelf / "llama", "--out", out, "-q")
-    assert bondwise(capsys, *repeat).code == 0
+    said = bondwise(capsys, *repeat)
+    assert said.code == 0
+    assert "Note: no text came (--data), so the fit knows the weights alone" in said.out
+    assert "calibrate" not in said.out
     assert bondwise(capsys, *repeat).code == 1
     (out / "stale.txt").write_text("of the last run")
     assert bondwise(capsys, *repeat, "--keep", 0.9, "--force").code == 0
@@ -262,7 +252,7 @@ def test_force_replaces_ours(capsys, small, shelf, tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf):
+def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf, small):
     before = files(shelf)
     said = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--ignore", "nosuch")
     assert said.code == 0
@@ -278,16 +268,12 @@ def test_plan_shows_every_weight_and_changes_nothing(capsys, shelf):
     assert set(plan) == documented("plan")
     assert plan["targeted"]["after"] / plan["targeted"]["before"] == pytest.approx(plan["kept"])
     assert files(shelf) == before
-
-
-def test_a_plan_has_the_weights_and_the_size_of_what_compress_does(capsys, shelf, small):
-    plan = bondwise(capsys, "plan", shelf / "llama", "--keep", 0.6, "--json").json
+    # the weights and the size of what compress does
     report = json.loads((small / "report.json").read_text())
     same = ("name", "kind", "shape", "before", "block")
-    wanted, made = ([[w[k] for k in same] for w in r["weights"]] for r in (plan, report))
-    assert made == wanted
-    assert 0.588 <= report["kept"] <= 0.6
-    assert 0.588 <= plan["kept"] <= 0.6
+    wanted, had = ([[w[k] for k in same] for w in r["weights"]] for r in (plan, report))
+    assert had == wanted
+    assert all(0.588 <= each["kept"] <= 0.6 for each in (plan, report))
 
 
 def test_eval_names_both_models(capsys, shelf, small):
@@ -307,10 +293,8 @@ def test_eval_names_both_models(capsys, shelf, small):
 
 
 def test_bench_names_both_models_in_80_columns(capsys, shelf, small):
-    said = bondwise(
-        capsys, "bench", small, "--vs", shelf / "llama", "--prompt", 16, "--tokens", 4,
-        "--repeats", 2, "--threads", 1,
-    )  # fmt: skip
+    few = ("--prompt", 16, "--tokens", 4, "--repeats", 2, "--threads", 1)
+    said = bondwise(capsys, "bench", small, "--vs", shelf / "llama", *few)
     assert said.code == 0
     lines = said.out.splitlines()
     assert lines[0] == "llama beside llama"
@@ -324,21 +308,15 @@ def test_bench_names_both_models_in_80_columns(capsys, shelf, small):
     assert stages == ["load", "warm up", "measure", "peak memory"]
 
 
-def test_quiet_leaves_the_result_and_its_notes(capsys, shelf, tmp_path):
-    said = bondwise(
-        capsys, "compress", shelf / "gpt2", "--data", shelf / "text.txt",
-        "--out", tmp_path / "o", "-q",
-    )  # fmt: skip
-    assert (said.code, said.err) == (0, "")
+def test_quiet_leaves_the_result_and_its_notes(compressed, brief, tmp_path):
+    said = compressed("gpt2", tmp_path / "o", "-q", "--length", 256)
+    assert said.err == ""
     assert said.out.startswith("gpt2\n")
     assert "Note: windows of 64 tokens were shown: the model has no more positions" in said.out
 
 
-def test_embeddings_are_a_target(capsys, shelf, tmp_path):
-    said = bondwise(
-        capsys, "compress", shelf / "llama", "--data", shelf / "text.txt", "--out", tmp_path / "o",
-        "--targets", "embedding", *FEW, "-q", "--json",
-    )  # fmt: skip
+def test_embeddings_are_a_target(compressed, brief, tmp_path):
+    said = compressed("llama", tmp_path / "o", "--targets", "embedding", "-q", "--json")
     kinds = [w["kind"] for w in said.json["weights"] if w["action"] == "tensorize"]
     assert kinds == ["Embedding"]
     assert networks(load_model(tmp_path / "o").model) == 1
