@@ -18,7 +18,7 @@ from bondwise.errors import BondwiseError, CheckpointError, MissingExtraError
 from bondwise.evaluate.language import perplexity
 from bondwise.flow.text import windows
 
-from .conftest import edit, refused
+from .conftest import edit, make_llama, refused
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_tensorized_folder_loads_without_auto_registration(tmp_path, monkeypat
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as CONFIGS
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as QUANTIZERS
 
-    student, ids = tiny.cut("llama").result.model, tiny.tokens(2)
+    student, ids = make_llama(), tiny.tokens(2)
     save(student, tmp_path / "student")
     for table in (CONFIGS, QUANTIZERS):
         monkeypatch.delitem(table, "bondwise", raising=False)

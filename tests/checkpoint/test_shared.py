@@ -10,7 +10,6 @@ from torch import nn
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.layers.storage import share
-from verbs import files
 
 from .conftest import edit, gauge_free, manifest_of, pop, refused
 
@@ -72,7 +71,10 @@ def test_a_round_trip_is_exact_and_tied_and_a_second_writes_the_same(model, tmp_
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     again = save(loaded, tmp_path / "again")
-    assert files(again) == files(folder)
+    assert (again / "bondwise.json").read_bytes() == (folder / "bondwise.json").read_bytes()
+    one, two = (load_file(at / "model.safetensors") for at in (again, folder))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 def test_the_file_holds_it_once_and_the_manifest_names_its_owner(folder):
@@ -93,10 +95,11 @@ def test_the_file_holds_it_once_and_the_manifest_names_its_owner(folder):
     assert modules["k"]["remainder"] == {"kind": "entries", "count": 3}
 
 
-@pytest.mark.parametrize("name", ["k.core_1", "v.core_1"])
+@pytest.mark.parametrize("name", ["q.core_1", "k.core_1", "v.core_1"])
 def test_any_of_the_names_may_hold_it(model, folder, name):
     weights = folder / "model.safetensors"
-    edit(weights, lambda t: t.update({name: t.pop("q.core_1")}))
+    (held,) = (name for name in load_file(weights) if name.endswith("core_1"))
+    edit(weights, lambda t: t.update({name: t.pop(held)}))
     loaded = load(folder, model=Attention())
     assert is_tied(loaded)
     assert torch.equal(loaded(X), model(X))

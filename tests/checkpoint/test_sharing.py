@@ -33,7 +33,7 @@ from .conftest import (
 from .test_shared import bytes_of
 
 NAMES = ("q_proj", "k_proj", "v_proj")
-ATTENTION = "model.layers.0.self_attn"
+GATE = "model.layers.0.mlp.gate_proj"
 
 
 def make_shared(dtype=torch.float32):
@@ -248,18 +248,17 @@ def test_without_the_manifest_loading_is_loud(folder):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (pop(f"{ATTENTION}.q_proj.core_1"), r"lacks '.*core_1'"),
-        (pop(f"{ATTENTION}.q_proj.pivots_1"), r"lacks '.*q_proj\.pivots_1'"),
-        (pop(f"{ATTENTION}.k_proj.core_0"), r"lacks '.*k_proj\.core_0'"),
-        (pop("model.layers.0.mlp.gate_proj.remainder"), r"lacks '.*remainder'"),
-        (pop("model.layers.0.mlp.gate_proj.remainder_at"), r"lacks '.*remainder_at'"),
+        (pop("model.layers.0.self_attn.q_proj.core_1"), r"lacks '.*core_1'"),
+        (pop("model.layers.0.self_attn.k_proj.core_0"), r"lacks '.*k_proj\.core_0'"),
+        *((pop(f"{GATE}.{n}"), rf"lacks '{GATE}\.{n}'") for n in ("core_1", "pivots_1")),
+        *((pop(f"{GATE}.{n}"), rf"lacks '{GATE}\.{n}'") for n in ("remainder", "remainder_at")),
         (
-            lambda t: t.update({f"{ATTENTION}.q_proj.core_0": torch.zeros(47, 8)}),
-            rf"'{ATTENTION}.q_proj.core_0' of shape \(47, 8\)",
+            lambda t: t.update({f"{GATE}.core_0": torch.zeros(95, 8)}),
+            rf"'{GATE}.core_0' of shape \(95, 8\)",
         ),
         (
-            lambda t: [t.pop(n) for n in list(t) if n.startswith(f"{ATTENTION}.q_proj")],
-            rf"lacks '{ATTENTION}.q_proj.core_0'",
+            lambda t: [t.pop(n) for n in list(t) if n.startswith(GATE)],
+            rf"lacks '{GATE}.core_0'",
         ),
     ],
 )
