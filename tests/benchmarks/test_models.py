@@ -1,9 +1,8 @@
 """The speed of whole models: random low-rank layers are sound, and the page says what was found."""
 
 import json
-import sys
-from pathlib import Path
 
+import models
 import pytest
 import torch
 from torch import nn
@@ -11,10 +10,6 @@ from torch import nn
 import bondwise as bw
 import tiny
 from bondwise.gauge.pivots import unpack
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import models
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])

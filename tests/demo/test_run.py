@@ -47,10 +47,8 @@ def faked(shelf, brief, monkeypatch):
 def check_folder(capsys, out, tmp_path):
     """Everything is there, and the recipe repeats the weights bit for bit."""
     assert {"recipe.yaml", "report.json", "report.html", "calibration.txt"} < set(files(out))
-    again = bondwise(
-        capsys, "compress", "--recipe", out / "recipe.yaml", "--out", tmp_path / "again", "-q"
-    )
-    assert again.code == 0
+    again = ("--recipe", out / "recipe.yaml", "--out", tmp_path / "again", "-q")
+    assert bondwise(capsys, "compress", *again).code == 0
     assert weights(tmp_path / "again") == weights(out)
 
 
@@ -62,9 +60,8 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     lines = said.out.splitlines()
     assert lines[0] == "SmolLM2-135M-Instruct"
     assert lines[1].endswith(" of 21 weights as tensor networks")
-    assert lines[-1] == (
-        "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
-    )
+    wrote = "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
+    assert lines[-1] == wrote
     shown = ["targeted numbers (asked to keep 0.8)", "in domain: Wikipedia", "out of domain: news"]
     shown += ["KL divergence", "top-1", "perplexity (8 windows of 32 tokens)", "peak memory"]
     for part in (*shown, "calibrate", "fit", "save", "prompt", "before", "after", "bond core rank"):
@@ -79,21 +76,18 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     report = json.loads((out / "report.json").read_text())
     assert 0.784 <= report["kept"] <= 0.8
     assert set(report) == documented("compress", "demo") - {"similarity"}
-    assert [entry["text"].partition(":")[0] for entry in report["evaluation"]] == [
-        "in domain", "out of domain",
-    ]  # fmt: skip
+    texts = [entry["text"].partition(":")[0] for entry in report["evaluation"]]
+    assert texts == ["in domain", "out of domain"]
     for entry in report["evaluation"]:
-        assert entry["ratio"] == pytest.approx(
-            entry["after"]["perplexity"] / entry["before"]["perplexity"]
-        )
-        assert entry["after"]["kl"] > 0
+        after, before = entry["after"], entry["before"]
+        assert entry["ratio"] == pytest.approx(after["perplexity"] / before["perplexity"])
+        assert after["kl"] > 0
     held_out = assets.held_out_articles()[0].text
     assert held_out not in (out / "calibration.txt").read_text()
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert str(model.dtype) == "torch.bfloat16"
-    assert report["commands"][0] == (
-        "bondwise compress --recipe bondwise-demo/recipe.yaml --out DIR"
-    )
+    command = "bondwise compress --recipe bondwise-demo/recipe.yaml --out DIR"
+    assert report["commands"][0] == command
     check_folder(capsys, out, tmp_path)
 
 
