@@ -143,18 +143,21 @@ def test_the_tables_are_entered_as_soon_as_they_are_there(tmp_path, monkeypatch)
     assert "exec_module" not in vars(tables.__spec__.loader)
 
 
-def test_tables_of_an_unknown_shape_warn_and_import(tmp_path, monkeypatch):
-    a_module(tmp_path, monkeypatch, "tables_b", "x = 1")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1", pytest.warns(RuntimeWarning, match="bondwise is unknown to transformers")),
+        ("raise RuntimeError('mine')", pytest.raises(RuntimeError, match="mine")),
+    ],
+)
+def test_tables_of_an_unknown_shape_warn_and_errors_are_their_own(
+    tmp_path, monkeypatch, text, told
+):
+    a_module(tmp_path, monkeypatch, "tables_b", text)
     autoload.register()
-    with pytest.warns(RuntimeWarning, match="bondwise is unknown to transformers"):
+    with told:
         assert importlib.import_module("tables_b").x == 1
-
-
-def test_an_error_of_the_module_itself_is_its_own(tmp_path, monkeypatch):
-    a_module(tmp_path, monkeypatch, "tables_c", "raise RuntimeError('mine')")
-    autoload.register()
-    with pytest.raises(RuntimeError, match="mine"):
-        importlib.import_module("tables_c")
+    sys.modules.pop("tables_b", None)
 
 
 def test_tables_in_the_middle_of_their_import_are_waited_for(monkeypatch):
