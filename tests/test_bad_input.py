@@ -1,7 +1,6 @@
 """What a user can get wrong ends in one sentence and an exit code, and leaves nothing behind."""
 
 import errno
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +13,6 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
 import bondwise as bw
@@ -22,7 +20,7 @@ import tiny
 from bondwise.choose.select import SelectionError
 from bondwise.cli import main
 from bondwise.compress.effort import EFFORT
-from verbs import bondwise, files
+from verbs import bondwise, edit, files
 
 FEW = ("--windows", 4, "--length", 16, "-q")
 
@@ -56,66 +54,51 @@ def refused(capsys, *arguments, code, says):
     assert files(Path.cwd()) == before
 
 
-def copy(source, desk, **changes):
-    """A copy of a model to spoil, with these lines in its config."""
-    folder = Path(shutil.copytree(source, desk / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
+def weight(value):
+    name = "model.layers.1.mlp.up_proj.weight"
+    return lambda m, _: edit(m / "model.safetensors", lambda found: found[name][3, 4].fill_(value))
 
 
-def with_tensors(shelf, desk, change):
-    weights = copy(shelf / "llama", desk) / "model.safetensors"
-    tensors = load_file(weights)
-    change(tensors)
-    save_file(tensors, weights, metadata={"format": "pt"})
+def content(name, change):
+    return lambda m, _: (m / name).write_bytes(change((m / name).read_bytes()))
 
 
-def with_weight(value):
-    def change(tensors):
-        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
-
-    return lambda shelf, desk, _: with_tensors(shelf, desk, change)
+def config(**values):
+    return lambda m, _: edit(m / "config.json", **values)
 
 
-def with_file(name, change):
-    def spoil(shelf, desk, ours):
-        path = copy(shelf / "llama", desk) / name
-        path.write_bytes(change(path.read_bytes()))
+def instead(make):
+    """Another thing where the model was."""
+
+    def spoil(m, ours):
+        shutil.rmtree(m)
+        make(m, ours)
 
     return spoil
-
-
-def with_config(*more, **changes):
-    def spoil(shelf, desk, ours):
-        folder = copy(shelf / "llama", desk, **changes)
-        for name in more:
-            (folder / name).write_text("raise SystemExit(9)")
-
-    return spoil
-
-
-def of_the_future(shelf, desk, ours):
-    said = json.loads((ours / "config.json").read_text())["quantization_config"]
-    copy(ours, desk, quantization_config=said | {"schema": 99})
-
-
-def only_pickles(shelf, desk, ours):
-    folder = copy(shelf / "llama", desk)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def without_tokenizer(shelf, desk, ours):
-    for file in copy(shelf / "llama", desk).glob("tokenizer*"):
-        file.unlink()
 
 
 def gguf(content):
-    def spoil(shelf, desk, ours):
-        (desk / "model").mkdir()
-        (desk / "model" / "x.gguf").write_bytes(content)
+    return instead(lambda m, _: (m.mkdir(), (m / "x.gguf").write_bytes(content)))
 
-    return spoil
+
+def of_the_future(m, ours):
+    shutil.copytree(ours, m)
+    edit(m / "config.json", lambda found: found["quantization_config"].update(schema=99))
+
+
+def foreign_code(m, _):
+    (m / "modeling_x.py").write_text("raise SystemExit(9)")
+    auto = {"AutoModelForCausalLM": "modeling_x.X"}
+    edit(m / "config.json", model_type="x", auto_map=auto, architectures=["X"])
+
+
+def only_pickles(m, _):
+    (m / "model.safetensors").rename(m / "pytorch_model.bin")
+
+
+def without_tokenizer(m, _=None):
+    for file in m.glob("tokenizer*"):
+        file.unlink()
 
 
 def gpt2(vocabulary, folder):
@@ -124,49 +107,40 @@ def gpt2(vocabulary, folder):
     return tiny.on_disk(GPT2LMHeadModel(config), folder)
 
 
-FOREIGN = {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}, "architectures": ["X"]}
+UNKNOWN = "names model type 'x' and class 'X', which transformers"
+MODELS = [
+    (weight(float("nan")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
+    (weight(float("-inf")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
+    (content("config.json", lambda b: b[:20]), 1, "config.json does not read as JSON"),
+    (content("config.json", lambda _: b"\xff\xfe"), 1, "config.json does not read as JSON"),
+    (content("config.json", lambda _: b"[]"), 1, "config.json"),
+    (content("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
+    (content("model.safetensors", lambda _: b""), 1, "copy or download it again"),
+    (content("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
+    (instead(of_the_future), 1, "schema version 99, this bondwise reads up to 2"),
+    (foreign_code, 1, "needs code of its own (X, auto_map in config.json)"),
+    (config(model_type="x", architectures=["X"]), 1, UNKNOWN),
+    (only_pickles, 1, "only pickled weights, which can run code when read"),
+    (without_tokenizer, 1, "has no tokenizer, which text needs"),
+    (gguf(b"GGUF" + b"\x07" * 500), 1, "does not load"),
+    (gguf(b"nonsense"), 1, "is not a GGUF file"),
+    (instead(lambda m, _: gpt2(4, m)), 2, "tokens or positions that the model lacks"),
+    (instead(lambda m, _: m.mkdir()), 1, "has no config.json"),
+    (instead(lambda m, _: m.write_text("x")), 1, "is a plain file"),
+    (instead(lambda *_: None), 1, "There is no folder or file"),
+    (instead(lambda m, ours: shutil.copytree(ours, m)), 2, "it holds tensor networks already"),
+]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "code", "says"),
-    [
-        (with_weight(float("nan")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
-        (with_weight(float("-inf")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
-        (with_file("config.json", lambda b: b[:20]), 1, "config.json does not read as JSON"),
-        (with_file("config.json", lambda _: b"\xff\xfe"), 1, "config.json does not read as JSON"),
-        (with_file("config.json", lambda _: b"[]"), 1, "config.json"),
-        (with_file("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
-        (with_file("model.safetensors", lambda _: b""), 1, "copy or download it again"),
-        (with_file("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
-        (of_the_future, 1, "schema version 99, this bondwise reads up to 2"),
-        (
-            with_config("modeling_x.py", model_type="x", **FOREIGN),
-            1,
-            "needs code of its own (X, auto_map in config.json)",
-        ),
-        (
-            with_config(model_type="x", architectures=["X"]),
-            1,
-            "names model type 'x' and class 'X', which transformers",
-        ),
-        (only_pickles, 1, "only pickled weights, which can run code when read"),
-        (without_tokenizer, 1, "has no tokenizer, which text needs"),
-        (gguf(b"GGUF" + b"\x07" * 500), 1, "does not load"),
-        (gguf(b"nonsense"), 1, "is not a GGUF file"),
-        (
-            lambda _, desk, __: gpt2(4, desk / "model"),
-            2,
-            "tokens or positions that the model lacks",
-        ),
-        (lambda _, desk, __: (desk / "model").mkdir(), 1, "has no config.json"),
-        (lambda _, desk, __: (desk / "model").write_text("x"), 1, "is a plain file"),
-        (lambda *_: None, 1, "There is no folder or file"),
-        (lambda _, desk, ours: copy(ours, desk), 2, "it holds tensor networks already"),
-    ],
-)
-def test_models(capsys, shelf, ours, desk, spoil, code, says):
-    spoil(shelf, desk, ours)
-    model = desk / "model"
+@pytest.fixture
+def model(shelf, desk):
+    """A copy of the llama to spoil."""
+    return shutil.copytree(shelf / "llama", desk / "model")
+
+
+@pytest.mark.parametrize(("spoil", "code", "says"), MODELS)
+def test_models(capsys, shelf, ours, model, spoil, code, says):
+    spoil(model, ours)
     data = ("--data", shelf / "text.txt")
     refused(capsys, "compress", model, *data, "--out", "o", *FEW, code=code, says=says)
 
@@ -326,8 +300,7 @@ def test_usage(capsys, shelf, ours, desk, tmp_path_factory, line, code, says):
 )
 def test_recipes(capsys, desk, text, says):
     if text is not None:
-        content = text if isinstance(text, bytes) else text.encode()
-        (desk / "r.yaml").write_bytes(content)
+        (desk / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(capsys, "compress", "--recipe", "r.yaml", "--out", "o", code=2, says=says)
 
 
@@ -339,9 +312,7 @@ def test_one_pattern_in_a_recipe_needs_no_list(capsys, shelf, desk):
 
 @pytest.mark.parametrize("verb", ["compress", "merge", "demo", "demo --tiny"])
 def test_places_to_write(capsys, shelf, ours, desk, verb, monkeypatch):
-    never = Mock(
-        side_effect=AssertionError("looked at the model, or fetched it, before the folder")
-    )
+    never = Mock(side_effect=AssertionError("looked at the model before the folder"))
     monkeypatch.setattr("bondwise.checkpoint.loading._read_model", never)
     monkeypatch.setattr("bondwise.demo.assets.fetch", never)
     (desk / "theirs").mkdir()
@@ -386,14 +357,14 @@ def test_what_the_rust_writers_say_of_a_full_disk(capsys, shelf, desk, monkeypat
     refused(capsys, *usual, code=1, says="cannot be written (No space left on device (os error 28)")
 
 
-def test_a_model_without_tokenizer_or_head_is_not_measured(capsys, shelf, desk, ours):
+def test_a_model_without_tokenizer_or_head_is_not_measured(capsys, shelf, model):
     measure = ("eval", "--data", shelf / "text.txt", *FEW)
-    without_tokenizer(shelf, desk, ours)
-    refused(capsys, *measure, "model", code=1, says="has no tokenizer")
-    shutil.rmtree(desk / "model")
-    with_tensors(shelf, desk, lambda t: t.pop("lm_head.weight"))
+    edit(model / "model.safetensors", lambda tensors: tensors.pop("lm_head.weight"))
     for verb in (measure, ("plan", "-q")):
         refused(capsys, *verb, "model", code=1, says="(lm_head.weight, ..), which would be random")
+    shutil.rmtree(model)
+    without_tokenizer(shutil.copytree(shelf / "llama", model))
+    refused(capsys, *measure, "model", code=1, says="has no tokenizer")
 
 
 def test_a_bug_of_ours_shows_its_traceback(shelf, desk, monkeypatch):

@@ -1,11 +1,13 @@
-"""The command line, called in this process."""
+"""The command line, called in this process, and the files that it reads and writes."""
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bondwise.cli import main
 
@@ -38,6 +40,17 @@ def files(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
     }
+
+
+def edit(file: Path, change: Callable[[Any], object] | None = None, **values: Any) -> None:
+    """Rewrite a file of JSON or of tensors after ``change``, or what has new values."""
+    change = change or (lambda found: found.update(values))
+    if file.suffix == ".json":
+        change(found := json.loads(file.read_text()))
+        file.write_text(json.dumps(found))
+    else:
+        change(found := {name: value.clone() for name, value in load_file(file).items()})
+        save_file(found, file, metadata={"format": "pt"})
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tiny
@@ -78,17 +77,6 @@ def folder(llama, tmp_path: Path) -> Path:
 
 def manifest_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return json.loads((folder / name).read_text())
-
-
-def edit(file: Path, change: Callable[[Any], object] | None = None, **values: Any) -> None:
-    """Rewrite a file of JSON or of tensors after ``change``, or what has new values."""
-    change = change or (lambda found: found.update(values))
-    if file.suffix == ".json":
-        change(found := json.loads(file.read_text()))
-        file.write_text(json.dumps(found))
-    else:
-        change(found := {name: value.clone() for name, value in load_file(file).items()})
-        save_file(found, file, metadata={"format": "pt"})
 
 
 def pop(name: str) -> Callable[[dict[str, Any]], object]:

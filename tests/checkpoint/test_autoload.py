@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import bondwise_autoload as autoload
+from verbs import edit
 
-from .conftest import edit, logits, pop
+from .conftest import logits, pop
 
 LOADS = """
 {first}

@@ -19,9 +19,9 @@ from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
-from verbs import files
+from verbs import edit, files
 
-from .conftest import edit, gauge_free, manifest_of, pop, refused
+from .conftest import gauge_free, manifest_of, pop, refused
 
 
 class Toy(nn.Module):

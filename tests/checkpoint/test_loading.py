@@ -17,8 +17,9 @@ from bondwise.demo import assets
 from bondwise.errors import BondwiseError, CheckpointError, MissingExtraError
 from bondwise.evaluate.language import perplexity
 from bondwise.flow.text import windows
+from verbs import edit
 
-from .conftest import edit, make_llama, refused
+from .conftest import make_llama, refused
 
 
 @pytest.fixture(autouse=True)

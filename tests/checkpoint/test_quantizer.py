@@ -14,10 +14,10 @@ from bondwise.bench.count import networks
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import NOTICE, attach, detach
 from bondwise.errors import CheckpointError
+from verbs import edit
 
 from .conftest import (
     IDS,
-    edit,
     gauge_free,
     logits,
     make_bert,

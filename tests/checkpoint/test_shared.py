@@ -10,8 +10,9 @@ from torch import nn
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.layers.storage import share
+from verbs import edit
 
-from .conftest import edit, gauge_free, manifest_of, pop, refused
+from .conftest import gauge_free, manifest_of, pop, refused
 
 
 class Attention(nn.Module):

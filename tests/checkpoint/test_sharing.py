@@ -18,10 +18,10 @@ from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import attach
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.layers.storage import share
+from verbs import edit
 
 from .conftest import (
     IDS,
-    edit,
     gauge_free,
     logits,
     make_llama,
