@@ -1,7 +1,10 @@
 """The command line, called in this process, and the files that it reads and writes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +35,18 @@ def bondwise(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+
+def process(*arguments: Any, **env: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:

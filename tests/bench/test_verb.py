@@ -67,9 +67,13 @@ def test_models_run_in_turns_after_one_run_that_is_not_timed_and_no_peak_is_note
     monkeypatch.setattr(verb, "peak_bytes", Mock(side_effect=DataError("no memory for it")))
     said = bondwise(capsys, "bench", small / "llama", "--vs", shelf / "llama", *FEW)
     assert said.code == 0
+    lines = said.out.splitlines()
+    assert (lines[0], lines[2].split()) == ("llama beside llama", ["llama", "llama", "ratio"])
+    assert max(map(len, lines)) <= 80
+    assert "Medians of 3 runs in turns" in said.out
     assert "".join(order) == "AB" + 3 * "AB"
     assert "Note: no memory for it\n" in said.out
-    row = next(line for line in said.out.splitlines() if "peak memory" in line)
+    row = next(line for line in lines if "peak memory" in line)
     assert row.split()[-3:] == ["-", "-", "-"]
 
 

@@ -45,20 +45,6 @@ def make_llama(dtype=torch.float32, tied=False):
     return model
 
 
-def make_bert():
-    model = transformers.BertForMaskedLM(tiny.bert().config).eval()
-    for block in model.bert.encoder.layer:
-        block.intermediate.dense = gauge_free(block.intermediate.dense)
-    return model
-
-
-def make_gpt2():
-    model = tiny.gpt2()
-    for block in model.transformer.h:
-        block.attn.c_attn = TensorLinear.from_linear(block.attn.c_attn, lowrank(96, 32, 8))
-    return model
-
-
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
     return model(IDS).logits.float()

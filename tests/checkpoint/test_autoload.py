@@ -1,9 +1,7 @@
 """Registration without an import, and what happens where it is missing: never random weights."""
 
 import importlib
-import os
 import shutil
-import subprocess
 import sys
 import types
 
@@ -12,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import bondwise_autoload as autoload
-from verbs import edit
+from verbs import edit, process
 
 from .conftest import logits, pop
 
@@ -72,15 +70,7 @@ print("loud")
 
 
 def run(script: str, **env: str) -> str:
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, **quiet, **env},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = process("-c", script, HF_HUB_DISABLE_PROGRESS_BARS="1", **env)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip().rpartition("\n")[2]
 

@@ -1,9 +1,6 @@
 """The verbs on tiny models, end to end; a few as processes of their own, as a user starts them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ from bondwise.checkpoint.loading import load_model
 from bondwise.compress.effort import EFFORT
 from bondwise.compute import machine, tune
 from bondwise.report.page import data as embedded
-from verbs import bondwise, documented, files, weights
+from verbs import bondwise, documented, files, process, weights
 
 FEW = ("--windows", 8, "--length", 32)
 WRITTEN = {"bondwise.json", "config.json", "model.safetensors", "recipe.yaml", "report.json"}
@@ -79,18 +76,6 @@ def both(capsys, made, compressed, monkeypatch):
         return out, merged, *made[1][kind]
 
     return run
-
-
-def run(*arguments, **env):
-    """A process of its own; what it said."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 def output(model):
@@ -224,7 +209,7 @@ def test_every_family_is_compressed_merged_and_measured(capsys, shelf, both, kin
 def test_plain_transformers_loads_merged_models_and_gives_the_same(shelf, both):
     found = {kind: both(kind)[:2] for kind in ("llama", "gpt2", "bert")}
     folders = [(str(merged), AUTO[kind].__name__) for kind, (_, merged) in found.items()]
-    done = run("-c", LOADS_PLAIN.format(folders=folders), TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    done = process("-c", LOADS_PLAIN.format(folders=folders), TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert done.stdout == "loaded\n", done.stderr
     for kind, (compressed, merged) in found.items():
         plain = load_file(merged / "out.safetensors")["out"]
@@ -293,6 +278,7 @@ def test_eval_names_both_models(capsys, shelf, small):
     assert max(map(len, alone.out.splitlines())) <= 80
 
 
+@pytest.mark.thorough  # two processes take the peaks; the table is shown with the verb's own tests
 def test_bench_names_both_models_in_80_columns(capsys, shelf, small):
     few = ("--prompt", 16, "--tokens", 4, "--repeats", 2, "--threads", 1)
     said = bondwise(capsys, "bench", small, "--vs", shelf / "llama", *few)
@@ -311,7 +297,7 @@ def test_bench_names_both_models_in_80_columns(capsys, shelf, small):
 
 def test_as_a_process_it_gives_the_same_bytes_and_clean_output(shelf, small, tmp_path):
     command = ("-m", "bondwise.cli", "compress", "--recipe", small / "recipe.yaml")
-    done = run(*command, "--out", tmp_path / "again", "--json", "-q")
+    done = process(*command, "--out", tmp_path / "again", "--json", "-q")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kept"] <= 0.6
     assert done.stdout.count("\n") == 1

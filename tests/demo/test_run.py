@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import tiny
 from bondwise.demo import assets, run
 from bondwise.demo.assets import DocumentRatings, PairRatings
 from bondwise.demo.wikitext import Article
-from verbs import bondwise, documented, files, weights
+from verbs import bondwise, documented, files, process, weights
 
 
 @pytest.fixture
@@ -125,13 +123,7 @@ def test_json_of_the_demo(capsys, faked, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.timeout(1200)  # 80 s on a fast machine, minutes on a slow one
 def test_the_small_demo_for_real(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = process("-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr[-1000:]
     lines = done.stdout.splitlines()
     assert lines[0] == "all-MiniLM-L6-v2"
