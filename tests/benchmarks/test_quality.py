@@ -194,8 +194,9 @@ def test_formats_meet_their_budget_and_report_the_output_error() -> None:
 
 def test_formats_page_compares_with_the_matrix() -> None:
     def entry(name: str, block: int, error: float) -> dict:
-        found = {"metric": {"error": error, "seconds": 1.0}}
-        found |= {"weight": {"error": 0.5, "seconds": 1.0}}
+        found = {
+            key: {"error": e, "seconds": 1.0} for key, e in (("metric", error), ("weight", 0.5))
+        }
         return found | {"format": name, "kind": "v_proj", "block": block, "keep": 0.6}
 
     mpo = "MPO, 2 sites"

@@ -47,11 +47,9 @@ def test_help_lists_the_verbs_whole_and_is_what_no_verb_gets(capsys):
     lines = [line for line in said.out.splitlines() if line[2:].startswith((*VERBS,))]
     assert len(lines) == len(VERBS)
     assert all(line.endswith(".") and len(line) <= 80 for line in lines)
-
-
-def test_the_formats_of_the_help_are_those_that_there_are(capsys):
-    said = " ".join(bondwise(capsys, "compress", "--help").out.split())
-    assert f"or {', '.join(names())}, or an einsum" in said
+    formats = " ".join(bondwise(capsys, "compress", "--help").out.split())
+    assert f"or {', '.join(names())}, or an einsum" in formats
+    assert re.fullmatch(r"bondwise \d+\.\d+\.\d+\n", bondwise(capsys, "--version").out)
 
 
 def test_lists_may_be_repeated_and_take_the_place_of_the_default():
@@ -85,10 +83,6 @@ def test_words_that_are_no_command(words, says):
     with pytest.raises(UsageError, match=re.escape(says)) as told:
         verb_of(words.split())
     assert re.search(r"; see bondwise ?[a-z]* --help$", str(told.value))
-
-
-def test_the_version(capsys):
-    assert re.fullmatch(r"bondwise \d+\.\d+\.\d+\n", bondwise(capsys, "--version").out)
 
 
 def test_nothing_heavy_is_imported_before_a_verb_runs():
