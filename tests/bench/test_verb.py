@@ -1,6 +1,5 @@
 """`bondwise bench` from end to end on tiny models; no test looks at how fast they are."""
 
-import json
 import shutil
 from unittest.mock import Mock
 
@@ -11,7 +10,7 @@ from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 import tiny
 from bondwise.bench import verb
 from bondwise.errors import DataError
-from verbs import bondwise, documented
+from verbs import bondwise, documented, edit
 
 FEW = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
 WRITER, READER = ("decode", "prefill", "time_to_first_token"), ("forward", "batched")
@@ -177,7 +176,5 @@ def test_models_that_want_more_than_token_ids(capsys, tmp_path):
 
 def test_a_prompt_longer_than_any_memory_is_one_sentence(capsys, shelf, tmp_path, peaks):
     folder = shutil.copytree(shelf / "llama", tmp_path / "endless")
-    config = json.loads((folder / "config.json").read_text())
-    config["max_position_embeddings"] = 2**62
-    (folder / "config.json").write_text(json.dumps(config))
+    edit(folder / "config.json", max_position_embeddings=2**62)
     refused(capsys, folder, "--prompt", 2**50, code=2, says="came, which memory does not hold")
