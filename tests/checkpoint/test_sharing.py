@@ -30,7 +30,7 @@ from .conftest import (
     pop,
     refused,
 )
-from .test_shared import bytes_of
+from .test_shared import bytes_of, tied
 
 NAMES = ("q_proj", "k_proj", "v_proj")
 GATE = "model.layers.0.mlp.gate_proj"
@@ -51,13 +51,8 @@ def make_shared(dtype=torch.float32):
 
 
 def is_tied(model) -> bool:
-    for block in getattr(model, model.base_model_prefix, model).layers:
-        layers = [getattr(block.self_attn, name) for name in NAMES]
-        cores = {id(core) for own in layers for core in (own.core_1, own._parameters["core_1"])}
-        places = {(own.core_1.data_ptr(), id(own.pivots_1)) for own in layers}
-        if (len(cores), len(places)) != (1, 1):
-            return False
-    return True
+    blocks = getattr(model, model.base_model_prefix, model).layers
+    return all(tied([getattr(block.self_attn, name) for name in NAMES]) for block in blocks)
 
 
 def same_in(dtype, loaded, model) -> bool:
