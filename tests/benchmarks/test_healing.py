@@ -1,6 +1,7 @@
 """What the pages of healing say is what their cells say."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 

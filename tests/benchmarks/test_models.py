@@ -1,6 +1,7 @@
 """The speed of whole models: random low-rank layers are sound, and the page says what was found."""
 
 import json
+import sys
 
 import models
 import pytest
