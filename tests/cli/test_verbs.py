@@ -154,12 +154,14 @@ def test_a_recipe_repeats_the_weights_bit_for_bit_from_anywhere(
     assert load_model("changed").model.dtype == torch.float16
 
 
+def thorough(*values):
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
+
+
 SWAPS = "o b a, a i -> (o) (b i)"
 
 
-@pytest.mark.parametrize(
-    "name", [SWAPS, *(pytest.param(n, marks=pytest.mark.thorough) for n in ("mpo", "kron"))]
-)
+@pytest.mark.parametrize("name", [SWAPS, *thorough("mpo", "kron")])
 def test_formats(compressed, brief, tmp_path, monkeypatch, name):
     monkeypatch.setitem(EFFORT, "best", tiny.BRIEF)
     flags = ("--format", name, "--effort", "best", "--prefer", "size", "--unit", "params")
@@ -168,9 +170,7 @@ def test_formats(compressed, brief, tmp_path, monkeypatch, name):
     assert networks(load_model(tmp_path / "o").model) == 8
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "bert", "tied", pytest.param("gpt2", marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize("kind", ["llama", "bert", *thorough("gpt2", "tied")])
 def test_every_family_is_compressed_merged_and_measured(capsys, shelf, both, kind):
     compressed, merged, said, told = both(kind)
     assert 0.588 <= said.json["kept"] <= 0.6
