@@ -1,23 +1,26 @@
 """What a user can get wrong ends in one sentence and an exit code, and leaves nothing behind."""
 
 import errno
-import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
+import bondwise as bw
 import tiny
 from bondwise.choose.select import SelectionError
-from verbs import bondwise, files
+from bondwise.cli import main
+from bondwise.compress.effort import EFFORT
+from verbs import bondwise, edit, files
 
 FEW = ("--windows", 4, "--length", 16, "-q")
 
@@ -25,10 +28,8 @@ FEW = ("--windows", 4, "--length", 16, "-q")
 @pytest.fixture(scope="session")
 def ours(shelf, tmp_path_factory):
     """A folder that compress wrote."""
-    from bondwise.cli import main
-
     folder = tmp_path_factory.mktemp("ours") / "ours"
-    with pytest.raises(SystemExit, match="0"):
+    with pytest.raises(SystemExit, match="0"), patch.dict(EFFORT, fast=tiny.BRIEF):
         main(["compress", str(shelf / "llama"), "--out", str(folder), "-q"])
     return folder
 
@@ -53,122 +54,93 @@ def refused(capsys, *arguments, code, says):
     assert files(Path.cwd()) == before
 
 
-def llama(shelf, desk, **changes):
-    """A copy of the model to spoil."""
-    folder = Path(shutil.copytree(shelf / "llama", desk / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
+def weight(value):
+    name = "model.layers.1.mlp.up_proj.weight"
+    return lambda m, _: edit(m / "model.safetensors", lambda found: found[name][3, 4].fill_(value))
 
 
-def spoil_weight(value):
-    def spoil(shelf, desk, ours):
-        folder = llama(shelf, desk)
-        tensors = load_file(folder / "model.safetensors")
-        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return spoil
+def content(name, change):
+    return lambda m, _: (m / name).write_bytes(change((m / name).read_bytes()))
 
 
-def spoil_file(name, change):
-    def spoil(shelf, desk, ours):
-        path = llama(shelf, desk) / name
-        path.write_bytes(change(path.read_bytes()))
+def config(**values):
+    return lambda m, _: edit(m / "config.json", **values)
+
+
+def instead(make):
+    """Another thing where the model was."""
+
+    def spoil(m, ours):
+        shutil.rmtree(m)
+        make(m, ours)
 
     return spoil
-
-
-def of_the_future(shelf, desk, ours):
-    folder = Path(shutil.copytree(ours, desk / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["schema"] = 99
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def foreign_code(shelf, desk, ours):
-    code = {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}, "architectures": ["X"]}
-    (llama(shelf, desk, model_type="x", **code) / "modeling_x.py").write_text("raise SystemExit(9)")
-
-
-def only_pickles(shelf, desk, ours):
-    folder = llama(shelf, desk)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def without_tokenizer(shelf, desk, ours):
-    for file in llama(shelf, desk).glob("tokenizer*"):
-        file.unlink()
 
 
 def gguf(content):
-    def spoil(shelf, desk, ours):
-        (desk / "model").mkdir()
-        (desk / "model" / "x.gguf").write_bytes(content)
-
-    return spoil
+    return instead(lambda m, _: (m.mkdir(), (m / "x.gguf").write_bytes(content)))
 
 
-def gpt2(vocabulary):
-    special = {"bos_token_id": 1, "eos_token_id": 1}
-    config = GPT2Config(
-        n_embd=8, n_layer=1, n_head=2, vocab_size=vocabulary, n_positions=32, **special
-    )
-    return GPT2LMHeadModel(config)
+def of_the_future(m, ours):
+    shutil.copytree(ours, m)
+    edit(m / "config.json", lambda found: found["quantization_config"].update(schema=99))
 
 
-def unknown_class(shelf, desk, ours):
-    llama(shelf, desk, model_type="x", architectures=["X"])
+def foreign_code(m, _):
+    (m / "modeling_x.py").write_text("raise SystemExit(9)")
+    auto = {"AutoModelForCausalLM": "modeling_x.X"}
+    edit(m / "config.json", model_type="x", auto_map=auto, architectures=["X"])
 
 
-def empty_folder(shelf, desk, ours):
-    (desk / "model").mkdir()
+def only_pickles(m, _):
+    (m / "model.safetensors").rename(m / "pytorch_model.bin")
 
 
-def plain_file(shelf, desk, ours):
-    (desk / "model").write_text("x")
+def without_tokenizer(m, _=None):
+    for file in m.glob("tokenizer*"):
+        file.unlink()
 
 
-def nothing(shelf, desk, ours):
-    pass
+def gpt2(vocabulary, folder):
+    config = tiny.gpt2().config
+    config.update({"vocab_size": vocabulary, "n_layer": 1, "bos_token_id": 1, "eos_token_id": 1})
+    return tiny.on_disk(GPT2LMHeadModel(config), folder)
 
 
-def already(shelf, desk, ours):
-    shutil.copytree(ours, desk / "model")
+UNKNOWN = "names model type 'x' and class 'X', which transformers"
+MODELS = [
+    (weight(float("nan")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
+    (weight(float("-inf")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
+    (content("config.json", lambda b: b[:20]), 1, "config.json does not read as JSON"),
+    (content("config.json", lambda _: b"\xff\xfe"), 1, "config.json does not read as JSON"),
+    (content("config.json", lambda _: b"[]"), 1, "config.json"),
+    (content("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
+    (content("model.safetensors", lambda _: b""), 1, "copy or download it again"),
+    (content("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
+    (instead(of_the_future), 1, "schema version 99, this bondwise reads up to 2"),
+    (foreign_code, 1, "needs code of its own (X, auto_map in config.json)"),
+    (config(model_type="x", architectures=["X"]), 1, UNKNOWN),
+    (only_pickles, 1, "only pickled weights, which can run code when read"),
+    (without_tokenizer, 1, "has no tokenizer, which text needs"),
+    (gguf(b"GGUF" + b"\x07" * 500), 1, "does not load"),
+    (gguf(b"nonsense"), 1, "is not a GGUF file"),
+    (instead(lambda m, _: gpt2(4, m)), 2, "tokens or positions that the model lacks"),
+    (instead(lambda m, _: m.mkdir()), 1, "has no config.json"),
+    (instead(lambda m, _: m.write_text("x")), 1, "is a plain file"),
+    (instead(lambda *_: None), 1, "There is no folder or file"),
+    (instead(lambda m, ours: shutil.copytree(ours, m)), 2, "it holds tensor networks already"),
+]
 
 
-def big_tokenizer(shelf, desk, ours):
-    tiny.on_disk(gpt2(vocabulary=4), desk / "model")
+@pytest.fixture
+def model(shelf, desk):
+    """A copy of the llama to spoil."""
+    return shutil.copytree(shelf / "llama", desk / "model")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "code", "says"),
-    [
-        (spoil_weight(float("nan")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
-        (spoil_weight(float("-inf")), 1, "model.layers.1.mlp.up_proj has NaN or infinite entries"),
-        (spoil_file("config.json", lambda b: b[:20]), 1, "config.json does not read as JSON"),
-        (spoil_file("config.json", lambda _: b"\xff\xfe"), 1, "config.json does not read as JSON"),
-        (spoil_file("config.json", lambda _: b"[]"), 1, "config.json"),
-        (spoil_file("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
-        (spoil_file("model.safetensors", lambda _: b""), 1, "copy or download it again"),
-        (spoil_file("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
-        (of_the_future, 1, "schema version 99, this bondwise reads up to 2"),
-        (foreign_code, 1, "needs code of its own (X, auto_map in config.json)"),
-        (unknown_class, 1, "names model type 'x' and class 'X', which transformers"),
-        (only_pickles, 1, "only pickled weights, which can run code when read"),
-        (without_tokenizer, 1, "has no tokenizer, which text needs"),
-        (gguf(b"GGUF" + b"\x07" * 500), 1, "does not load"),
-        (gguf(b"nonsense"), 1, "is not a GGUF file"),
-        (big_tokenizer, 2, "tokens or positions that the model lacks"),
-        (empty_folder, 1, "has no config.json"),
-        (plain_file, 1, "is a plain file"),
-        (nothing, 1, "There is no folder or file"),
-        (already, 2, "it holds tensor networks already"),
-    ],
-)
-def test_models(capsys, shelf, ours, desk, spoil, code, says):
-    spoil(shelf, desk, ours)
-    model = desk / "model"
+@pytest.mark.parametrize(("spoil", "code", "says"), MODELS)
+def test_models(capsys, shelf, ours, model, spoil, code, says):
+    spoil(model, ours)
     data = ("--data", shelf / "text.txt")
     refused(capsys, "compress", model, *data, "--out", "o", *FEW, code=code, says=says)
 
@@ -237,7 +209,6 @@ def test_texts(capsys, shelf, desk, content, says):
         (["--windows", 1.5], "'--windows': '1.5' came"),
         (["--length", 1], "4 windows of 1 tokens came"),
         (["--length", -8], "4 windows of -8 tokens came"),
-        (["--nosuch"], "No such option: --nosuch"),
         (["another"], "unexpected extra argument"),
     ],
 )
@@ -248,35 +219,57 @@ def test_flags(capsys, shelf, desk, flags, says):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(capsys, shelf, desk):
-    for verb in ("plan", "compress", "merge", "eval", "bench"):
-        more = {"eval": ("--data", shelf / "text.txt"), "plan": (), "bench": ()}
-        more = more.get(verb, ("--out", "o"))
-        model = shelf / "llama"
-        refused(capsys, verb, model, *more, "--device", "cuda", code=2, says="device='cuda' came")
+    out, data = ("--out", "o"), ("--data", shelf / "text.txt")
+    for verb, more in {
+        "plan": (),
+        "compress": out,
+        "merge": out,
+        "eval": data,
+        "bench": (),
+    }.items():
+        usual = (verb, shelf / "llama", *more, "--device", "cuda")
+        refused(capsys, *usual, code=2, says="device='cuda' came")
+
+
+NOT_OURS = "has no tensorized layer; give one that tensorize made, or a folder that compress wrote"
+ENCODER = "bert holds a BertModel, which does not predict the next token"
+EVAL = "eval --data {shelf}/text.txt --windows 4 --length 16 -q "
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("line", "code", "says"),
     [
-        (["nosuch"], "No such command 'nosuch'"),
-        (["compress"], "Missing option '--out'; see bondwise compress --help"),
-        (["compress", "m"], "Missing option '--out'"),
-        (["compress", "m", "--out"], "No value came for option '--out'"),
-        (["heal", "s", "--nosuch"], "No such option: --nosuch; see bondwise heal --help"),
-        (["compress", "--out", "o"], "No model came; write its folder, or --recipe FILE.yaml"),
-        (["compress", "", "--out", "o"], "No model came"),
-        (["merge", "m"], "Missing option '--out'; see bondwise merge --help"),
-        (["eval", "m"], "Missing option '--data'"),
-        (["plan"], "Missing argument 'MODEL'"),
-        (["bench"], "Missing argument 'DIR'"),
-        (["demo", "--keep", "7", "--out", "o"], "keep=7 came"),
-        (["demo", "--tiny", "--keep", "0", "--out", "o"], "keep=0 came"),
-        (["demo", "--dtype", "int4", "--out", "o"], "dtype='int4' came"),
-        (["demo", "--device", "nosuch", "--out", "o"], "device='nosuch' came"),
+        ("nosuch", 2, "No such command 'nosuch'"),
+        ("compress", 2, "Missing option '--out'; see bondwise compress --help"),
+        ("compress --out o", 2, "No model came; write its folder, or --recipe FILE.yaml"),
+        ("compress '' --out o", 2, "No model came"),
+        ("merge m", 2, "Missing option '--out'; see bondwise merge --help"),
+        ("eval m", 2, "Missing option '--data'"),
+        ("plan", 2, "Missing argument 'MODEL'"),
+        ("bench", 2, "Missing argument 'DIR'"),
+        ("demo --keep 7 --out o", 2, "keep=7 came"),
+        ("demo --tiny --keep 0 --out o", 2, "keep=0 came"),
+        ("demo --dtype int4 --out o", 2, "dtype='int4' came"),
+        ("demo --device nosuch --out o", 2, "device='nosuch' came"),
+        ("plan nosuch/at/all --keep 2", 2, "keep=2 came"),
+        ("plan nosuch/at/all --format x", 2, "'x' is not known"),
+        ("merge nosuch --out o -q", 1, "nosuch"),
+        ("merge {shelf}/llama --out o -q", 2, NOT_OURS),
+        (EVAL + "{shelf}/bert", 1, ENCODER),
+        (EVAL + "{ours} --vs {shelf}/bert", 1, ENCODER),
+        (EVAL + "{ours} --vs nosuch/at/all", 1, "There is no folder or file"),
+        (EVAL + "{ours} --vs {wider}", 2, "The model has a vocabulary of 128, its teacher of 130"),
+        (EVAL + "{ours} --windows 0", 2, "0 windows of 16 tokens came"),
+        (EVAL + "{ours} --seed 1180591620717411303424", 2, "fits 64 bits"),
+        (EVAL + "{ours} --dtype x", 2, "dtype='x' came"),
     ],
 )
-def test_usage(capsys, desk, arguments, says):
-    refused(capsys, *arguments, code=2, says=says)
+def test_usage(capsys, shelf, ours, desk, tmp_path_factory, line, code, says):
+    wider = tmp_path_factory.mktemp("wider")
+    if "wider" in line:
+        gpt2(130, wider)
+    arguments = shlex.split(line.format(shelf=shelf, ours=ours, wider=wider))
+    refused(capsys, *arguments, code=code, says=says)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +300,7 @@ def test_usage(capsys, desk, arguments, says):
 )
 def test_recipes(capsys, desk, text, says):
     if text is not None:
-        content = text if isinstance(text, bytes) else text.encode()
-        (desk / "r.yaml").write_bytes(content)
+        (desk / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(capsys, "compress", "--recipe", "r.yaml", "--out", "o", code=2, says=says)
 
 
@@ -320,9 +312,7 @@ def test_one_pattern_in_a_recipe_needs_no_list(capsys, shelf, desk):
 
 @pytest.mark.parametrize("verb", ["compress", "merge", "demo", "demo --tiny"])
 def test_places_to_write(capsys, shelf, ours, desk, verb, monkeypatch):
-    def never(*_):
-        raise AssertionError("looked at the model, or fetched it, before the folder")
-
+    never = Mock(side_effect=AssertionError("looked at the model before the folder"))
     monkeypatch.setattr("bondwise.checkpoint.loading._read_model", never)
     monkeypatch.setattr("bondwise.demo.assets.fetch", never)
     (desk / "theirs").mkdir()
@@ -361,73 +351,34 @@ def test_a_full_disk(capsys, shelf, ours, desk, monkeypatch, replacing):
 
 
 def test_what_the_rust_writers_say_of_a_full_disk(capsys, shelf, desk, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise Exception("No space left on device (os error 28)")
-
-    kind = type(tiny.tokenizer())
-    monkeypatch.setattr(kind, "save_pretrained", full)
+    full = Mock(side_effect=Exception("No space left on device (os error 28)"))
+    monkeypatch.setattr(type(tiny.tokenizer()), "save_pretrained", full)
     usual = ("compress", shelf / "llama", "--out", "o", "-q")
     refused(capsys, *usual, code=1, says="cannot be written (No space left on device (os error 28)")
 
 
-def test_eval_takes_what_predicts_the_next_token(capsys, shelf, ours, desk):
-    usual = ("eval", "--data", shelf / "text.txt", *FEW)
-    encoder = "bert holds a BertModel, which does not predict the next token"
-    refused(capsys, *usual, shelf / "bert", code=1, says=encoder)
-    refused(capsys, *usual, ours, "--vs", shelf / "bert", code=1, says=encoder)
-    refused(
-        capsys, *usual, ours, "--vs", "nosuch/at/all", code=1, says="There is no folder or file"
-    )
-    tiny.on_disk(gpt2(vocabulary=130), desk / "wider")
-    refused(
-        capsys, *usual, ours, "--vs", "wider", code=2,
-        says="The model has a vocabulary of 128, its teacher of 130",
-    )  # fmt: skip
-    without_tokenizer(shelf, desk, ours)
-    refused(capsys, *usual, "model", code=1, says="has no tokenizer")
-    refused(capsys, *usual, ours, "--windows", 0, code=2, says="0 windows of 16 tokens came")
-    refused(capsys, *usual, ours, "--seed", 2**70, code=2, says="fits 64 bits")
-    refused(capsys, *usual, ours, "--dtype", "x", code=2, says="dtype='x' came")
-
-
-def test_a_model_that_lost_its_head_is_not_measured(capsys, shelf, desk):
-    folder = llama(shelf, desk)
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for verb in (["eval", "--data", shelf / "text.txt", *FEW], ["plan", "-q"]):
+def test_a_model_without_tokenizer_or_head_is_not_measured(capsys, shelf, model):
+    measure = ("eval", "--data", shelf / "text.txt", *FEW)
+    edit(model / "model.safetensors", lambda tensors: tensors.pop("lm_head.weight"))
+    for verb in (measure, ("plan", "-q")):
         refused(capsys, *verb, "model", code=1, says="(lm_head.weight, ..), which would be random")
+    shutil.rmtree(model)
+    without_tokenizer(shutil.copytree(shelf / "llama", model))
+    refused(capsys, *measure, "model", code=1, says="has no tokenizer")
 
 
-def test_merge_takes_what_compress_wrote(capsys, shelf, desk):
-    says = "has no tensorized layer; give one that tensorize made, or a folder that compress wrote"
-    refused(capsys, "merge", shelf / "llama", "--out", "o", "-q", code=2, says=says)
-    refused(capsys, "merge", "nosuch", "--out", "o", "-q", code=1, says="nosuch")
-
-
-def test_plan_refuses_before_it_loads(capsys, desk):
-    refused(capsys, "plan", "nosuch/at/all", "--keep", 2, code=2, says="keep=2 came")
-    refused(capsys, "plan", "nosuch/at/all", "--format", "x", code=2, says="'x' is not known")
-
-
-def test_a_bug_of_ours_shows_its_traceback(capsys, shelf, desk, monkeypatch):
-    def broken(*_args, **_kwargs):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("bondwise.compress.fit_group.fit", broken)
-    from bondwise.cli import main
-
+def test_a_bug_of_ours_shows_its_traceback(shelf, desk, monkeypatch):
+    monkeypatch.setattr("bondwise.compress.fit_group.fit", Mock(side_effect=RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["compress", str(shelf / "llama"), "--out", "o", "-q"])
     assert files(desk) == {}
 
 
 def test_ctrl_c_ends_in_one_sentence(capsys, shelf, desk, monkeypatch):
-    usual = ("compress", shelf / "llama", "--out", "o", "-q")
     hears = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(
-        "bondwise.compress.fit_group.fit", lambda *_, **__: signal.raise_signal(signal.SIGINT)
-    )
+    interrupts = Mock(side_effect=lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("bondwise.compress.fit_group.fit", interrupts)
+    usual = ("compress", shelf / "llama", "--out", "o", "-q")
     try:
         refused(capsys, *usual, code=1, says="Stopped by Ctrl-C; nothing was left half-written.")
     finally:
@@ -471,8 +422,6 @@ def test_a_disk_that_really_refuses(capsys, shelf, desk, monkeypatch):
 
 
 def test_what_is_left_to_change_is_said_in_python_too():
-    import bondwise as bw
-
     small = bw.tensorize(tiny.llama(), keep=0.8).model
     with pytest.raises(SelectionError, match="it holds tensor networks already"):
         bw.tensorize(small, keep=0.5)

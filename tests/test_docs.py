@@ -32,19 +32,16 @@ class Block(NamedTuple):
     line: int  # of the opening fence, from 1
 
 
-def blocks(text: str) -> list[Block]:
-    return [
-        Block(match[1].strip(), match[2], text.count("\n", 0, match.start()) + 1)
-        for match in FENCE.finditer(text)
-    ]
-
-
 def runs(page: Path) -> Iterator[tuple[Block, str | None]]:
     """Every block to run, with what it prints where the page says so.
 
     A block ``text output`` right after a block of Python is what that prints.
     """
-    found = blocks(page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(match[1].strip(), match[2], text.count("\n", 0, match.start()) + 1)
+        for match in FENCE.finditer(text)
+    ]
     for block, after in zip(found, [*found, None][1:], strict=True):
         if block.info == "python":
             stated = after is not None and after.info == "text output"
@@ -61,12 +58,8 @@ def _as_it_was() -> Iterator[None]:
     registry._known.update(known)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(runs(page))], ids=lambda page: page.name
-)
-def test_code_runs_and_prints_what_the_page_says(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("page", [p for p in PAGES if any(runs(p))], ids=lambda page: page.name)
+def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
     for block, stated in runs(page):
@@ -176,22 +169,15 @@ def test_the_rooms_of_the_architecture_are_those_of_the_code() -> None:
     assert set(script.rooms()) == tops
 
 
-def test_the_command_line_page_has_every_verb_and_flag_and_no_other(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_command_line_page_has_every_verb_and_flag_and_no_other(capsys):
     text = (DOCS / "command-line.md").read_text(encoding="utf-8")
-    flags = {
-        verb: set(re.findall(r"^ .*?(--[a-z-]+) ", called(capsys, verb, "--help").out, re.M))
-        for verb in VERBS
-    }
+    helps = {verb: called(capsys, verb, "--help").out for verb in VERBS}
+    flags = {verb: {*re.findall(r"^ .*?(--[a-z-]+) ", helps[verb], re.M)} for verb in VERBS}
     there = {"--version", "--quiet"}.union(*flags.values())
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) == there
     assert set(re.findall(r"^bondwise ([a-z]+)", text, re.M)) == set(VERBS)
     for name in VERBS:
-        _, _, section = text.partition(f"## {name}\n")
-        section = section.partition("\n## ")[0]
-        missing = flags[name] - {
-            *re.findall(r"--[a-z-]+", section),
-            *("--json", "--quiet", "--seed", "--device", "--dtype", "--help"),
-        }
+        section = text.partition(f"## {name}\n")[2].partition("\n## ")[0]
+        shared = {"--json", "--quiet", "--seed", "--device", "--dtype", "--help"}
+        missing = flags[name] - shared - {*re.findall(r"--[a-z-]+", section)}
         assert not missing, f"{name} lacks {missing}"

@@ -30,19 +30,14 @@ from bondwise.compress.result import Result
 BRIEF = replace(EFFORT["fast"], steps=4, formats=())  # for what does not depend on the work done
 
 
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+SIZES |= {"max_position_embeddings": 64}
+
+
 def llama(tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-    )
+    own = {"num_key_value_heads": 2, "tie_word_embeddings": tied, "initializer_range": 0.2}
+    config = LlamaConfig(hidden_size=48, intermediate_size=96, **own, **SIZES)
     return LlamaForCausalLM(config).eval()
 
 
@@ -54,15 +49,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 def bert() -> BertModel:
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        vocab_size=128,
-        max_position_embeddings=64,
-    )
-    return BertModel(config).eval()
+    return BertModel(BertConfig(hidden_size=32, intermediate_size=64, **SIZES)).eval()
 
 
 def tokens(rows: int = 16, length: int = 32, seed: int = 0) -> torch.Tensor:

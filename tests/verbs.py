@@ -1,11 +1,16 @@
-"""The command line, called in this process."""
+"""The command line, called in this process, and the files that it reads and writes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bondwise.cli import main
 
@@ -32,12 +37,35 @@ def bondwise(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
     return Said(int(ended.value.code or 0), *capsys.readouterr())
 
 
+def process(*arguments: Any, **env: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Everything under a folder, hidden ones too: path to content, folders to nothing."""
     return {
         str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
     }
+
+
+def edit(file: Path, change: Callable[[Any], object] | None = None, **values: Any) -> None:
+    """Rewrite a file of JSON or of tensors after ``change``, or what has new values."""
+    change = change or (lambda found: found.update(values))
+    if file.suffix == ".json":
+        change(found := json.loads(file.read_text()))
+        file.write_text(json.dumps(found))
+    else:
+        change(found := {name: value.clone() for name, value in load_file(file).items()})
+        save_file(found, file, metadata={"format": "pt"})
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -14,14 +14,9 @@ def test_the_peak_of_a_process_holds_torch_and_the_model(shelf):
 
 
 def test_the_same_in_this_process(shelf):
-    given = {
-        "path": str(shelf / "bert"),
-        "load": {"prompt": 8, "tokens": 2, "seed": 0},
-        "device": "cpu",
-        "dtype": "float32",
-        "threads": 1,
-    }
-    assert measured(given) > 50e6
+    load = {"prompt": 8, "tokens": 2, "seed": 0}
+    where = {"device": "cpu", "dtype": "float32", "threads": 1}
+    assert measured({"path": str(shelf / "bert"), "load": load, **where}) > 50e6
 
 
 def test_a_process_that_ends_early_is_one_sentence(tmp_path):

@@ -9,7 +9,7 @@ from bondwise.errors import DataError
 
 
 def calls(model):
-    """The shapes of the token ids that a model is given, and the texts that it is given."""
+    """The token ids that a model is given."""
     given = []
     model.register_forward_pre_hook(
         lambda _, __, kwargs: given.append(kwargs["input_ids"]), with_kwargs=True
@@ -29,22 +29,17 @@ def test_a_language_model_reads_the_prompt_and_writes_what_generate_writes(model
     assert [int(each) for each in given[1:]] == expected[:5].tolist()
 
 
-def test_the_meter_is_read_at_the_ends_of_each_part():
-    model, ids = tiny.llama(), prompts(Load(prompt=8), 128, "cpu")
+def test_the_meter_is_read_at_the_ends_of_each_part_and_only_last_logits_are_computed():
+    model, ids, seen = tiny.llama(), prompts(Load(prompt=8), 128, "cpu"), []
+    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
     given = calls(model)
     parts = run(model, ids, Load(8, 3), lambda: float(len(given)))
     assert parts == {"prefill": 1.0, "decode": 3.0}
-
-
-def test_only_the_last_logits_are_computed_of_a_prompt():
-    model, seen = tiny.llama(), []
-    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
-    run(model, prompts(Load(prompt=8), 128, "cpu"), Load(8, 1), lambda: 0.0)
-    assert seen == [(1, 1, 128), (1, 1, 128)]
+    assert seen == 4 * [(1, 1, 128)]
 
 
 def test_an_encoder_reads_one_text_and_then_all():
-    model, given = tiny.bert(), []
+    model = tiny.bert()
     given = calls(model)
     parts = run(model, prompts(Load(prompt=8), 128, "cpu"), Load(8, 3), lambda: float(len(given)))
     assert [tuple(each.shape) for each in given] == [(1, 8), (BATCH, 8)]
@@ -60,12 +55,9 @@ def test_prompts_follow_the_seed_and_stay_in_the_vocabulary():
 
 
 def test_kinds_and_vocabularies():
-    assert [writes(model) for model in (tiny.llama(), tiny.gpt2(), tiny.bert())] == [
-        True,
-        True,
-        False,
-    ]
-    assert [vocabulary(model) for model in (tiny.llama(), tiny.bert())] == [128, 128]
+    models = (tiny.llama(), tiny.gpt2(), tiny.bert())
+    assert [writes(model) for model in models] == [True, True, False]
+    assert [vocabulary(model) for model in models] == [128, 128, 128]
 
 
 def test_a_model_that_keeps_nothing_is_refused(monkeypatch):

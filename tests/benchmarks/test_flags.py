@@ -1,13 +1,8 @@
 """What the benchmarks are asked on the command line, and what they say to what they cannot take."""
 
 import argparse
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from comparison.flags import above_zero, several, some
 
 

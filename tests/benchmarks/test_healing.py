@@ -5,35 +5,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import healing
+import pytest
 
 
 def healed(method: str, keep: float, ratio: float, **more: Any) -> dict[str, Any]:
     text = {"ratio": ratio, "interval": [ratio - 0.01, ratio + 0.01], "dense": 20.0}
     text |= {"kl": 0.25, "top1": 0.5}
-    return {
-        "method": method,
-        "keep": keep,
-        "minutes": 15.0,
-        "threads": 2,
-        "windows": 64,
-        "length": 512,
-        "texts": dict.fromkeys(healing.TEXTS, text),
-        **more,
-    }
+    setting = {"minutes": 15.0, "threads": 2, "windows": 64, "length": 512}
+    texts = dict.fromkeys(healing.TEXTS, text)
+    return {"method": method, "keep": keep, "texts": texts, **setting, **more}
 
 
-TRAINED = {
-    "steps": 7,
-    "measured": [40.0, 30.0],
-    "curve": [[60.0, 35.0], [120.0, 30.0]],
-    "step_seconds": 2.0,
-    "peak_bytes": 10**9,
-}
+TRAINED = {"steps": 7, "measured": [40.0, 30.0], "curve": [[60.0, 35.0], [120.0, 30.0]]}
+TRAINED |= {"step_seconds": 2.0, "peak_bytes": 10**9}
 CELLS = [
     healed("none", 0.6, 2.1),
     healed("text", 0.6, 1.5, **TRAINED),
@@ -65,10 +50,7 @@ def test_a_curve_is_drawn_over_the_dense_perplexity_before_training():
     drawn = healing.picture(CELLS)
     assert "keep 0.6" in drawn
     assert "1.5" in drawn  # 30 over 20
-
-
-def test_without_a_dense_run_there_is_nothing_to_draw_over():
-    assert healing.picture(CELLS[:2]) == ""
+    assert healing.picture(CELLS[:2]) == ""  # without a dense run
 
 
 def test_a_folder_without_cells_is_said_and_the_page_stays(

@@ -1,20 +1,14 @@
 """The benchmark of layers times what it says it times, and its page says what its cells say."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tensorly
 import torch
-
-import bondwise as bw
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from speed import clock, memory, page, summary
-from speed.grid import FORMATS, KINDS, Case, cases, random_cores
+from speed.grid import FORMATS, KINDS, cases, random_cores
 from speed.measure import Setting, _run, measure
 from speed.subjects import (
     DENSE,
@@ -29,6 +23,7 @@ from speed.subjects import (
     peer,
 )
 
+import bondwise as bw
 import layers
 
 MARKED = "# Benchmarks\n\n<!-- layers -->\n<!-- end of layers -->\n\nafter\n"
@@ -207,12 +202,7 @@ def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     lost["seconds"][NOTHING_KEPT] = 4.0
     lost["left_out"] = {f"{TORCHTT}, layer": "RuntimeError: why"}
     setting = {"dtype": "float32", "threads": 1, "repeats": 3, "least": 0.02, "missing": []}
-    setting |= {
-        "tuned": False,
-        "command": "python benchmarks/layers.py",
-        "torch": "2",
-        "commit": "c",
-    }
+    setting |= {"tuned": False, "command": "benchmarks/layers.py", "torch": "2", "commit": "c"}
     text = page.sections([{"setting": setting, "cells": [lost]}])
     assert "- 0.50 of dense: forward, low rank, 1/8, 8 x 8, batch 256" in text
     assert "- torchTT, layer, RuntimeError: 1 cells" in text
@@ -234,17 +224,13 @@ def test_a_run_leaves_the_cells_that_it_does_not_measure(tmp_path: Path) -> None
     )
 
 
-def test_networks_of_the_grid_are_of_their_weight() -> None:
+def test_networks_of_the_grid_are_of_their_weight_and_outputs_about_as_large_as_inputs() -> None:
     for shape in [(768, 768), (3072, 768), (4096, 4096)]:
         for label, format_ in FORMATS.items():
             net = format_.build(*shape)
             assert net.shape == shape, label
             assert net.parameters < shape[0] * shape[1], (label, shape)
-
-
-def test_outputs_are_about_as_large_as_inputs() -> None:
     for case in cases([(48, 64)], batches=[1], kinds=["forward"]):
-        assert isinstance(case, Case)
         W = bw.dense(case.network, random_cores(case.network, torch.float32))
         assert W.norm().item() == pytest.approx(48**0.5, rel=1e-3)
 

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from pathlib import Path
 
+import models
 import pytest
 import torch
 from torch import nn
@@ -11,10 +11,6 @@ from torch import nn
 import bondwise as bw
 import tiny
 from bondwise.gauge.pivots import unpack
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import models
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
@@ -41,8 +37,11 @@ def page(tmp_path, monkeypatch):
     return page
 
 
-def test_it_measures_and_writes_its_section(page, tmp_path, monkeypatch):
-    results = tmp_path / "results"
+def test_it_measures_and_writes_its_section_which_is_empty_without(page, tmp_path, monkeypatch):
+    results, before = tmp_path / "results", page.read_text()
+    monkeypatch.setattr(sys, "argv", ["models.py", "--page", "--results", str(results)])
+    models.main()
+    assert page.read_text() == before
     flags = ["--models", "wide", "--dtypes", "float32", "--results", str(results)]
     few = ["--prompt", "16", "--tokens", "4", "--repeats", "2"]
     monkeypatch.setattr(sys, "argv", ["models.py", *flags, *few])
@@ -62,10 +61,3 @@ def test_it_measures_and_writes_its_section(page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["models.py", "--page", "--results", str(results)])
     models.main()
     assert page.read_text() == text
-
-
-def test_without_results_the_section_is_empty(page, tmp_path, monkeypatch):
-    before = page.read_text()
-    monkeypatch.setattr(sys, "argv", ["models.py", "--page", "--results", str(tmp_path / "none")])
-    models.main()
-    assert page.read_text() == before

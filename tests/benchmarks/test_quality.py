@@ -2,23 +2,19 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
 import torch
+from comparison import cells, methods, page, plot
+from comparison.subjects import SUBJECTS, Draw, Remembered, Subject, language_judge
 
 import bondwise as bw
 import tiny
 from bondwise.evaluate.language import compare
 from bondwise.fit.metric import Metric
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import formats
-from comparison import cells, methods, page, plot
-from comparison.subjects import SUBJECTS, Draw, Remembered, Subject, language_judge
 
 CALIBRATION = methods.Calibration(tiny.text(), tiny.tokenizer(), windows=8, length=32)
 ELSEWHERE = [tiny.text(seed=1)]
@@ -33,25 +29,18 @@ def metric(size: int, tokens: int = 400) -> Metric:
     return Metric(inputs.T @ inputs, tokens, 0.5)
 
 
-def test_svd_is_the_best_matrix_of_its_rank() -> None:
-    weight = random(24, 40)
-    found = methods.plain_svd(weight, metric(40), 0.5)
-    rank = int(0.5 * 24 * 40 / 64)
-    left, values, right = np.linalg.svd(weight.double().numpy())
-    expected = (left[:, :rank] * values[:rank]) @ right[:rank]
-    assert found.numbers == rank * (24 + 40)
-    np.testing.assert_allclose(found.weight.numpy(), expected, atol=1e-5)
-
-
-def test_svd_llm_is_the_svd_of_the_weight_times_a_cholesky_factor() -> None:
+@pytest.mark.parametrize("method", [methods.plain_svd, methods.svd_llm])
+def test_svd_is_of_the_weight_or_of_it_times_a_cholesky_factor(method) -> None:
     weight, given = random(24, 40), metric(40)
-    found = methods.svd_llm(weight, given, 0.5)
-    rank = int(0.5 * 24 * 40 / 64)
-    factor = np.linalg.cholesky(given.second_moment.double().numpy())  # no shrinkage
+    found = method(weight, given, 0.5)
+    rank, factor = int(0.5 * 24 * 40 / 64), np.eye(40)
+    if method is methods.svd_llm:
+        factor = np.linalg.cholesky(given.second_moment.double().numpy())  # no shrinkage
     left, values, right = np.linalg.svd(weight.double().numpy() @ factor)
     expected = (left[:, :rank] * values[:rank]) @ right[:rank] @ np.linalg.inv(factor)
     assert found.numbers == rank * (24 + 40)
-    np.testing.assert_allclose(found.weight.numpy(), expected, atol=1e-4)
+    atol = 1e-5 if method is methods.plain_svd else 1e-4
+    np.testing.assert_allclose(found.weight.numpy(), expected, atol=atol)
 
 
 def test_without_the_gauge_a_larger_rank_fits_the_same_budget() -> None:
@@ -163,13 +152,8 @@ def test_what_cannot_be_is_a_result(subject: Subject, tmp_path: Path) -> None:
 
 def test_wanted_cells_round_only_what_was_never_rounded() -> None:
     found = cells.wanted(SUBJECTS, ["svd", "int4"], [0.8, 0.5])
-    assert {cell.name for cell in found} == {
-        "smollm2-svd-0.8.json",
-        "smollm2-svd-0.5.json",
-        "minilm-svd-0.8.json",
-        "minilm-svd-0.5.json",
-        "minilm-int4-1.json",
-    }
+    svds = {f"{model}-svd-{keep}.json" for model in ("smollm2", "minilm") for keep in (0.8, 0.5)}
+    assert {cell.name for cell in found} == svds | {"minilm-int4-1.json"}
 
 
 def test_the_encoders_tables_have_rounding_apart() -> None:
@@ -177,12 +161,9 @@ def test_the_encoders_tables_have_rounding_apart() -> None:
     common = {"model": "minilm", "status": "done", "similarity": rated, "threads": 1, "windows": 64,
               "length": 512, "torch": "2", "commit": "a", "seconds": 1.0, "kept": 0.6,
               "peak_bytes": 2**30, "dense_bytes": 2e6}  # fmt: skip
-    text = page.sections(
-        [
-            common | {"method": "wanda", "keep": 0.6, "bytes": 1.325e6},
-            common | {"method": "int4", "keep": 1.0, "bytes": 0.5625e6},
-        ]
-    )
+    pruned = common | {"method": "wanda", "keep": 0.6, "bytes": 1.325e6}
+    rounded = common | {"method": "int4", "keep": 1.0, "bytes": 0.5625e6}
+    text = page.sections([pruned, rounded])
     assert "| Wanda pruning, masks not counted | 0.650 (-0.050) |" in text
     assert "| 4-bit rounding, groups of 32 | 0.6 | 0.650 (-0.050) |" in text
     assert "| 0.600 (0.662) |" in text
@@ -213,8 +194,9 @@ def test_formats_meet_their_budget_and_report_the_output_error() -> None:
 
 def test_formats_page_compares_with_the_matrix() -> None:
     def entry(name: str, block: int, error: float) -> dict:
-        found = {"metric": {"error": error, "seconds": 1.0}}
-        found |= {"weight": {"error": 0.5, "seconds": 1.0}}
+        found = {
+            key: {"error": e, "seconds": 1.0} for key, e in (("metric", error), ("weight", 0.5))
+        }
         return found | {"format": name, "kind": "v_proj", "block": block, "keep": 0.6}
 
     mpo = "MPO, 2 sites"

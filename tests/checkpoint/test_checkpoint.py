@@ -1,26 +1,27 @@
 """Checkpoints of plain modules, and everything that keeps a folder whole."""
 
-import json
 import os
 import resource
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from bondwise.checkpoint import checkpoint
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import attach, detach
-from bondwise.errors import CheckpointError, MissingExtraError
-from bondwise.fit.fit import fit
-from bondwise.gauge.compact import compact
+from bondwise.errors import MissingExtraError
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
+from verbs import edit, files
+
+from .conftest import gauge_free, manifest_of, pop, refused
 
 
 class Toy(nn.Module):
@@ -44,26 +45,24 @@ class Toy(nn.Module):
 IDS = torch.tensor([[1, 2, 19]])
 
 
-def tensorized() -> Toy:
+@pytest.fixture
+def toy() -> Toy:
     torch.manual_seed(3)
     toy = Toy()
-    stored = fit(toy.first.weight.detach(), lowrank(16, 12, 4))
-    toy.first = toy.again = TensorLinear.from_compact(
-        compact(stored.network, stored.cores), toy.first
-    )
+    toy.first = toy.again = gauge_free(toy.first, 4)
     toy.body[0] = TensorLinear.from_linear(toy.body[0], ring((4, 4), (4, 4), 2))
     toy.body[1] = TensorLinear.from_linear(toy.body[1], mpo((3, 4), (4, 4), 3))
     return toy
 
 
 @pytest.fixture
-def toy() -> Toy:
-    return tensorized()
-
-
-@pytest.fixture
 def folder(toy, tmp_path):
     return save(toy, tmp_path / "toy")
+
+
+def test_a_dense_model_is_saved_as_it_is(tmp_path):
+    dense = Toy()
+    assert torch.equal(load(save(dense, tmp_path / "dense"), model=Toy())(IDS), dense(IDS))
 
 
 def test_a_skeleton_takes_the_saved_layers_and_stays_as_it_was(toy, folder):
@@ -72,26 +71,21 @@ def test_a_skeleton_takes_the_saved_layers_and_stays_as_it_was(toy, folder):
     loaded = load(folder, model=skeleton)
     assert torch.equal(loaded(IDS), toy(IDS))
     assert type(skeleton.first) is nn.Linear
-    after = skeleton.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    torch.testing.assert_close(dict(skeleton.state_dict()), before, rtol=0, atol=0)
     assert type(loaded) is Toy
     assert loaded.state_dict().keys() == toy.state_dict().keys()
 
 
-def test_shared_and_tied_stay_so(folder):
-    loaded = load(folder, model=Toy())
+def test_the_files_are_json_and_safetensors_and_what_is_shared_or_tied_stays_so(folder):
+    assert set(files(folder)) == {"bondwise.json", "model.safetensors"}
+    manifest, loaded = manifest_of(folder, "bondwise.json"), load(folder, model=Toy())
+    assert (manifest["schema"], manifest["layout"]) == (1, "matrices")
+    assert set(manifest["modules"]) == {"first", "again", "body.0", "body.1"}
+    assert not any({"shared", "remainder"} & spec.keys() for spec in manifest["modules"].values())
     assert loaded.first is loaded.again
     assert loaded.head.weight is loaded.table.weight
     saved = load_file(folder / "model.safetensors")
     assert ("first.core_0" in saved) != ("again.core_0" in saved)
-
-
-def test_the_files_are_json_and_safetensors_only(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["bondwise.json", "model.safetensors"]
-    manifest = json.loads((folder / "bondwise.json").read_text())
-    assert (manifest["schema"], manifest["layout"]) == (1, "matrices")
-    assert set(manifest["modules"]) == {"first", "again", "body.0", "body.1"}
 
 
 def test_dtypes_are_those_that_were_saved(toy, tmp_path):
@@ -109,36 +103,37 @@ def test_an_embedding_keeps_its_padding(tmp_path):
     assert torch.equal(loaded(IDS), embedding(IDS))
 
 
-def test_a_plain_module_needs_a_skeleton(folder):
-    with pytest.raises(CheckpointError, match=r"load\(directory, model="):
-        load(folder)
+class More(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Linear(2, 2)
 
 
-def test_a_skeleton_of_another_class(folder):
-    with pytest.raises(CheckpointError, match="which Sequential lacks"):
-        load(folder, model=nn.Sequential(nn.Linear(3, 3)))
+def changed(index: int, layer: nn.Module) -> Toy:
+    toy = Toy()
+    toy.body[index] = layer
+    return toy
 
-    class More(Toy):
-        def __init__(self) -> None:
-            super().__init__()
-            self.more = nn.Linear(2, 2)
 
-    with pytest.raises(CheckpointError, match=r"does not fit More: .*more\.weight"):
-        load(folder, model=More())
-    wider = Toy()
-    wider.body[1] = nn.Linear(16, 24)
-    with pytest.raises(CheckpointError, match=r"'body.1' is \(12, 16\) .* \(24, 16\)"):
-        load(folder, model=wider)
-    other = Toy()
-    other.body[0] = nn.Identity()
-    with pytest.raises(CheckpointError, match="the model a Identity"):
-        load(folder, model=other)
+@pytest.mark.parametrize(
+    ("skeleton", "says"),
+    [
+        (None, r"load\(directory, model="),
+        (nn.Sequential(nn.Linear(3, 3)), "which Sequential lacks"),
+        (More(), r"does not fit More: .*more\.weight"),
+        (changed(1, nn.Linear(16, 24)), r"'body.1' is \(12, 16\) .* \(24, 16\)"),
+        (changed(0, nn.Identity()), "the model a Identity"),
+    ],
+)
+def test_a_skeleton_that_does_not_fit(folder, skeleton, says):
+    with refused(says):
+        load(folder, model=skeleton)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"x"', "", "{}", '{"schema": "one"}'])
 def test_a_manifest_that_is_none(folder, text):
     (folder / "bondwise.json").write_text(text)
-    with pytest.raises(CheckpointError):
+    with refused(r"\."):
         load(folder, model=Toy())
 
 
@@ -157,121 +152,108 @@ def test_a_manifest_that_is_none(folder, text):
     ],
 )
 def test_bad_manifests(folder, change, says):
-    manifest = json.loads((folder / "bondwise.json").read_text())
-    change(manifest)
-    (folder / "bondwise.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=says) as caught:
+    edit(folder / "bondwise.json", change)
+    with refused(says):
         load(folder, model=Toy())
-    assert "\n" not in str(caught.value)
 
 
 def test_bad_tensors(folder):
     weights = folder / "model.safetensors"
-    good, tensors = weights.read_bytes(), load_file(weights)
-    without = {name: value for name, value in tensors.items() if name != "body.1.core_1"}
-    save_file(without, weights)
-    with pytest.raises(CheckpointError, match=r"lacks 'body\.1\.core_1'"):
-        load(folder, model=Toy())
-    save_file(tensors | {"body.1.core_0": torch.zeros(2, 2)}, weights)
-    with pytest.raises(CheckpointError, match=r"'body.1.core_0' of shape \(2, 2\)"):
-        load(folder, model=Toy())
-    for size in (0, 4, 100, len(good) - 1):
-        weights.write_bytes(good[:size])
-        with pytest.raises(CheckpointError, match="truncated or corrupt"):
+    good = weights.read_bytes()
+    for change, says in (
+        (pop("body.1.core_1"), r"lacks 'body\.1\.core_1'"),
+        (lambda t: t.update({"body.1.core_0": torch.zeros(2, 2)}), r"core_0' of shape \(2, 2\)"),
+    ):
+        edit(weights, change)
+        with refused(says):
+            load(folder, model=Toy())
+        weights.write_bytes(good)
+    torch.save({"x": torch.zeros(1)}, folder / "pickle")  # which is never read
+    pickled = (folder / "pickle").read_bytes()
+    for content in (*(good[:size] for size in (0, 4, 100, len(good) - 1)), pickled):
+        weights.write_bytes(content)
+        with refused("truncated or corrupt"):
             load(folder, model=Toy())
     weights.unlink()
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+    with refused(r"has no model\.safetensors"):
         load(folder, model=Toy())
 
 
-def test_a_pickle_is_never_read(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    torch.save({"x": torch.zeros(1)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="truncated or corrupt"):
-        load(folder, model=Toy())
-
-
-def test_no_folder_and_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="is no folder"):
-        load(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="is no folder"):
-        load(tmp_path / "file")
-    with pytest.raises(CheckpointError, match=r"neither config\.json nor bondwise\.json"):
-        load(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("nowhere", None, "is no folder"),
+        ("file", "x", "is no folder"),
+        ("", None, r"neither config\.json nor bondwise\.json"),
+        ("config.json", '{"architectures": ["MyOwnForCausalLM"]}', "remote code is not run"),
+        ("config.json", "{", r"config\.json is no JSON"),
+    ],
+)
+def test_no_folder_and_no_checkpoint(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with refused(says):
+        load(tmp_path if name == "config.json" else tmp_path / name)
 
 
 def test_only_ours_is_overwritten_and_only_when_told(toy, folder, tmp_path):
-    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+    with refused("holds a checkpoint already"):
         save(toy, folder)
     (folder / "stale.txt").write_text("x")
     with torch.no_grad():
         toy.scale.fill_(5.0)
     save(toy, folder, overwrite=True, extra=lambda _: {"recipe.yaml": "keep: 0.5\n"})
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "bondwise.json",
-        "model.safetensors",
-        "recipe.yaml",
-    ]
+    assert set(files(folder)) == {"bondwise.json", "model.safetensors", "recipe.yaml"}
     assert torch.equal(load(folder, model=Toy())(IDS), toy(IDS))
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    save(toy, foreign)  # an empty folder is free
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.txt").write_text("mine")
-    for target in (other, other / "thesis.txt"):
-        with pytest.raises(CheckpointError, match="no checkpoint of ours"):
+    for name in ("foreign", "other"):
+        (tmp_path / name).mkdir()
+    save(toy, tmp_path / "foreign")  # an empty folder is free
+    thesis = tmp_path / "other" / "thesis.txt"
+    thesis.write_text("mine")
+    for target in (thesis.parent, thesis):
+        with refused("no checkpoint of ours"):
             save(toy, target, overwrite=True)
-    assert (other / "thesis.txt").read_text() == "mine"
+    assert thesis.read_text() == "mine"
 
 
-def left_alone(tmp_path, folder, before) -> None:
+@pytest.fixture
+def left_alone(folder, tmp_path):
     """Nothing half-written beside the checkpoint, and the checkpoint as it was."""
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    before = files(tmp_path)
+    yield
+    assert files(tmp_path) == before
 
 
+@pytest.mark.usefixtures("left_alone")
 @pytest.mark.parametrize("step", ["save_model", "_write_json", "_replace"])
 def test_a_full_disk_leaves_what_was_there(toy, folder, tmp_path, monkeypatch, step):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(checkpoint, step, full)
     for target in (folder, tmp_path / "new"):
-        with pytest.raises(CheckpointError, match="No space left on device"):
+        with refused("No space left on device"):
             save(toy, target, overwrite=True)
-        left_alone(tmp_path, folder, before)
 
 
-def test_a_file_that_the_system_refuses_to_grow(toy, folder, tmp_path):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+@pytest.mark.usefixtures("left_alone")
+def test_a_file_that_the_system_refuses_to_grow(toy, folder):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(CheckpointError, match="cannot be written"):
+        with refused("cannot be written"):
             save(toy, folder, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    left_alone(tmp_path, folder, before)
 
 
-def test_an_interrupt_leaves_what_was_there(toy, folder, tmp_path, monkeypatch):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save_model", interrupt)
+@pytest.mark.usefixtures("left_alone")
+def test_an_interrupt_leaves_what_was_there(toy, folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_model", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save(toy, folder, overwrite=True)
-    left_alone(tmp_path, folder, before)
 
 
-def test_when_the_last_step_fails_the_old_checkpoint_comes_back(toy, folder, tmp_path, monkeypatch):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+@pytest.mark.usefixtures("left_alone")
+def test_when_the_last_step_fails_the_old_checkpoint_comes_back(toy, folder, monkeypatch):
     rename, calls = os.rename, []
 
     def second_fails(self, target):
@@ -281,17 +263,13 @@ def test_when_the_last_step_fails_the_old_checkpoint_comes_back(toy, folder, tmp
         rename(self, target)
 
     monkeypatch.setattr("pathlib.Path.rename", second_fails)
-    with pytest.raises(CheckpointError, match="Input/output error"):
+    with refused("Input/output error"):
         save(toy, folder, overwrite=True)
-    left_alone(tmp_path, folder, before)
 
 
-def test_new_folders_have_ordinary_rights(folder, tmp_path):
+def test_new_folders_have_ordinary_rights_and_parents_are_made(toy, folder, tmp_path):
     (tmp_path / "plain").mkdir()
     assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_parents_are_made(toy, tmp_path):
     save(toy, tmp_path / "a" / "b" / "c")
     assert torch.equal(load(tmp_path / "a" / "b" / "c", model=Toy())(IDS), toy(IDS))
 
@@ -303,24 +281,8 @@ def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
         load(tmp_path)
 
 
-def test_a_class_that_transformers_lacks(tmp_path):
-    pytest.importorskip("transformers")
-    (tmp_path / "config.json").write_text('{"architectures": ["MyOwnForCausalLM"]}')
-    with pytest.raises(CheckpointError, match="remote code is not run"):
-        load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
-        load(tmp_path)
-
-
 def test_attach_and_detach_leave_plain_modules_alone(toy):
     before = dict(vars(toy))
     attach(toy)
     detach(toy)
     assert vars(toy) == before
-
-
-def test_a_dense_model_is_saved_as_it_is(tmp_path):
-    dense = Toy()
-    folder = save(dense, tmp_path / "dense")
-    assert torch.equal(load(folder, model=Toy())(IDS), dense(IDS))

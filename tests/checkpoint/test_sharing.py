@@ -1,13 +1,10 @@
 """from_pretrained and save_pretrained of models whose layers share a core or keep a remainder."""
 
-import json
 import re
-import struct
-import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -19,61 +16,49 @@ from transformers import (
 import bondwise as bw
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import attach
-from bondwise.errors import CheckpointError
-from bondwise.gauge.compact import compact
-from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns, Entries
 from bondwise.layers.storage import share
+from verbs import edit
 
-from .conftest import IDS, logits, make_llama, offloaded
+from .conftest import (
+    IDS,
+    gauge_free,
+    logits,
+    make_llama,
+    manifest_of,
+    offloaded,
+    pop,
+    refused,
+)
+from .test_shared import bytes_of, tied
 
 NAMES = ("q_proj", "k_proj", "v_proj")
-
-
-def gauge_free(dense: nn.Module, remainder=None) -> TensorLinear:
-    net = bw.lowrank(dense.out_features, dense.in_features, 8)
-    dtype = dense.weight.dtype
-    cores = [torch.randn(shape).div(4).to(dtype) for shape in net.core_shapes]
-    return TensorLinear.from_compact(compact(net, cores), dense, remainder)
+GATE = "model.layers.0.mlp.gate_proj"
 
 
 def make_shared(dtype=torch.float32):
     model = make_llama(dtype)
     for block in model.model.layers:
         attention, mlp = block.self_attn, block.mlp
-        for name in NAMES:
+        for name in NAMES[1:]:
             setattr(attention, name, gauge_free(getattr(attention, name)))
         share([getattr(attention, name) for name in NAMES])
-        columns = Columns(torch.tensor([3, 30]), torch.randn(48, 2, dtype=dtype))
-        mlp.gate_proj = gauge_free(mlp.gate_proj, columns)
-        entries = Entries(torch.tensor([0, 700, 1535]), torch.randn(3, dtype=dtype))
-        mlp.down_proj = gauge_free(mlp.down_proj, entries)
+        columns = Columns(torch.tensor([3, 30]), torch.randn(96, 2, dtype=dtype))
+        mlp.gate_proj = gauge_free(mlp.gate_proj, remainder=columns)
+        entries = Entries(torch.tensor([0, 700, 4607]), torch.randn(3, dtype=dtype))
+        mlp.down_proj = gauge_free(mlp.down_proj, remainder=entries)
     return model
 
 
 def is_tied(model) -> bool:
     blocks = getattr(model, model.base_model_prefix, model).layers
-    for block in blocks:
-        layers = [getattr(block.self_attn, name) for name in NAMES]
-        cores = {id(own.core_1) for own in layers} | {
-            id(own._parameters["core_1"]) for own in layers
-        }
-        if len(cores) != 1 or len({id(own.pivots_1) for own in layers}) != 1:
-            return False
-        if len({own.core_1.data_ptr() for own in layers}) != 1:
-            return False
-    return True
+    return all(tied([getattr(block.self_attn, name) for name in NAMES]) for block in blocks)
 
 
 def same_in(dtype, loaded, model) -> bool:
     model = model.to(dtype)
     model.model.rotary_emb = loaded.model.rotary_emb  # whose angles only `to` rounds
     return torch.equal(logits(loaded), logits(model))
-
-
-def tensor_bytes(folder) -> int:
-    raw = (folder / "model.safetensors").read_bytes()
-    return len(raw) - 8 - struct.unpack("<Q", raw[:8])[0]
 
 
 def distinct_bytes(model) -> int:
@@ -91,56 +76,45 @@ def folder(shared, tmp_path):
     return save(shared, tmp_path / "shared")
 
 
-def test_the_auto_class_gives_back_the_same_tied_model(shared, folder):
+def same(loaded, model) -> bool:
+    return is_tied(loaded) and torch.equal(logits(loaded), logits(model))
+
+
+def test_the_auto_class_gives_back_the_same_tied_model(shared, folder, tmp_path):
     loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
-    assert is_tied(loaded)
-    assert torch.equal(logits(loaded), logits(shared))
+    assert same(loaded, shared)
     want, got = shared.state_dict(), loaded.state_dict()
     assert list(want) == list(got)
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert [n for n, _ in loaded.named_parameters()] == [n for n, _ in shared.named_parameters()]
-    assert {"pivots_1", "core_0", "core_1", "weight"} <= {
-        name.rpartition(".")[2] for name in got if "q_proj" in name
-    }
+    own = {name.rpartition(".")[2] for name in got if "q_proj" in name}
+    assert own >= {"pivots_1", "core_0", "core_1", "weight"}
     assert is_tied(load(folder))
-
-
-def test_the_file_holds_it_once(shared, folder):
-    saved = load_file(folder / "model.safetensors")
-    held = [name for name in saved if re.search(r"layers\.0\.self_attn\..*core_1", name)]
-    assert held == ["model.layers.0.self_attn.q_proj.core_1"]
-    assert tensor_bytes(folder) == distinct_bytes(shared)
-    spec = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert spec["schema"] == 2
-    first = "model.layers.1.self_attn.q_proj"
-    assert spec["modules"]["model.layers.1.self_attn.v_proj"]["shared"] == {"1": first}
-
-
-def test_a_resave_writes_the_same_again(shared, folder, tmp_path):
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    loaded.save_pretrained(tmp_path / "again")
-    one, two = (json.loads((at / "config.json").read_text()) for at in (folder, tmp_path / "again"))
-    assert one == two
-    assert not hasattr(loaded.config, "transformers_weights")
-    assert load_file(folder / "model.safetensors").keys() == (
-        load_file(tmp_path / "again" / "model.safetensors").keys()
-    )
-    assert tensor_bytes(tmp_path / "again") == distinct_bytes(shared)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    assert is_tied(again)
-    assert torch.equal(logits(again), logits(shared))
-
-
-def test_training_after_a_load_keeps_it_tied(folder, tmp_path):
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    logits(loaded)
+    # training keeps it tied
     optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
     loaded(torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
     optimizer.step()
     assert is_tied(loaded)
-    again = load(save(loaded, tmp_path / "trained"))
-    assert torch.equal(logits(again), logits(loaded))
+    assert torch.equal(logits(load(save(loaded, tmp_path / "trained"))), logits(loaded))
+
+
+def test_the_file_holds_it_once_and_a_resave_writes_the_same_again(shared, folder, tmp_path):
+    saved = load_file(folder / "model.safetensors")
+    held = [name for name in saved if re.search(r"layers\.0\.self_attn\..*core_1", name)]
+    assert held == ["model.layers.0.self_attn.q_proj.core_1"]
+    assert bytes_of(folder) == distinct_bytes(shared)
+    spec = manifest_of(folder)["quantization_config"]
+    assert spec["schema"] == 2
+    first = "model.layers.1.self_attn.q_proj"
+    assert spec["modules"]["model.layers.1.self_attn.v_proj"]["shared"] == {"1": first}
+    loaded, again = AutoModelForCausalLM.from_pretrained(folder), tmp_path / "again"
+    loaded.save_pretrained(again)
+    assert manifest_of(folder) == manifest_of(again)
+    assert not hasattr(loaded.config, "transformers_weights")
+    assert saved.keys() == load_file(again / "model.safetensors").keys()
+    assert bytes_of(again) == distinct_bytes(shared)
+    assert same(AutoModelForCausalLM.from_pretrained(again), shared)
 
 
 @pytest.mark.parametrize(
@@ -176,16 +150,15 @@ def test_shards_and_state_dicts_that_name_it_twice(shared, folder, tmp_path):
     attach(shared)
     whole = {name: value.clone() for name, value in shared.state_dict().items()}  # as FSDP gives it
     shared.save_pretrained(tmp_path / "twice", state_dict=whole)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "twice")
-    assert is_tied(loaded)
-    assert torch.equal(logits(loaded), logits(shared))
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "twice"), shared)
 
 
 def test_another_name_may_hold_it(shared, folder):
-    weights = folder / "model.safetensors"
-    tensors = {name: value.clone() for name, value in load_file(weights).items()}
-    moved = {name.replace("q_proj.core_1", "v_proj.core_1"): t for name, t in tensors.items()}
-    save_file(moved, weights, metadata={"format": "pt"})
+    def move(tensors):
+        for name in [name for name in tensors if name.endswith("q_proj.core_1")]:
+            tensors[name.replace("q_proj", "v_proj")] = tensors.pop(name)
+
+    edit(folder / "model.safetensors", move)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert is_tied(loaded)
     held = loaded.model.layers[1].self_attn
@@ -194,7 +167,7 @@ def test_another_name_may_hold_it(shared, folder):
 
 def test_the_owner_may_be_dense_by_now(shared, tmp_path):
     for block in shared.model.layers:
-        block.self_attn.q_proj = nn.Linear(32, 32, bias=False)
+        block.self_attn.q_proj = nn.Linear(48, 48, bias=False)
     loaded = load(save(shared, tmp_path / "kv"))
     attention = loaded.model.layers[0].self_attn
     assert attention.k_proj.core_1 is attention.v_proj.core_1
@@ -212,8 +185,7 @@ def test_other_classes_find_the_backbone(shared, folder, tmp_path):
     up, want = (model.model.layers[1].mlp.up_proj for model in (classifier, shared))
     assert torch.equal(up.dense(), want.dense())
     alone = save(base, tmp_path / "base")
-    config = json.loads((alone / "config.json").read_text())
-    assert "layers.0.mlp.up_proj" in config["quantization_config"]["modules"]
+    assert "layers.0.mlp.up_proj" in manifest_of(alone)["quantization_config"]["modules"]
     again = LlamaForCausalLM.from_pretrained(alone)
     assert is_tied(again)
     one, two = (model.model.layers[1].self_attn.v_proj for model in (again, shared))
@@ -222,7 +194,7 @@ def test_other_classes_find_the_backbone(shared, folder, tmp_path):
 
 @pytest.mark.parametrize("far", ["disk", "cpu"])
 def test_offloaded_parts(shared, folder, tmp_path, far):
-    loaded = offloaded(folder, far, tmp_path / "off")
+    loaded = offloaded(folder, tmp_path / "off", far)
     if far == "disk":
         attention = loaded.model.layers[0].self_attn
         assert attention.q_proj.core_0.is_meta
@@ -232,35 +204,26 @@ def test_offloaded_parts(shared, folder, tmp_path, far):
 
 
 def test_a_device_map_that_parts_them_says_so(folder, tmp_path):
-    inside = "model.layers.0.self_attn"
-    parts = {f"{inside}.{name}": "cpu" for name in ("q_proj", "v_proj", "o_proj")}
-    device_map = parts | {
-        f"{inside}.k_proj": "disk", "model.layers.0.mlp": "cpu", "model.embed_tokens": "cpu",
-        "model.layers.0.input_layernorm": "cpu", "model.layers.0.post_attention_layernorm": "cpu",
-        "model.layers.1": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
-    }  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(CheckpointError, match="keep each block whole"):
-            AutoModelForCausalLM.from_pretrained(
-                folder, device_map=device_map, offload_folder=str(tmp_path / "off")
-            )
+    near = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp")
+    near += ("input_layernorm", "post_attention_layernorm")
+    parts = dict.fromkeys(near, "cpu") | {"self_attn.k_proj": "disk"}
+    with refused("keep each block whole"):
+        offloaded(folder, tmp_path / "off", "cpu", parts)
 
 
 def test_merged_it_is_an_ordinary_checkpoint(shared, tmp_path):
-    merged = bw.merge(shared)
-    folder = save(merged, tmp_path / "merged")
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(folder)), logits(shared), rtol=1e-4, atol=1e-4
-    )
+    folder = save(bw.merge(shared), tmp_path / "merged")
+    assert "quantization_config" not in manifest_of(folder)
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(logits(merged), logits(shared), rtol=1e-4, atol=1e-4)
     assert is_tied(shared)
 
 
 def test_without_the_manifest_loading_is_loud(folder):
-    config = json.loads((folder / "config.json").read_text())
-    del config["quantization_config"], config["transformers_weights"]
-    (folder / "config.json").write_text(json.dumps(config))
+    edit(
+        folder / "config.json",
+        lambda c: [c.pop(n) for n in ("quantization_config", "transformers_weights")],
+    )
     with pytest.raises(RuntimeError, match="ismatch"):
         AutoModelForCausalLM.from_pretrained(folder)
 
@@ -268,16 +231,22 @@ def test_without_the_manifest_loading_is_loud(folder):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.pop("model.layers.0.self_attn.q_proj.core_1"), r"lacks '.*core_1'"),
-        (lambda t: t.pop("model.layers.0.self_attn.k_proj.core_0"), r"lacks '.*k_proj\.core_0'"),
-        (lambda t: t.pop("model.layers.0.mlp.gate_proj.remainder"), r"lacks '.*remainder'"),
-        (lambda t: t.pop("model.layers.0.mlp.gate_proj.remainder_at"), r"lacks '.*remainder_at'"),
+        (pop("model.layers.0.self_attn.q_proj.core_1"), r"lacks '.*core_1'"),
+        (pop("model.layers.0.self_attn.k_proj.core_0"), r"lacks '.*k_proj\.core_0'"),
+        *((pop(f"{GATE}.{n}"), rf"lacks '{GATE}\.{n}'") for n in ("core_1", "pivots_1")),
+        *((pop(f"{GATE}.{n}"), rf"lacks '{GATE}\.{n}'") for n in ("remainder", "remainder_at")),
+        (
+            lambda t: t.update({f"{GATE}.core_0": torch.zeros(95, 8)}),
+            rf"'{GATE}.core_0' of shape \(95, 8\)",
+        ),
+        (
+            lambda t: [t.pop(n) for n in list(t) if n.startswith(GATE)],
+            rf"lacks '{GATE}.core_0'",
+        ),
     ],
 )
 def test_bad_tensors(folder, change, says):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    tensors = {name: value.clone() for name, value in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=says):
-        AutoModelForCausalLM.from_pretrained(folder)
+    edit(folder / "model.safetensors", change)
+    for ignore in (False, True):
+        with refused(says):
+            AutoModelForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=ignore)

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
@@ -12,7 +10,7 @@ from bondwise.cli.parse import VERBS, UsageError, verb_of
 from bondwise.compress.recipe import Cut, Recipe
 from bondwise.topology.registry import names
 from bondwise.train.recipe import Healing
-from verbs import bondwise
+from verbs import bondwise, process
 
 LOCAL = {"local", "slice", "inputs", "chained", "local_rate", "local_windows", "local_batch"}
 SHARED = {"json", "quiet", "seed", "device", "dtype"}
@@ -49,11 +47,9 @@ def test_help_lists_the_verbs_whole_and_is_what_no_verb_gets(capsys):
     lines = [line for line in said.out.splitlines() if line[2:].startswith((*VERBS,))]
     assert len(lines) == len(VERBS)
     assert all(line.endswith(".") and len(line) <= 80 for line in lines)
-
-
-def test_the_formats_of_the_help_are_those_that_there_are(capsys):
-    said = " ".join(bondwise(capsys, "compress", "--help").out.split())
-    assert f"or {', '.join(names())}, or an einsum" in said
+    formats = " ".join(bondwise(capsys, "compress", "--help").out.split())
+    assert f"or {', '.join(names())}, or an einsum" in formats
+    assert re.fullmatch(r"bondwise \d+\.\d+\.\d+\n", bondwise(capsys, "--version").out)
 
 
 def test_lists_may_be_repeated_and_take_the_place_of_the_default():
@@ -89,15 +85,6 @@ def test_words_that_are_no_command(words, says):
     assert re.search(r"; see bondwise ?[a-z]* --help$", str(told.value))
 
 
-def test_the_version(capsys):
-    assert re.fullmatch(r"bondwise \d+\.\d+\.\d+\n", bondwise(capsys, "--version").out)
-
-
-def started(*arguments, **options):
-    """A process of its own, as a user starts it."""
-    return subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **options)
-
-
 def test_nothing_heavy_is_imported_before_a_verb_runs():
     script = (
         "import sys; from bondwise.cli import main\n"
@@ -105,8 +92,7 @@ def test_nothing_heavy_is_imported_before_a_verb_runs():
         "except SystemExit: print([m for m in ('torch', 'numpy') if m in sys.modules])"
     )
     for words in ([], ["heal", "--help"], ["compress", "--nosuch"]):
-        out, _ = started("-c", script, *words, stdout=subprocess.PIPE).communicate(timeout=60)
-        assert out.splitlines()[-1] == "[]"
+        assert process("-c", script, *words).stdout.splitlines()[-1] == "[]"
 
 
 INTERRUPTS = """
@@ -126,8 +112,6 @@ main(sys.argv[1:])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals of Unix")
 def test_ctrl_c_while_imports_run_is_a_sentence(tmp_path):
-    words = ("-c", INTERRUPTS, "compress", tmp_path, "--out", tmp_path / "o")
-    running = started(*words, stderr=subprocess.PIPE)
-    _, err = running.communicate(timeout=100)
-    assert running.returncode == 1
-    assert err == "bondwise: Stopped by Ctrl-C; nothing was left half-written.\n"
+    done = process("-c", INTERRUPTS, "compress", tmp_path, "--out", tmp_path / "o")
+    assert done.returncode == 1
+    assert done.stderr == "bondwise: Stopped by Ctrl-C; nothing was left half-written.\n"

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import tiny
 from bondwise.demo import assets, run
 from bondwise.demo.assets import DocumentRatings, PairRatings
 from bondwise.demo.wikitext import Article
-from verbs import bondwise, documented, files, weights
+from verbs import bondwise, documented, files, process, weights
 
 
 @pytest.fixture
@@ -47,10 +45,8 @@ def faked(shelf, brief, monkeypatch):
 def check_folder(capsys, out, tmp_path):
     """Everything is there, and the recipe repeats the weights bit for bit."""
     assert {"recipe.yaml", "report.json", "report.html", "calibration.txt"} < set(files(out))
-    again = bondwise(
-        capsys, "compress", "--recipe", out / "recipe.yaml", "--out", tmp_path / "again", "-q"
-    )
-    assert again.code == 0
+    again = ("--recipe", out / "recipe.yaml", "--out", tmp_path / "again", "-q")
+    assert bondwise(capsys, "compress", *again).code == 0
     assert weights(tmp_path / "again") == weights(out)
 
 
@@ -62,9 +58,8 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     lines = said.out.splitlines()
     assert lines[0] == "SmolLM2-135M-Instruct"
     assert lines[1].endswith(" of 21 weights as tensor networks")
-    assert lines[-1] == (
-        "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
-    )
+    wrote = "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
+    assert lines[-1] == wrote
     shown = ["targeted numbers (asked to keep 0.8)", "in domain: Wikipedia", "out of domain: news"]
     shown += ["KL divergence", "top-1", "perplexity (8 windows of 32 tokens)", "peak memory"]
     for part in (*shown, "calibrate", "fit", "save", "prompt", "before", "after", "bond core rank"):
@@ -79,21 +74,18 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     report = json.loads((out / "report.json").read_text())
     assert 0.784 <= report["kept"] <= 0.8
     assert set(report) == documented("compress", "demo") - {"similarity"}
-    assert [entry["text"].partition(":")[0] for entry in report["evaluation"]] == [
-        "in domain", "out of domain",
-    ]  # fmt: skip
+    texts = [entry["text"].partition(":")[0] for entry in report["evaluation"]]
+    assert texts == ["in domain", "out of domain"]
     for entry in report["evaluation"]:
-        assert entry["ratio"] == pytest.approx(
-            entry["after"]["perplexity"] / entry["before"]["perplexity"]
-        )
-        assert entry["after"]["kl"] > 0
+        after, before = entry["after"], entry["before"]
+        assert entry["ratio"] == pytest.approx(after["perplexity"] / before["perplexity"])
+        assert after["kl"] > 0
     held_out = assets.held_out_articles()[0].text
     assert held_out not in (out / "calibration.txt").read_text()
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert str(model.dtype) == "torch.bfloat16"
-    assert report["commands"][0] == (
-        "bondwise compress --recipe bondwise-demo/recipe.yaml --out DIR"
-    )
+    command = "bondwise compress --recipe bondwise-demo/recipe.yaml --out DIR"
+    assert report["commands"][0] == command
     check_folder(capsys, out, tmp_path)
 
 
@@ -131,13 +123,7 @@ def test_json_of_the_demo(capsys, faked, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.timeout(1200)  # 80 s on a fast machine, minutes on a slow one
 def test_the_small_demo_for_real(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = process("-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr[-1000:]
     lines = done.stdout.splitlines()
     assert lines[0] == "all-MiniLM-L6-v2"
