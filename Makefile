@@ -20,9 +20,9 @@ demo-tiny: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not thorough"
 
-# All tests.
+# All tests, with more examples of each property: run before an issue ends.
 test-all: $(READY)
-	$(PYTEST)
+	HYPOTHESIS_PROFILE=thorough $(PYTEST)
 
 # Style, types, the direction of imports, and the documentation.
 check: $(READY) docs
