@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bondwise as bw
+from bondwise.choose.by_rank import check_keep
 from bondwise.errors import BudgetError, DataError, FitError, SelectionError
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
@@ -268,7 +269,7 @@ def test_what_is_no_model_or_a_layer_on_its_own_is_one_sentence(tmp_path):
     with pytest.raises(SelectionError, match=r"such as the \.model of what came"):
         check_model(result)
     with pytest.raises(BudgetError, match="keep=1 came"):
-        bw.tensorize(nn.Sequential(layer), keep=True)
+        check_keep(True)
 
 
 def test_padding_changes_nothing(brief):
