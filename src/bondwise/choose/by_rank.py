@@ -129,7 +129,7 @@ def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
     return {nets.weight.name: nets.at(rank) for nets, rank in zip(free, ranks, strict=True)}
 
 
-def check_keep(keep: float) -> None:
+def check_keep(keep: object) -> None:
     """Refuse a keep outside (0, 1].
 
     Raises:
