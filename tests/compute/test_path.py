@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.compute import path
+from bondwise.compute import path, whole
 from bondwise.compute.machine import Rates
 from bondwise.compute.plan import plan, timed
 from bondwise.compute.run import apply, dense
@@ -32,6 +32,25 @@ def test_gradients_in_chunks_are_those_through_dense(net, rows, monkeypatch):
         plans.append(replace(timed(net, batch, Rates(), 4, ready=False), chunk=chunk))
     for made in plans:
         assert_close(torch.autograd.grad(apply(made, leaves[1:], x), leaves, towards), wanted)
+
+
+def test_a_mode_of_one_is_not_what_is_parted():
+    made = in_training(bw.mpo((1, 16, 16), (1, 16, 16), 9))
+    assert made.whole
+    assert len(whole.parts(made)) > 1
+
+
+def test_parts_are_the_rows_of_the_weight(net):
+    made, cores = in_training(net), random_cores(net)
+    if not made.whole:
+        pytest.skip("nothing is made whole")
+    W, at = dense(net, cores), 0
+    for part in whole.parts(made):
+        assert part.rows.start == at
+        (own,) = whole.prepare(part.plan, part.of(cores))
+        assert_close(own, W[part.rows])
+        at = part.rows.stop
+    assert at == net.shape[0]
 
 
 @pytest.mark.parametrize("batch", [0, 1, 5])
