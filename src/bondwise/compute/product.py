@@ -31,16 +31,8 @@ def multiply(step: Step, left: Tensor, right: Tensor) -> Tensor:
     if torch.compiler.is_exporting():  # all as MatMul
         return torch.matmul(right, left) if step.kind == "push" else torch.matmul(left, right)
     if step.kind == "push":
-        if right.requires_grad and _many(step):
-            return F.linear(left.mT, right).mT
         return torch.bmm(right.expand(left.shape[0], *right.shape), left)
     return left * right
-
-
-def _many(step: Step) -> bool:
-    """Whether a gradient of the right operand for each value of G is more than both values are."""
-    _, m, n, k = step.extents
-    return n * k > (n + k) * m
 
 
 def prepare(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:

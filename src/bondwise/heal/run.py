@@ -17,7 +17,7 @@ from bondwise.heal.modes import training
 from bondwise.heal.outputs import OutputTask, cache_outputs
 from bondwise.heal.timing import decider, needed
 from bondwise.heal.training_data import TrainingData, as_windows, token_ids, training_data
-from bondwise.progress import Progress
+from bondwise.progress import Progress, silent
 from bondwise.train.descent import Course
 from bondwise.train.loop import Callback, Entry, Trained, train
 from bondwise.train.processes import world
@@ -156,11 +156,11 @@ class HealingRun:
             place.decide(before=found)
         return found
 
-    def _cache_outputs(self, place: RunFolder, progress: Progress | None = None) -> None:
+    def _cache_outputs(self, place: RunFolder, progress: Progress = silent) -> None:
         """Keep what the teacher gives, for a model that does not speak."""
         shown, held = self.data.shown, self.data.held
-        says = progress or (lambda _stage, _done, _total: None)
-        cache_outputs(self.teacher.get(), shown, held, place.folder / "outputs", self.recipe, says)
+        folder = place.folder / "outputs"
+        cache_outputs(self.teacher.get(), shown, held, folder, self.recipe, progress)
 
     def _train(
         self,
