@@ -73,6 +73,7 @@ class OutputTask:
         size = recipe.batch if rows else max(samples(batch) for batch in shown)
         self.size = min(size, len(shown)) if rows else ceil(size / world()) * world()
         self.places = micro_batches(self.size, recipe.micro)
+        self.products = products(recipe.precision, next(student.parameters()).device)
 
     @property
     def parts(self) -> int:
@@ -115,8 +116,7 @@ class OutputTask:
 
     def _of(self, batch: Batch, wanted: Tensor) -> Tensor:
         device = next(self.student.parameters()).device
-        with products(self.recipe.precision, device):
-            given = answer(feed(self.called, batch))
+        given = self.products(lambda: answer(feed(self.called, batch)))
         return relative_error(given.float(), wanted.to(device), tokens(batch, given))
 
 
@@ -144,15 +144,15 @@ def cache_outputs(
     """Keep what a teacher gives, one file for each batch; what is there is taken."""
     whole = {"shown": batched(shown, recipe.batch), "held": batched(held, recipe.batch)}
     total, done = sum(len(each) for each in whole.values()), 0
-    device = next(teacher.parameters()).device
+    run = products(recipe.precision, next(teacher.parameters()).device)
     for name, data in whole.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for k, batch in enumerate(data):
             path = folder / name / f"{k:06d}.safetensors"
             if k % world() == rank() and not path.exists():
-                with judging(teacher), products(recipe.precision, device):
-                    given = answer(feed(teacher, batch)).float()
-                if not bool(torch.isfinite(given).all()):
+                with judging(teacher):
+                    given = run(lambda: answer(feed(teacher, batch)), _finite).float()
+                if not _finite(given):
                     raise DataError(
                         f"The teacher gives NaN or infinity for batch {k}; clean the data."
                     )
@@ -160,6 +160,10 @@ def cache_outputs(
             done += 1
             progress("teacher", done, total)
     wait()
+
+
+def _finite(given: Tensor) -> bool:
+    return bool(torch.isfinite(given).all())
 
 
 class _Kept:
