@@ -21,7 +21,8 @@ from bondwise.fit.whitened import whitened_split
 from bondwise.flow.blocks import Products, Stream, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
-from bondwise.flow.data import Batch, evaluating, feed, fitted_on, tokens
+from bondwise.flow.data import Batch, evaluating, feed, fitted_on
+from bondwise.flow.padding import tokens
 from bondwise.layers.layers import dense_weight
 from bondwise.progress import Progress
 

@@ -24,6 +24,7 @@ from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import cast, copied, footprint, own, swap
 from bondwise.flow.data import evaluating
+from bondwise.flow.watch import unpadded
 from bondwise.layers.layers import dense_weight
 from bondwise.progress import Progress, Steps, silent
 
@@ -208,6 +209,8 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     if not work.lines:
         return _Done(Fitted(), {}, notes)
     with evaluating(model):
+        layers = {name: model.get_submodule(name) for name in work.lines}
+        listed = unpadded(model, layers, listed)
         with steps("draw"):
             shown = held_apart(listed).with_drawn(model, work.effort.drawn, recipe.seed, progress)
         with steps("calibrate"):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.data import Batch, evaluating, feed, tokens
+from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.flow.padding import masks, tokens
 from bondwise.flow.watch import watching
 from bondwise.progress import Progress
 
@@ -28,10 +29,12 @@ class Stream:
     Attributes:
         hidden: the first argument of the block, one tensor per batch; dimension 0 is samples.
         calls: the other arguments of the block.
-        masks: per batch which positions are tokens and not padding; None where all are.
+        masks: per batch which rows of the state are tokens and not padding; None where all are.
         dtype: what a block gets them in; None for the dtype that they are kept in.
         later: the other arguments of each block that follows; empty where they are the same.
         beside: what the block before gave beside the state of batch 0; None for the state alone.
+        padding: per batch all of its masks, for layers that see other rows than the state's (cross
+            attention); empty where those of the state are all.
     """
 
     hidden: tuple[Tensor, ...]
@@ -40,6 +43,7 @@ class Stream:
     dtype: torch.dtype | None = None
     later: tuple[tuple[Call, ...], ...] = ()
     beside: tuple[Any, ...] | None = None
+    padding: tuple[tuple[Tensor, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -54,6 +58,7 @@ class Stream:
             self.dtype,
             tuple(tuple(calls[k] for k in chosen) for calls in self.later),
             self.beside if chosen[:1] == [0] else None,
+            tuple(self.padding[k] for k in chosen) if self.padding else (),
         )
 
     def to(self, dtype: torch.dtype) -> "Stream":
@@ -81,7 +86,7 @@ class Stream:
         with torch.no_grad(), look as begin:
             for batch, x in enumerate(self.hidden):
                 if begin is not None:
-                    begin(self.masks[batch])
+                    begin(self.padding[batch] if self.padding else self.masks[batch])
                 output = self._output(block, batch)
                 hidden.append(first(output).to(x.dtype))
                 if batch == 0 and isinstance(output, tuple):
@@ -140,7 +145,8 @@ def capture(
     modules = [model.get_submodule(name) for name in blocks]
     hidden: list[Tensor] = []
     calls: list[list[Call]] = []
-    masks: list[Tensor | None] = []
+    own_masks: list[Tensor | None] = []
+    padding: list[tuple[Tensor, ...]] = []
     total = length_hint(batches)
     with torch.no_grad(), evaluating(model):
         for k, batch in enumerate(batches):
@@ -154,12 +160,13 @@ def capture(
                 modules = modules[:1]
             hidden.append(x)
             calls.append(others[: len(modules)])
-            masks.append(tokens(batch, x))
+            own_masks.append(tokens(batch, x))
+            padding.append(masks(batch))
             progress("calibrate", k + 1, max(total, k + 1))
     if not hidden:
         raise DataError("The data held no batch; give at least one.")
     own, *later = zip(*calls, strict=True)
-    return Stream(tuple(hidden), own, tuple(masks), later=tuple(later))
+    return Stream(tuple(hidden), own, tuple(own_masks), later=tuple(later), padding=tuple(padding))
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -1,6 +1,7 @@
 """The task of any other model: the student learns to give what the teacher gives."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.blocks import first
-from bondwise.flow.data import Batch, feed, part, samples, tokens
+from bondwise.flow.data import Batch, feed, part, samples
 from bondwise.flow.files import read, write
+from bondwise.flow.padding import tokens
 from bondwise.heal.losses import relative_error
 from bondwise.heal.modes import judging, products
 from bondwise.progress import Progress
@@ -116,7 +118,7 @@ class OutputTask:
 
     def _of(self, batch: Batch, wanted: Tensor) -> Tensor:
         device = next(self.student.parameters()).device
-        given = self.products(lambda: answer(feed(self.called, batch)))
+        given = self.products(partial(_given, self.called, batch))
         return relative_error(given.float(), wanted.to(device), tokens(batch, given))
 
 
@@ -151,7 +153,7 @@ def cache_outputs(
             path = folder / name / f"{k:06d}.safetensors"
             if k % world() == rank() and not path.exists():
                 with judging(teacher):
-                    given = run(lambda: answer(feed(teacher, batch)), _finite).float()
+                    given = run(partial(_given, teacher, batch), _finite).float()
                 if not _finite(given):
                     raise DataError(
                         f"The teacher gives NaN or infinity for batch {k}; clean the data."
@@ -160,6 +162,10 @@ def cache_outputs(
             done += 1
             progress("teacher", done, total)
     wait()
+
+
+def _given(model: nn.Module, batch: Batch) -> Tensor:
+    return answer(feed(model, batch))
 
 
 def _finite(given: Tensor) -> bool:
