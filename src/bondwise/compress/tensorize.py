@@ -25,6 +25,7 @@ from bondwise.compress.result import Result
 from bondwise.compress.swap import cast, copied, footprint, own, swap
 from bondwise.flow.data import evaluating
 from bondwise.layers.hosts.registry import matrix_of
+from bondwise.flow.watch import unpadded
 from bondwise.progress import Progress, Steps, silent
 
 
@@ -208,6 +209,8 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     if not work.lines:
         return _Done(Fitted(), {}, notes)
     with evaluating(model):
+        layers = {name: model.get_submodule(name) for name in work.lines}
+        listed = unpadded(model, layers, listed)
         with steps("draw"):
             shown = held_apart(listed).with_drawn(model, work.effort.drawn, recipe.seed, progress)
         with steps("calibrate"):
