@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from bondwise.checkpoint.cache import cache_directory, filling
+from bondwise.checkpoint.carry import IGNORED
 from bondwise.errors import BondwiseError, CheckpointError, MissingExtraError
 
 Task = Literal["auto", "causal", "encoder"]
@@ -31,13 +32,15 @@ class Loaded:
 
     `tokenizer` is None where the folder has none. `source_file_bytes` is the size of the GGUF file
     that the weights came from, None for other sources. `notes` are the warnings of the libraries
-    that read the files: they are handed on instead of printed.
+    that read the files: they are handed on instead of printed. `folder` is where the files are,
+    None for a GGUF file: what a result carries along is there.
     """
 
     model: nn.Module
     tokenizer: Any
     source_file_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def load_model(
@@ -71,7 +74,7 @@ def load_model(
             bytes_, folder = None, source
         model = _read_model(folder, dtype, task).to(device).eval()
         tokenizer = _read_tokenizer(folder)
-    return Loaded(model, tokenizer, bytes_, tuple(notes))
+    return Loaded(model, tokenizer, bytes_, tuple(notes), None if bytes_ else folder)
 
 
 def reader(loaded: Loaded, path: str | Path) -> Any:
@@ -155,14 +158,13 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    """Downloads what stands at the top of a hub repository, unless it is cached already."""
+    """Downloads a hub repository without weights in other forms, unless it is cached already."""
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(f"There is no folder or file {name}; give the path of a model")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, ignore_patterns=IGNORED))
     except Exception as error:  # the hub client has a dozen classes for "not there"
         raise CheckpointError(
             f"There is no folder {name}, and the Hugging Face hub gave no model of that name "

@@ -12,8 +12,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bondwise.checkpoint.hub import METHOD, NOTICE_KEY, attach
+from bondwise.checkpoint.hub import METHOD, NOTICE_KEY, attach, renaming
 from bondwise.checkpoint.manifest import LAYOUT, check_tensors, loosen, read_specs, swap_in
+from bondwise.checkpoint.written import still_networks
 from bondwise.errors import CheckpointError
 from bondwise.layers.layers import TensorLinear
 from bondwise.layers.storage import TensorLayer, share
@@ -58,10 +59,10 @@ class BondwiseQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # before 5.9 or so, renamed tensors of a pre-quantized checkpoint missed the dtype asked for
         self.pre_quantized = hasattr(HfQuantizer, "get_new_dtype")
-        specs = read_specs(vars(self.quantization_config))
-        whole = type(model).__name__ in (model.config.architectures or [])
-        layers = swap_in(model, specs, model.base_model_prefix, whole)
         files = kwargs.get("checkpoint_files") or []
+        specs = still_networks(read_specs(vars(self.quantization_config)), files)
+        whole = type(model).__name__ in (model.config.architectures or [])
+        layers = swap_in(model, specs, model.base_model_prefix, whole, renaming(model))
         check_tensors(files, layers)
         self.loose = loosen(layers, files)
         _pass_over_copies(model, self.loose)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.choose.by_rank import builder, check_keep
@@ -116,8 +117,11 @@ def write(
 ) -> Report:
     """Leave the folder whole, or not at all; the report gets the bytes of the weights on disk.
 
-    The report in the folder holds the steps before this one, what is returned holds all.
+    What the model's folder held beside its weights is carried along, and what is not is said in a
+    note. The report in the folder holds the steps before this one, what is returned holds all.
     """
+    if loaded.folder is not None:
+        report["notes"] += look(loaded.folder, out).notes
     report |= {"steps": list(steps.done), "commands": _commands(out, model, recipe)}
 
     def beside(folder: Path) -> dict[str, str]:
@@ -130,7 +134,10 @@ def write(
         }
 
     with steps("save"):
-        save(model, out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+        save(
+            model, out, tokenizer=loaded.tokenizer, source=loaded.folder, extra=beside,
+            overwrite=overwrite,
+        )  # fmt: skip
     return report | {"steps": steps.done}
 
 

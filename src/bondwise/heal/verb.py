@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, load_model, reader
 from bondwise.errors import DataError
@@ -157,6 +158,8 @@ class Healer:
         measures = f"bondwise eval {folder} --vs {vs} --data FILE"
         head = getattr(model, "get_output_embeddings", lambda: None)()
         report |= {"steps": list(steps.done), "commands": [] if head is None else [measures]}
+        if loaded.folder is not None:
+            report["notes"] = [*report.get("notes", []), *look(loaded.folder, self.out).notes]
 
         def beside(made: Path) -> dict[str, str]:
             stored = report.get("bytes")
@@ -169,7 +172,10 @@ class Healer:
             return texts | ({"report.html": page(report)} if "targeted" in report else {})
 
         with steps("save"):
-            save(model, self.out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+            save(
+                model, self.out, tokenizer=loaded.tokenizer, source=loaded.folder, extra=beside,
+                overwrite=overwrite,
+            )  # fmt: skip
         return report | {"steps": steps.done, "source": self.student}
 
     def _report(self) -> Report:
