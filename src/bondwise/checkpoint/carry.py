@@ -157,7 +157,7 @@ def extra_tensors(source: Path, model: nn.Module) -> dict[str, Header]:
     found = headers(weights_of(source))
     known = set(model.state_dict(keep_vars=True)) | {name for name, _ in model.named_buffers()}
     ours = {path for path, m in model.named_modules(remove_duplicate=False) if _is_layer(m)}
-    ours |= _networks(source)
+    ours |= networks_of(source)
     renamed = renaming(model)
     names = {name: renamed(name) for name in found}
     return {
@@ -165,6 +165,15 @@ def extra_tensors(source: Path, model: nn.Module) -> dict[str, Header]:
         for name, here in names.items()
         if here not in known and not _is_under(name, ours) and not _is_under(here, ours)
     }
+
+
+def networks_of(source: Path) -> set[str]:
+    """The paths that a folder's own manifest calls networks; none where there is no manifest."""
+    try:
+        said: Any = json.loads((source / CONFIG).read_text("utf-8"))["quantization_config"]
+        return set(said["modules"]) if said["quant_method"] == METHOD else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _walk(folder: Path, homes: list[Path], away: Path | None, left: list[str]) -> Generator[Path]:
@@ -212,15 +221,6 @@ def _parts(root: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     return {path for path, kind in rows if path and not kind.endswith(".Transformer")}
-
-
-def _networks(source: Path) -> set[str]:
-    """The paths that the folder's own manifest calls networks."""
-    try:
-        said: Any = json.loads((source / CONFIG).read_text("utf-8"))["quantization_config"]
-        return set(said["modules"]) if said["quant_method"] == METHOD else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -92,11 +92,11 @@ def check_written(model: nn.Module, folder: Path) -> None:
     state = _state(model)
     if not state.keys() <= found.keys():
         state = _as_named_in_files(model, state)
-    there = {_identity(tensor) for name, tensor in state.items() if name in found}
+    there = [_memory(tensor) for name, tensor in state.items() if name in found]
     for name, tensor in state.items():
         if name in found:
             _check_one(name, tensor, found[name])
-        elif _identity(tensor) not in there:
+        elif not _is_part(_memory(tensor), there):
             raise CheckpointError(
                 f"{name!r} of {type(model).__name__} was not written ({len(found)} of "
                 f"{len(state)} tensors were), so nothing was left; save a plain copy of the model, "
@@ -126,14 +126,20 @@ def _as_named_in_files(model: nn.Module, state: dict[str, Tensor]) -> dict[str, 
     return {name: own.get(id(tensor), tensor) for name, tensor in named.items()}
 
 
-def _identity(tensor: Tensor) -> Any:
-    """Equal for tensors of the same numbers in memory."""
-    if tensor.is_meta or not tensor.numel():
-        return id(tensor)
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Where the numbers of a tensor begin and end, in bytes."""
     try:
-        return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
+        begin = tensor.data_ptr()
     except RuntimeError:  # a subclass without memory of its own
-        return id(tensor)
+        begin = 0
+    begin = begin or id(tensor)  # there are none
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * step for size, step in steps) if tensor.numel() else -1
+    return begin, begin + (last + 1) * tensor.element_size()
+
+
+def _is_part(memory: tuple[int, int], written: Iterable[tuple[int, int]]) -> bool:
+    return any(begin <= memory[0] and memory[1] <= end for begin, end in written)
 
 
 def _check_one(name: str, tensor: Tensor, header: Header) -> None:

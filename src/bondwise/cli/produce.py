@@ -184,9 +184,11 @@ class Merge(Plain):
         """Multiply every network out."""
         from bondwise.checkpoint.carry import look
         from bondwise.checkpoint.checkpoint import check_folder, save
+        from bondwise.checkpoint.loading import check_source
         from bondwise.compress.merge import merge
 
         check_folder(self.out, self.force)
+        check_source(self.folder, networks=True)
         loaded = self.load(self.folder)
         dense = merge(loaded.model, inplace=True)
         notes = [] if loaded.folder is None else look(loaded.folder, self.out).notes

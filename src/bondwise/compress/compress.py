@@ -13,7 +13,8 @@ from torch import nn
 
 from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
-from bondwise.checkpoint.loading import Loaded, load_model, reader
+from bondwise.checkpoint.loading import Loaded, check_source, load_model, reader
+from bondwise.checkpoint.whole import check_whole
 from bondwise.choose.by_rank import builder, check_keep
 from bondwise.compress.recipe import Recipe, check_choices, dtype
 from bondwise.compress.result import Result
@@ -46,9 +47,11 @@ def compress(
     if recipe.data is not None:
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
     data = None if recipe.data is None else read_text(Path(recipe.data))
+    check_source(recipe.model, text=data is not None)
     steps = Steps()
     with steps("load", progress):
         loaded = load_model(recipe.model, device=recipe.device)
+        check_whole(loaded.model)  # before hours of fitting, not after
         tokenizer = None if data is None else reader(loaded, recipe.model)
     result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
     steps.done.extend(dict(step) for step in result.steps)

@@ -14,7 +14,7 @@ from torch import nn
 
 from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
-from bondwise.checkpoint.loading import Loaded, load_model, reader
+from bondwise.checkpoint.loading import Loaded, check_source, load_model, no_networks, reader
 from bondwise.errors import DataError
 from bondwise.flow.text import read_text
 from bondwise.heal.folders import state_folder
@@ -116,6 +116,8 @@ class Healer:
         for path in (data, judged):
             if path is not None:
                 read_text(path)
+        check_source(self.student, text=True, networks=True)
+        check_source(self.teacher)
         if Path(self.student).absolute() == Path(self.teacher).absolute():
             raise DataError(
                 f"{self.student} came as student and as teacher; give the dense model that it was "
@@ -126,9 +128,7 @@ class Healer:
     def _student(self) -> Loaded:
         loaded = load_model(self.student, None, self.device)
         if not any(isinstance(module, TensorLayer) for module in loaded.model.modules()):
-            raise DataError(
-                f"{self.student} holds no tensor networks; give a folder that compress wrote."
-            )
+            raise no_networks(self.student)
         return loaded
 
     def _teacher(self, tokenizer: Any) -> nn.Module:
