@@ -19,17 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
+from bondwise.checkpoint.carry import carry_files, carry_tensors, look
 from bondwise.checkpoint.hub import (
     METHOD,
     attach,
-    detach,
     is_hub_model,
     need_transformers,
     without_bars,
 )
 from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
+from bondwise.checkpoint.whole import check_whole
+from bondwise.checkpoint.written import check_written
 from bondwise.errors import BondwiseError, CheckpointError
-from bondwise.layers.module import TensorLayer, check_model
+from bondwise.layers.module import check_model
 from bondwise.layers.older import is_old
 
 MANIFEST = "bondwise.json"
@@ -44,6 +46,7 @@ def save(
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
+    source: str | Path | None = None,
     extra: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a model to a folder, whole or not at all.
@@ -54,12 +57,18 @@ def save(
         tokenizer: kept beside the model, if given.
         overwrite: replace a checkpoint of ours; a folder of anybody else is never replaced.
         max_shard_size: of one weights file of a Hugging Face model.
+        source: the folder that the model came from (``model.name_or_path``, where it is one): what
+            it holds beside the weights is carried along, so small files, subfolders, and tensors
+            that the model's class lacks. Weights in other forms, hidden files and links to
+            elsewhere are not; `bondwise.checkpoint.carry.look` says which.
         extra: called with the folder once the weights are in it; gives texts to keep beside
             them, by file name.
 
     Raises:
-        CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
-        SelectionError: what came is no model, or a layer on its own.
+        CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk),
+            or what was written is not the model.
+        SelectionError: what came is no model, a layer on its own, or a model that cannot be
+            written whole (adapters, tensors that are elsewhere or quantised).
 
     >>> from tempfile import TemporaryDirectory
     >>> from bondwise import tensorize
@@ -70,18 +79,25 @@ def save(
     ['bondwise.json', 'model.safetensors']
     """
     check_model(model)
+    check_whole(model)
     target = Path(directory).absolute()
     check_folder(target, overwrite)
+    found = None if source is None else look(source, target)
     with _written_whole(target) as folder:
         if is_hub_model(model):
             _save_hub_model(model, folder, max_shard_size)
         else:
             _write_json(folder / MANIFEST, describe(model))
             save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
+        if found is not None:
+            carry_tensors(found, model, folder)
+        check_written(model, folder)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, folder)
         for name, text in (extra(folder) if extra else {}).items():
             (folder / name).write_text(text, encoding="utf-8")
+        if found is not None:
+            carry_files(found, folder)
     return target
 
 
@@ -125,10 +141,7 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
 
 
 def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
-    if any(isinstance(module, TensorLayer) for module in model.modules()):
-        attach(model)
-    else:
-        detach(model)
+    attach(model)
     with without_bars():
         model.save_pretrained(str(folder), max_shard_size=max_shard_size)
     _write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})

@@ -22,8 +22,8 @@ from bondwise.flow.blocks import Products, Stream, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import Batch, evaluating, feed, fitted_on
-from bondwise.layers.hosts.registry import matrix_of
 from bondwise.flow.padding import tokens
+from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured

@@ -24,8 +24,8 @@ from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import cast, copied, footprint, own, swap
 from bondwise.flow.data import evaluating
-from bondwise.layers.hosts.registry import matrix_of
 from bondwise.flow.watch import unpadded
+from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
 
 
