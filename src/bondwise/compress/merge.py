@@ -3,18 +3,23 @@
 from torch import nn
 
 from bondwise.checkpoint.hub import detach
-from bondwise.compress.swap import copied, swap
+from bondwise.compress.swap import apart, check_copy, swap
 from bondwise.errors import SelectionError
+from bondwise.flow.doors import check_switch, check_whole
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer, check_model
+from bondwise.layers.storage import TensorLayer
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with every network multiplied out: dense layers that load and run without bondwise.
 
+    The result shares nothing with the given model, unless ``inplace=True``. A weight trains where
+    one of its terms did.
+
     Raises:
-        SelectionError: no model came, or it has no tensorized layer.
+        SelectionError: no model came, it has no tensorized layer, or its numbers are not all here.
+        BudgetError: inplace is neither True nor False.
 
     >>> from bondwise import merge, tensorize
     >>> merge(tensorize(nn.Sequential(nn.Linear(8, 8)), keep=0.5).model)
@@ -22,7 +27,8 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
-    check_model(model)
+    check_whole(model)
+    check_switch("inplace", inplace)
     found = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -33,19 +39,28 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
             f"{type(model).__name__} has no tensorized layer; give one that tensorize made, or "
             "a folder that compress wrote."
         )
+    if not inplace:
+        check_copy(model)
     dense = {layer: _dense_layer(layer) for layer in set(found.values())}
-    result = model if inplace else copied(model)
-    swap(result, {name: dense[layer] for name, layer in found.items()})
+    made = {name: dense[layer] for name, layer in found.items()}
+    if inplace:
+        swap(model, made)
+    result = model if inplace else apart(model, made)
     detach(result)
     return result
 
 
 def _dense_layer(layer: TensorLayer) -> nn.Module:
     weight = layer.dense().detach()
+    terms = layer.stored()[0]
+    if weight.untyped_storage().data_ptr() in {t.untyped_storage().data_ptr() for t in terms}:
+        weight = weight.clone()  # of one core it is a view
+    trains = any(term.requires_grad for term in terms)
     if isinstance(layer, TensorEmbedding):
-        if layer.padding_idx is not None and layer.zero_padding:
-            weight[layer.padding_idx] = 0
-        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx)
+        at = layer.padding_idx
+        if at is not None and layer.zero_padding:
+            weight[at] = 0
+        return nn.Embedding.from_pretrained(weight, freeze=not trains, padding_idx=at)
     assert isinstance(layer, TensorLinear)
     if layer.origin == "Conv1D":
         from transformers.pytorch_utils import Conv1D  # only where the model came from there
@@ -56,7 +71,7 @@ def _dense_layer(layer: TensorLayer) -> nn.Module:
         dense = nn.Linear(
             layer.in_features, layer.out_features, layer.bias is not None, device="meta"
         )
-    dense.weight = nn.Parameter(weight.contiguous())
+    dense.weight = nn.Parameter(weight.contiguous(), trains)
     if layer.bias is not None:
-        dense.bias = nn.Parameter(layer.bias.detach().clone())
+        dense.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
     return dense
