@@ -7,6 +7,7 @@ as ours.
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Mapping
@@ -15,9 +16,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from bondwise.checkpoint.carry import carry_files, carry_tensors, look
 from bondwise.checkpoint.hub import (
@@ -30,7 +32,9 @@ from bondwise.checkpoint.hub import (
 from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
 from bondwise.checkpoint.whole import check_whole
 from bondwise.checkpoint.written import check_written
-from bondwise.errors import BondwiseError, CheckpointError
+from bondwise.errors import BondwiseError, CheckpointError, DataError
+from bondwise.flow.copies import twins, view
+from bondwise.flow.doors import check_call, check_place
 from bondwise.layers.module import check_model
 from bondwise.layers.older import is_old
 
@@ -69,6 +73,7 @@ def save(
             or what was written is not the model.
         SelectionError: what came is no model, a layer on its own, or a model that cannot be
             written whole (adapters, tensors that are elsewhere or quantised).
+        DataError: what came as the tokenizer cannot be saved.
 
     >>> from tempfile import TemporaryDirectory
     >>> from bondwise import tensorize
@@ -80,6 +85,15 @@ def save(
     """
     check_model(model)
     check_whole(model)
+    check_place("directory", directory)
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise DataError(
+            f"tokenizer={str(tokenizer)[:40]!r} came; give a tokenizer of transformers, such as "
+            "AutoTokenizer.from_pretrained(folder)."
+        )
+    check_call("extra", extra)
+    if not re.fullmatch(r"\d+|\d+(\.\d+)? ?[KMGT]B", str(max_shard_size), re.IGNORECASE):
+        raise CheckpointError(f"max_shard_size={max_shard_size!r} came; write one such as '5GB'.")
     target = Path(directory).absolute()
     check_folder(target, overwrite)
     found = None if source is None else look(source, target)
@@ -108,7 +122,8 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
         directory: as `save` or ``save_pretrained`` wrote it.
         model: a dense instance of the class that was saved; it is copied, not changed. Hugging Face
             checkpoints do without it.
-        kwargs: handed to ``from_pretrained`` (dtype, device_map, ..).
+        kwargs: handed to ``from_pretrained`` (dtype, device_map, ..); for a plain module dtype
+            alone, which casts what was loaded.
 
     Raises:
         CheckpointError: corrupt, truncated, from a later version, or not of this model.
@@ -123,6 +138,9 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
     >>> bool((again[0].dense() == result.model[0].dense()).all())
     True
     """
+    check_place("directory", directory)
+    if model is not None:
+        check_model(model)
     folder = Path(directory)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; name one that bondwise.save wrote.")
@@ -132,12 +150,22 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
         raise CheckpointError(
             f"{folder} has neither {CONFIG} nor {MANIFEST}; name a folder that bondwise.save wrote."
         )
+    dtype = kwargs.pop("dtype", None)
+    dtype = None if dtype == "auto" else dtype
+    if not isinstance(dtype, torch.dtype | None) or (dtype and not dtype.is_floating_point):
+        raise CheckpointError(f"dtype={dtype!r} came; write a dtype such as torch.bfloat16.")
+    if kwargs:
+        raise CheckpointError(
+            f"{next(iter(kwargs))}=.. came for a plain module, which takes dtype alone; move what "
+            "load gives with .to(..)."
+        )
     if model is None:
         raise CheckpointError(
             f"{folder} holds a plain module, whose code is not in the checkpoint; "
             "give a dense instance of it: load(directory, model=..)."
         )
-    return _load_module(folder, model)
+    made = _load_module(folder, model)
+    return made if dtype is None else made.to(dtype)
 
 
 def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
@@ -162,11 +190,16 @@ def _load_hub_model(folder: Path, model: nn.Module | None, kwargs: dict[str, Any
     if isinstance(manifest, dict) and manifest.get("quant_method") == METHOD:
         read_specs(manifest)
     loader: Any = _class_of(folder, config) if model is None else type(model)
+    if not hasattr(loader, "from_pretrained"):
+        raise CheckpointError(
+            f"{folder} holds a Hugging Face model, and a {loader.__name__} came; leave model out, "
+            "or give an instance of the class that was saved."
+        )
     try:
         return loader.from_pretrained(str(folder), **kwargs)
     except BondwiseError:
         raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder} cannot be loaded: {reason[:300]}") from error
 
@@ -188,7 +221,7 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
-    copy = deepcopy(model)
+    copy = deepcopy(model, twins(model))
     layers = swap_in(copy, specs)
     check_tensors([weights], layers, specs)
     try:
@@ -208,9 +241,15 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
 def _take_dtypes(model: nn.Module, weights: Path) -> None:
     """Give every tensor the dtype that it was saved in; what is shared stays shared."""
     saved = load_file(str(weights))
-    for name, tensor in model.state_dict(keep_vars=True).items():  # shared ones under all names
-        if name in saved:
-            tensor.data = tensor.data.to(saved[name].dtype)
+    named = model.state_dict(keep_vars=True)  # shared ones under all names
+    shown = {id(tensor): view(tensor) for tensor in named.values()}
+    wanted = {shown[id(t)]: saved[name].dtype for name, t in named.items() if name in saved}
+    made: dict[Any, Tensor] = {}
+    for tensor in {id(t): t for t in named.values()}.values():
+        key = shown[id(tensor)]
+        if key in wanted:
+            made[key] = made[key] if key in made else tensor.data.to(wanted[key])
+            tensor.data = made[key]
 
 
 def check_folder(target: Path, overwrite: bool) -> None:

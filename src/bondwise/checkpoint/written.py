@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bondwise.checkpoint.hub import is_hub_model
 from bondwise.errors import CheckpointError
-from bondwise.layers.module import Spec
+from bondwise.layers.terms import Spec
 
 INDEX = "model.safetensors.index.json"
-_CORE = ".core_0"
+_OURS = (".core_0", ".t0_dense", "._extra_state")  # one of them is in every layer of terms
 _KINDS = {  # safetensors calls a dtype this
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
@@ -70,7 +70,7 @@ def still_networks(specs: Mapping[str, Spec], files: Iterable[str | Path]) -> di
         CheckpointError: a file is truncated or corrupt.
     """
     found = headers(files)
-    if found and not any(name.endswith((_CORE, "._extra_state")) for name in found):
+    if found and not any(name.endswith(_OURS) for name in found):
         return {}
     dense = {
         name.removesuffix(".weight") for name, header in found.items() if len(header.shape) > 1

@@ -88,8 +88,6 @@ def check_recipe(recipe: Recipe) -> None:
     builder(recipe.format)
     check_device(recipe.device)
     check_draw(recipe.windows, recipe.length)
-    if not 0 <= recipe.seed < 2**63:
-        raise BudgetError(f"seed={recipe.seed} came; write a whole number of 0 or more.")
     if not 0 <= recipe.threads <= THREADS:
         raise BudgetError(f"threads={recipe.threads} came; write a number from 0 to {THREADS}.")
 
