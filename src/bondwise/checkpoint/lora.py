@@ -5,6 +5,7 @@
 low-rank term, ``unmerge_adapter`` takes it away again; no dense weight is written.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -126,9 +127,6 @@ class _OnTerms:
 class TensorLoraLinear(_OnTerms, Linear):
     """LoRA beside a linear layer of terms."""
 
-    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
-        return module.in_features, module.out_features
-
     def pair(self, adapter: str) -> tuple[Tensor, Tensor] | None:
         """(out x r, r x in) of an adapter, scaled; None where this layer has none of that name."""
         if adapter not in self.lora_A:
@@ -140,8 +138,10 @@ class TensorLoraLinear(_OnTerms, Linear):
 class TensorLoraEmbedding(_OnTerms, Embedding):
     """LoRA beside an embedding of terms."""
 
-    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
-        return module.num_embeddings, module.embedding_dim
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter; see `_OnTerms.update_layer`."""
+        self.in_features, self.out_features = self.get_base_layer().shape
+        super().update_layer(adapter_name, *args, **kwargs)
 
     def pair(self, adapter: str) -> tuple[Tensor, Tensor] | None:
         """(entries x r, r x width) of an adapter, scaled; None where this layer has none of it."""
@@ -167,7 +167,9 @@ def _dispatch(default: Any) -> Any:
         if made is None or kwargs.get("parameter_name") is not None:
             return default(target, adapter_name, **kwargs)
         kwargs.pop("parameter_name", None)
-        return made(target, adapter_name, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unsupported layer type")
+            return made(target, adapter_name, **kwargs)
 
     dispatch_default.wraps_terms = True  # pyright: ignore[reportFunctionMemberAccess]
     return dispatch_default
