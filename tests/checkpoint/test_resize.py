@@ -13,7 +13,7 @@ from bondwise.checkpoint.checkpoint import save
 from bondwise.checkpoint.hub import attach
 from bondwise.compress.merge import merge
 from bondwise.errors import SelectionError
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 
 from .conftest import gauge_free, logits, manifest_of, offloaded
 
@@ -47,8 +47,9 @@ def test_it_is_what_the_merged_twin_is_and_lives_on(ends, count, how, tmp_path):
     assert found.config.vocab_size == wanted.config.vocab_size >= count
     old = slice(128 if "mean_resizing" in how else None)  # what is added is drawn then
     assert torch.allclose(logits(found)[..., old], logits(wanted)[..., old], atol=1e-5)
-    assert list(found.config.quantization_config["modules"]) == ["model.layers.0.mlp.up_proj"]
     found.save_pretrained(tmp_path / "pretrained")
+    said = manifest_of(tmp_path / "pretrained")["quantization_config"]
+    assert list(said["modules"]) == ["model.layers.0.mlp.up_proj"]
     for folder in (tmp_path / "pretrained", save(found, tmp_path / "saved")):
         again = AutoModelForCausalLM.from_pretrained(folder)
         assert torch.equal(logits(again), logits(found))
@@ -133,11 +134,15 @@ def test_classes_with_methods_of_their_own(kind):
         assert type(found.get_submodule(path)) is type(wanted.get_submodule(path))
 
 
-def test_a_backbone_resized_alone_leaves_the_rest_of_the_manifest():
-    small = with_networks(tiny.llama(), (*ENDS["both"], "model.layers.0.mlp.up_proj"))
+@pytest.mark.parametrize("paths", [ENDS["embedding"], ENDS["both"]])
+def test_a_backbone_resized_alone(paths, tmp_path):
+    small = with_networks(tiny.llama(), paths)
     small.model.resize_token_embeddings(140)
-    left = set(small.config.quantization_config["modules"])
-    assert left == {"lm_head", "model.layers.0.mlp.up_proj"}
+    small.save_pretrained(tmp_path)
+    left = manifest_of(tmp_path).get("quantization_config", {"modules": {}})["modules"]
+    assert list(left) == [path for path in paths if path == "lm_head"]
+    dense = (tmp_path / "model.safetensors").stat().st_size
+    assert dense > 4 * sum(p.numel() for p in small.parameters())
 
 
 def test_an_embedding_that_is_away_is_refused_before_anything_changes(tmp_path):

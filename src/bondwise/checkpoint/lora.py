@@ -16,6 +16,7 @@ from peft.tuners import tuners_utils
 from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.layer import Embedding, Linear
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import Tensor
 
 from bondwise.errors import SelectionError
@@ -40,6 +41,8 @@ def register() -> None:
     lora_model.dispatch_default = _dispatch(dispatch)
     name = "_maybe_include_all_linear_layers"
     setattr(tuners_utils, name, _all_linear(getattr(tuners_utils, name)))
+    tokens: Any = TrainableTokensLayer
+    tokens.__init__ = _dense_tokens(tokens.__init__)
 
 
 class _OnTerms:
@@ -186,6 +189,19 @@ def _all_linear(include: Any) -> Any:
         return found
 
     return include_linear
+
+
+def _dense_tokens(init: Any) -> Any:
+    @wraps(init)
+    def init_tokens(self: Any, base_layer: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(base_layer, TensorLayer):
+            raise SelectionError(
+                "Trainable tokens came for an embedding of terms, whose rows they would replace; "
+                "write the embedding into target_modules instead, or merge the model first."
+            )
+        init(self, base_layer, *args, **kwargs)
+
+    return init_tokens
 
 
 def _linear_paths(model: Any) -> set[str]:
