@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.columns import low_rank_with_columns
-from bondwise.choose.curves import shared_cores
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
 from bondwise.layers.remainder import Columns
-from bondwise.layers.storage import TensorLayer, share
+from bondwise.layers.storage import TensorLayer
 from bondwise.network.network import Network
 
 NEAR = (0.25, 1.0, 4.0)  # shrinkages to try, times what the number of tokens suggests
@@ -49,14 +48,12 @@ def fit_group(
         seed: of the starts of fits that have random ones.
     """
     new: dict[str, New] = {}
-    for candidate in dict.fromkeys(picks[w] for w in group.weights if w in picks):
-        name, *others = candidate.weights
-        if others:
-            new |= _shared(candidate, group, layers)
+    for name in group.weights:
+        net = picks[name].network if name in picks else None
+        if net is None:
             continue
-        (net,) = candidate.networks
-        if candidate.remainder:
-            new[name] = _beside_columns(name, net, candidate.remainder, group, layers[name])
+        if count := picks[name].remainder:
+            new[name] = _beside_columns(name, net, count, group, layers[name])
         else:
             new[name] = _alone(name, net, group, layers[name], seed)
     return new
@@ -69,13 +66,18 @@ def shrunk(group: Group, picks: Mapping[str, Candidate]) -> Group:
     """
     metric, held_out = group.metric, group.held_out
     name = max(picks.keys() & group.weights, key=lambda w: (group.weights[w].numel(), w))
-    bonds = [size for net in picks[name].networks for size in net.bonds.values()]
-    if not isinstance(metric, Metric) or not isinstance(held_out, Metric) or not bonds:
+    net = picks[name].network
+    if (
+        not isinstance(metric, Metric)
+        or not isinstance(held_out, Metric)
+        or net is None
+        or not net.bonds
+    ):
         return group
     weight = group.weights[name].float()
     near = [min(1.0, factor * metric.shrinkage) for factor in NEAR]
     plain = replace(held_out, shrinkage=0.0)
-    rank = min(max(bonds), *weight.shape)
+    rank = min(max(net.bonds.values()), *weight.shape)
     return replace(group, metric=held_out_shrinkage(weight, metric, plain, rank, near))
 
 
@@ -90,37 +92,22 @@ def _alone(name: str, net: Network, group: Group, layer: nn.Module, seed: int) -
     return New(_plain(done.network, done.cores, layer), done.error, done.held_out)
 
 
-def _shared(candidate: Candidate, group: Group, layers: Mapping[str, nn.Module]) -> dict[str, New]:
-    """Low rank of several weights with one common core on the side of the inputs."""
-    names = candidate.weights
-    moments = group.moments()
-    weights = [group.weights[name].double() for name in names]
-    ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
-    lefts, right = _balanced(*shared_cores(weights, moments[0], rank))
-    new: dict[str, New] = {}
-    for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
-        layer = _plain(net, (left.float(), right.float()), layers[name])
-        new[name] = New(layer, *_errors(weight, left @ right, moments))
-    share([each.layer for each in new.values()])
-    return new
-
-
 def _beside_columns(name: str, net: Network, count: int, group: Group, layer: nn.Module) -> New:
     """Low rank with some columns dense beside it, both fitted at once."""
     weight, moments = group.weights[name].double(), group.moments()
     (rank,) = net.bonds.values()
     best = low_rank_with_columns(weight, moments[0], rank, count)
-    (left,), right = _balanced([best.left], best.right)
+    cores = _balanced(best.left, best.right)
     rest = Columns(best.positions, best.values)
-    made = _plain(net, (left.float(), right.float()), layer, rest)
+    made = _plain(net, [core.float() for core in cores], layer, rest)
     return New(made, *_errors(weight, best.dense(), moments))
 
 
-def _balanced(lefts: Sequence[Tensor], right: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The same products, with singular values split evenly, as training likes them."""
+def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, with singular values split evenly, as training likes them."""
     rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
     root = scale.sqrt()
-    return [left @ rotation * root for left in lefts], root[:, None] * right
+    return left @ rotation * root, root[:, None] * right
 
 
 def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[float, float]:

@@ -1,19 +1,15 @@
 """Networks as they are kept: without their gauge, rounded in the metric of their inputs."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from bondwise.choose.candidates import Candidate
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
-from bondwise.gauge.shared import compact_shared
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer, share
+from bondwise.layers.storage import TensorLayer
 
 ROUGH = 4  # bytes of a number from which on its rounding is nothing
 
@@ -21,43 +17,29 @@ Weighing = Metric | Tensor | None
 
 
 def store(
-    candidate: Candidate,
-    layers: Mapping[str, nn.Module],
-    sources: Mapping[str, nn.Module],
+    plain: TensorLayer,
+    source: nn.Module,
     own: torch.dtype,
     asked: torch.dtype | None,
     metric: Weighing,
-) -> dict[str, nn.Module]:
-    """The layers of one candidate without their gauge, by name.
+) -> TensorLayer:
+    """A layer without its gauge.
 
-    They hold numbers of the dtype that the weight had. Where the model will be cast to a coarser
+    It holds numbers of the dtype that the weight had. Where the model will be cast to a coarser
     one, they are rounded to that here, as the metric wants it, so that the cast loses nothing.
 
     Args:
-        candidate: what was picked.
-        layers: the fitted layers, in plain form.
-        sources: where biases and the like come from.
+        plain: the fitted layer, in plain form.
+        source: where the bias and the like come from.
         own: the dtype of the dense weight.
         asked: that of the model in the end; None for the same.
         metric: how a rounding error is weighed.
     """
-    plain = [cast(TensorLayer, layers[w]) for w in candidate.weights]
-    nets = [layer.network for layer in plain]
-    cores = [[core.detach() for core in layer.cores()] for layer in plain]
+    cores = [core.detach() for core in plain.cores()]
     dtype = _coarser(own, asked)
     scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
-    if len(plain) > 1:
-        forms = compact_shared(nets, cores, dtype, scale)
-    else:
-        forms = [compact(nets[0], cores[0], dtype, scale)]
-    forms = [replace(form, free=tuple(free.to(own) for free in form.free)) for form in forms]
-    made = [
-        _layer(form, sources[w], layer)
-        for form, w, layer in zip(forms, candidate.weights, plain, strict=True)
-    ]
-    if len(made) > 1:
-        share(made)
-    return dict(zip(candidate.weights, made, strict=True))
+    form = compact(plain.network, cores, dtype, scale)
+    return _layer(replace(form, free=tuple(free.to(own) for free in form.free)), source, plain)
 
 
 def restore(block: nn.Module, dense: nn.Module) -> None:
