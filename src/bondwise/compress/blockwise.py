@@ -25,7 +25,7 @@ from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import fitted_on
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 from bondwise.progress import Progress, silent
 
 Picks = Mapping[str, Candidate]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from bondwise.choose.columns import low_rank_with_columns
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.remainder import Columns
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.entries import columns
+from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.networks import network
+from bondwise.layers.terms import Term
 from bondwise.network.network import Network
 
 NEAR = (0.25, 1.0, 4.0)  # shrinkages to try, times what the number of tokens suggests
@@ -98,8 +98,8 @@ def _beside_columns(name: str, net: Network, count: int, group: Group, layer: nn
     (rank,) = net.bonds.values()
     best = low_rank_with_columns(weight, moments[0], rank, count)
     cores = _balanced(best.left, best.right)
-    rest = Columns(best.positions, best.values)
-    made = _plain(net, [core.float() for core in cores], layer, rest)
+    beside = columns(best.positions, best.values.float(), net.shape)
+    made = _plain(net, [core.float() for core in cores], layer, [beside])
     return New(made, *_errors(weight, best.dense(), moments))
 
 
@@ -119,9 +119,6 @@ def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tupl
 
 
 def _plain(
-    net: Network, cores: Sequence[Tensor], layer: nn.Module, rest: Columns | None = None
+    net: Network, cores: Sequence[Tensor], layer: nn.Module, beside: Sequence[Term] = ()
 ) -> TensorLayer:
-    if isinstance(layer, nn.Embedding):
-        return TensorEmbedding(net, cores)
-    bias = cast(Tensor | None, layer.bias)
-    return TensorLinear(net, cores, bias, origin=type(layer).__name__, remainder=rest)
+    return host_of(layer).build(layer, [network(net, cores), *beside])

@@ -3,18 +3,22 @@
 from torch import nn
 
 from bondwise.checkpoint.hub import detach
-from bondwise.compress.swap import copied, swap
+from bondwise.compress.swap import apart, check_copy, swap
 from bondwise.errors import SelectionError
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer, check_model
+from bondwise.flow.doors import check_switch, check_whole
+from bondwise.layers.hosts.registry import hosts
+from bondwise.layers.module import TensorLayer
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with every network multiplied out: dense layers that load and run without bondwise.
 
+    The result shares nothing with the given model, unless ``inplace=True``. A weight trains where
+    one of its terms did.
+
     Raises:
-        SelectionError: no model came, or it has no tensorized layer.
+        SelectionError: no model came, it has no tensorized layer, or its numbers are not all here.
+        BudgetError: inplace is neither True nor False.
 
     >>> from bondwise import merge, tensorize
     >>> merge(tensorize(nn.Sequential(nn.Linear(8, 8)), keep=0.5).model)
@@ -22,7 +26,8 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
-    check_model(model)
+    check_whole(model)
+    check_switch("inplace", inplace)
     found = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -33,30 +38,12 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
             f"{type(model).__name__} has no tensorized layer; give one that tensorize made, or "
             "a folder that compress wrote."
         )
-    dense = {layer: _dense_layer(layer) for layer in set(found.values())}
-    result = model if inplace else copied(model)
-    swap(result, {name: dense[layer] for name, layer in found.items()})
+    if not inplace:
+        check_copy(model)
+    dense = {layer: hosts()[layer.host].dense(layer) for layer in set(found.values())}
+    made = {name: dense[layer] for name, layer in found.items()}
+    if inplace:
+        swap(model, made)
+    result = model if inplace else apart(model, made)
     detach(result)
     return result
-
-
-def _dense_layer(layer: TensorLayer) -> nn.Module:
-    weight = layer.dense().detach()
-    if isinstance(layer, TensorEmbedding):
-        if layer.padding_idx is not None and layer.zero_padding:
-            weight[layer.padding_idx] = 0
-        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx)
-    assert isinstance(layer, TensorLinear)
-    if layer.origin == "Conv1D":
-        from transformers.pytorch_utils import Conv1D  # only where the model came from there
-
-        dense: nn.Module = Conv1D(layer.out_features, layer.in_features)
-        weight = weight.T
-    else:
-        dense = nn.Linear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-    dense.weight = nn.Parameter(weight.contiguous())
-    if layer.bias is not None:
-        dense.bias = nn.Parameter(layer.bias.detach().clone())
-    return dense

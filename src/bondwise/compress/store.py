@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.hosts.registry import hosts
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.networks import compacted
 
 ROUGH = 4  # bytes of a number from which on its rounding is nothing
 
@@ -39,21 +39,16 @@ def store(
     dtype = _coarser(own, asked)
     scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
     form = compact(plain.network, cores, dtype, scale)
-    return _layer(replace(form, free=tuple(free.to(own) for free in form.free)), source, plain)
+    form = replace(form, free=tuple(free.to(own) for free in form.free))
+    return _layer(form, source, plain)
 
 
 def restore(block: nn.Module, dense: nn.Module) -> None:
-    """Give all but the networks the dtype, and the wish for gradients, that it had."""
+    """Give all but the networks the dtype that it had."""
     old = dict(dense.named_parameters()) | dict(dense.named_buffers())
     for path, tensor in [*block.named_parameters(), *block.named_buffers()]:
         if path in old and tuple(old[path].shape) == tuple(tensor.shape):
             tensor.data = tensor.data.to(old[path].dtype)
-            tensor.requires_grad_(old[path].requires_grad)
-    for layer in block.modules():
-        if isinstance(layer, TensorLayer):
-            for name, parameter in layer.named_parameters():
-                if name != "bias":  # a frozen one stays frozen
-                    parameter.requires_grad_(True)
 
 
 def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
@@ -63,9 +58,4 @@ def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
 
 
 def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
-    if isinstance(source, nn.Embedding):
-        return TensorEmbedding.from_compact(form, source)
-    rest = plain.rest() if isinstance(plain, TensorLinear) else None
-    made = TensorLinear.from_compact(form, source, rest)
-    made.origin = source.origin if isinstance(source, TensorLinear) else made.origin
-    return made
+    return hosts()[plain.host].build(source, [compacted(form), *plain.beside()])
