@@ -289,13 +289,13 @@ def _asked(work: _Work) -> dict[str, Candidate]:
         if line.network is not None:
             price = cost.network(line.network, bits_of(work.model.get_submodule(name)))
             form = line.format or work.recipe.format
-            found[name] = Candidate.of((name,), form, (line.network,), price, (1.0,))
+            found[name] = Candidate.of(name, form, line.network, price, 1.0)
     return found
 
 
 def _lines(work: _Work, picks: Picks, found: Survey | None, fitted: Fitted) -> dict[str, Line]:
     """The lines of the table, with what was chosen and the errors of the fits."""
-    groups = {w: g for g in (found.groups if found else []) for c in g for w in c.weights}
+    groups = {c.weight: g for g in (found.groups if found else []) for c in g}
     lines: dict[str, Line] = {}
     for name, line in work.lines.items():
         if name in groups:
