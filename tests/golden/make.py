@@ -27,9 +27,8 @@ IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])
 
 def gauge_free(net, module: nn.Module, *beside):
     """A random layer of this network in the place of a module, stored without its gauge."""
-    return host_of(module).build(
-        module, [compacted(compact(net, TensorLinear(net).cores())), *beside]
-    )
+    own = compacted(compact(net, TensorLinear(net).cores()))
+    return host_of(module).build(module, [own, *beside])
 
 
 def llama() -> nn.Module:

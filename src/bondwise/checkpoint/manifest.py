@@ -222,6 +222,15 @@ def read_old(
     return read
 
 
+def check_positions(files: Iterable[str | Path], layers: Layers) -> None:
+    """See that the positions in some files are right, before anything is read.
+
+    Raises:
+        CheckpointError: they are not, with the layer's path; that some are missing is no matter.
+    """
+    _positions(files, layers, lambda layer, state: layer.positions(state))
+
+
 def read_positions(files: Iterable[str | Path], layers: Layers) -> None:
     """Give positions to layers that got none: what is on the disk by device_map is never read.
 
@@ -229,17 +238,27 @@ def read_positions(files: Iterable[str | Path], layers: Layers) -> None:
         CheckpointError: they are not there, or wrong.
     """
     waiting = {path: layer for path, layer in layers.items() if not layer.placed}
-    held = {key: file for file in files for key in _shapes([file])} if waiting else {}
+    _positions(files, waiting, lambda layer, state: layer.set_extra_state(state))
     for path, layer in waiting.items():
-        key = f"{path}._extra_state"
-        if key not in held:
-            raise CheckpointError(f"The checkpoint lacks {key!r}; copy or save it again.")
-        with safe_open(str(held[key]), framework="pt") as opened:
-            state = opened.get_tensor(key)
-        try:
-            layer.set_extra_state(state)
-        except ShapeError as error:
-            raise CheckpointError(f"Layer {path!r}: {error}") from error
+        if not layer.placed:
+            raise CheckpointError(
+                f"The checkpoint lacks '{path}._extra_state'; copy or save it again."
+            )
+
+
+def _positions(
+    files: Iterable[str | Path], layers: Layers, use: Callable[[TensorLayer, Tensor], object]
+) -> None:
+    named = {f"{path}._extra_state": path for path in layers}
+    for file in files if named else ():
+        with safe_open(str(file), framework="pt") as opened:
+            found = {key: opened.get_tensor(key) for key in named.keys() & set(opened.keys())}
+        for key, state in found.items():
+            path = named[key]
+            try:
+                use(layers[path], state)
+            except ShapeError as error:
+                raise CheckpointError(f"Layer {path!r}: {error}") from error
 
 
 def _check_tensor(name: str, tensor: Tensor, saved: Mapping[str, tuple[int, ...]]) -> None:
