@@ -200,10 +200,13 @@ def read_old(
     for path in old.keys() & layers.keys():
         layer = layers[path]
         for name, key in old[path].items():
-            if key in held:
-                with safe_open(str(held[key]), framework="pt") as opened:
-                    read[f"{path}.{name}"] = opened.get_tensor(key)
-        state = {n: read[f"{path}.{n}"] for n in old[path] if f"{path}.{n}" in read}
+            if key not in held:
+                raise CheckpointError(
+                    f"The checkpoint lacks {key!r} of layer {path!r}; copy or save it again."
+                )
+            with safe_open(str(held[key]), framework="pt") as opened:
+                read[f"{path}.{name}"] = opened.get_tensor(key)
+        state = {name: read[f"{path}.{name}"] for name in old[path]}
         layer.hides_positions = False
         if layer.like.is_meta and len(layer.parts) + len(specs[path].get("shared", {})) > 1:
             raise CheckpointError(
@@ -211,14 +214,10 @@ def read_old(
                 "whole and save it again first."
             )
         try:
-            missing = layer.load_state_dict(state, strict=False).missing_keys
-        except (ShapeError, RuntimeError) as error:
-            raise CheckpointError(f"Layer {path!r} cannot be read: {error}") from error
-        lost = [name for name in missing if name != "bias"]
-        if lost:
-            raise CheckpointError(
-                f"The checkpoint lacks '{path}.{lost[0]}'; copy or save it again."
-            )
+            layer.load_state_dict(state, strict=False)
+        except (CheckpointError, RuntimeError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise CheckpointError(f"Layer {path!r} cannot be read: {reason}") from error
     return read
 
 
