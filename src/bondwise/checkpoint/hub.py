@@ -16,7 +16,9 @@ from typing import Any
 from torch import nn
 
 from bondwise.checkpoint.manifest import describe
+from bondwise.checkpoint.resize import resize_networks
 from bondwise.errors import MissingExtraError
+from bondwise.layers.module import TensorLayer
 
 METHOD = "bondwise"
 NOTICE = "this checkpoint holds tensor networks and needs bondwise: pip install 'bondwise[hf]'"
@@ -72,6 +74,8 @@ def attach(model: Any) -> None:
         detach(model)
         return
     _keep_notice()
+    _describe_when_saved()
+    resize_networks()
     for config in _configs_of(model.config):
         config.quantization_config = manifest
         config._is_quantized = (
@@ -142,3 +146,27 @@ def _keep_notice() -> None:
 
     to_json_file.keeps_notice = True  # pyright: ignore[reportAttributeAccessIssue]
     Config.to_json_file = to_json_file
+
+
+def _describe_when_saved() -> None:
+    """Let ``save_pretrained`` write the manifest of what the model has then: layers may have changed.
+
+    A merged adapter is a term more, a resized embedding a network less.
+    """
+    from transformers import PreTrainedModel as Model
+
+    save: Any = Model.save_pretrained
+    if hasattr(save, "describes_networks"):
+        return
+
+    @wraps(save)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+        adapters = getattr(self, "_hf_peft_config_loaded", False)  # then these alone are written
+        if not adapters and any(isinstance(module, TensorLayer) for module in self.modules()):
+            attach(self)
+        elif not adapters:
+            detach(self)
+        return save(self, *args, **kwargs)
+
+    save_pretrained.describes_networks = True  # pyright: ignore[reportFunctionMemberAccess]
+    Model.save_pretrained = save_pretrained
