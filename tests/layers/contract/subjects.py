@@ -1,0 +1,179 @@
+"""What goes through each situation: every topology, storage and host, and dense modules as control.
+
+A situation is right where it is right for the dense modules too: they go through the same code.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers.pytorch_utils import Conv1D
+
+import bondwise as bw
+from bondwise.topology import registry
+from nets import layer_of, random_cores, remainder_of, thorough
+
+OUT, IN, RANK = 12, 18, 3
+HOSTS = ("linear", "linear without bias", "conv1d", "embedding")
+STORAGES = ("plain", "gauge-free")
+BESIDE = ("columns", "entries")
+OFTEN = {  # where not all is run
+    "linear": (False, True),
+    "linear without bias": (False,),
+    "conv1d": (True,),
+    "embedding": (False, True),
+}
+MIXED = ("lowrank", "mpo")  # those that then have entries beside them
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One module to try: of the host's own class where the topology is "dense"."""
+
+    topology: str
+    host: str
+    gauge: bool = False
+    beside: str | None = None
+
+    def layer(self, seed: int = 0) -> nn.Module:
+        """The module, in float64; another seed has other numbers at other positions."""
+        if self.topology == "dense":
+            return _dense(self.host, torch.randn(OUT, IN, generator=_seeded(seed)).double(), seed)
+        net = registry.find(self.topology).sized(OUT, IN, RANK)
+        options: dict[str, Any] = {}
+        if self.beside:
+            options["remainder"], _ = remainder_of(self.beside, 4, net.shape, seed)
+        if self.host == "embedding":
+            return layer_of(bw.TensorEmbedding, net, random_cores(net, seed), self.gauge, **options)
+        options["bias"] = _bias(self.host, seed)
+        options["origin"] = "Conv1D" if self.host == "conv1d" else "Linear"
+        return layer_of(bw.TensorLinear, net, random_cores(net, seed), self.gauge, **options)
+
+    def model(self, seed: int = 0) -> nn.Sequential:
+        """The module in one that holds it, in eval mode."""
+        return nn.Sequential(self.layer(seed)).eval()
+
+    def inputs(self, *batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Vectors, or ids."""
+        if self.host == "embedding":
+            return torch.randint(OUT, batch, generator=_seeded(seed))
+        return torch.randn(*batch, IN, generator=_seeded(seed), dtype=torch.float64).to(dtype)
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether a gradient can go through it to its inputs."""
+        return self.host != "embedding"
+
+    @property
+    def name(self) -> str:
+        """Of the first parameter of the weight."""
+        return "weight" if self.topology == "dense" else "core_0"
+
+    @property
+    def cores(self) -> int:
+        """How many matrices the input meets, or the weight is a product of."""
+        if self.topology == "dense":
+            return 1
+        return len(registry.find(self.topology).sized(OUT, IN, RANK).cores)
+
+    def __str__(self) -> str:
+        """As in a test's name."""
+        if self.topology == "dense":
+            return f"control-{self.host}"
+        beside = f"+{self.beside}" if self.beside else ""
+        return f"{self.topology}{beside}-{STORAGES[self.gauge]}-{self.host}"
+
+
+def often(cell: Cell) -> bool:
+    """Whether it is tried where not all is run: each topology and host is."""
+    if cell.beside:
+        return cell.gauge and cell.topology in MIXED
+    return cell.gauge in OFTEN[cell.host]
+
+
+def few(cell: Cell) -> bool:
+    """Where each takes long: every topology as it is stored, every host, every kind of entries."""
+    if cell.topology == "dense":
+        return True
+    if cell.topology == "mpo" and cell.host != "linear without bias":
+        return cell.gauge
+    return cell.host == "linear" and cell.gauge and not cell.beside
+
+
+def cells() -> list[Cell]:
+    """The dense modules, and every topology for every host in every storage."""
+    control = [Cell("dense", host) for host in HOSTS]
+    kinds = product(registry.names(), HOSTS, (False, True), (None, *BESIDE))
+    return [*control, *(Cell(*kind) for kind in kinds)]
+
+
+every_cell = pytest.mark.parametrize(
+    "cell",
+    [cell if often(cell) else thorough(cell)[0] for cell in cells()],
+    ids=str,
+)
+
+
+def weight(layer: nn.Module) -> Tensor:
+    """The weight that a layer stands for now, out x in, with its gradient."""
+    if hasattr(layer, "dense"):
+        return layer.dense()
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+def wanted(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer has to give: the arithmetic of the dense module alone."""
+    if isinstance(layer, nn.Embedding | bw.TensorEmbedding):
+        return F.embedding(x, weight(layer))
+    return F.linear(x, weight(layer), layer.bias)
+
+
+def check(model: nn.Sequential, x: Tensor, like: Tensor | None = None) -> Tensor:
+    """A look: the outputs are those of the weight; returns them."""
+    with torch.no_grad():
+        y = model(x)
+        assert_close(y, wanted(model[0], x) if like is None else like)
+    return y
+
+
+def gradients(y: Tensor, leaves: list[Tensor], seed: int = 0) -> tuple[Tensor, ...]:
+    """Of a loss that weighs every output by another number."""
+    towards = torch.randn(y.shape, generator=_seeded(seed), dtype=torch.float64).to(y.dtype)
+    return torch.autograd.grad(y, leaves, towards)
+
+
+def check_gradients(model: nn.Sequential, x: Tensor, run: Callable[..., Tensor] | None = None):
+    """Those of the parameters, and of the inputs, are those through the weight."""
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    if x.is_floating_point():
+        x = x.detach().clone().requires_grad_()
+        leaves.append(x)
+    ours = gradients((run or model)(x), leaves)
+    assert_close(ours, gradients(wanted(model[0], x), leaves))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _bias(host: str, seed: int) -> Tensor | None:
+    if host == "linear without bias":
+        return None
+    return torch.randn(OUT, generator=_seeded(seed + 1), dtype=torch.float64)
+
+
+def _dense(host: str, W: Tensor, seed: int) -> nn.Module:
+    if host == "embedding":
+        return nn.Embedding.from_pretrained(W.clone(), freeze=False)
+    bias = _bias(host, seed)
+    made = Conv1D(OUT, IN) if host == "conv1d" else nn.Linear(IN, OUT, bias=bias is not None)
+    made.weight = nn.Parameter(W.T.contiguous() if host == "conv1d" else W.clone())
+    if bias is not None:
+        made.bias = nn.Parameter(bias)
+    return made
