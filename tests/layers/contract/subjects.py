@@ -5,6 +5,7 @@ A situation is right where it is right for the dense modules too: they go throug
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 import bondwise as bw
+from bondwise.network.network import Network
 from bondwise.topology import registry
-from nets import layer_of, random_cores, remainder_of, thorough
+from nets import layer_of, random_cores, reference, remainder_of, thorough
 
 OUT, IN, RANK = 12, 18, 3
 HOSTS = ("linear", "linear without bias", "conv1d", "embedding")
@@ -44,16 +46,23 @@ class Cell:
     def layer(self, seed: int = 0) -> nn.Module:
         """The module, in float64; another seed has other numbers at other positions."""
         if self.topology == "dense":
-            return _dense(self.host, torch.randn(OUT, IN, generator=_seeded(seed)).double(), seed)
-        net = registry.find(self.topology).sized(OUT, IN, RANK)
+            return _dense(self.host, _numbers(seed), seed)
+        net, cores, _ = _network(self.topology, seed)
         options: dict[str, Any] = {}
         if self.beside:
             options["remainder"], _ = remainder_of(self.beside, 4, net.shape, seed)
         if self.host == "embedding":
-            return layer_of(bw.TensorEmbedding, net, random_cores(net, seed), self.gauge, **options)
+            return layer_of(bw.TensorEmbedding, net, cores, self.gauge, **options)
         options["bias"] = _bias(self.host, seed)
         options["origin"] = "Conv1D" if self.host == "conv1d" else "Linear"
-        return layer_of(bw.TensorLinear, net, random_cores(net, seed), self.gauge, **options)
+        return layer_of(bw.TensorLinear, net, cores, self.gauge, **options)
+
+    def reference(self, seed: int = 0) -> Tensor:
+        """Its weight by numpy, out x in."""
+        if self.topology == "dense":
+            return _numbers(seed)
+        W = _network(self.topology, seed)[2]
+        return W + remainder_of(self.beside, 4, (OUT, IN), seed)[1] if self.beside else W
 
     def model(self, seed: int = 0) -> nn.Sequential:
         """The module in one that holds it, in eval mode."""
@@ -71,16 +80,11 @@ class Cell:
         return self.host != "embedding"
 
     @property
-    def name(self) -> str:
-        """Of the first parameter of the weight."""
-        return "weight" if self.topology == "dense" else "core_0"
-
-    @property
     def cores(self) -> int:
         """How many matrices the input meets, or the weight is a product of."""
         if self.topology == "dense":
             return 1
-        return len(registry.find(self.topology).sized(OUT, IN, RANK).cores)
+        return len(_network(self.topology, 0)[1])
 
     def __str__(self) -> str:
         """As in a test's name."""
@@ -134,6 +138,12 @@ def wanted(layer: nn.Module, x: Tensor) -> Tensor:
     return F.linear(x, weight(layer), layer.bias)
 
 
+def largest(layer: nn.Module) -> str:
+    """The name of the parameter that holds most of the weight."""
+    own = {name: p.numel() for name, p in layer.named_parameters() if name != "bias"}
+    return max(own, key=own.__getitem__)
+
+
 def check(model: nn.Sequential, x: Tensor, like: Tensor | None = None) -> Tensor:
     """A look: the outputs are those of the weight; returns them."""
     with torch.no_grad():
@@ -156,6 +166,20 @@ def check_gradients(model: nn.Sequential, x: Tensor, run: Callable[..., Tensor] 
         leaves.append(x)
     ours = gradients((run or model)(x), leaves)
     assert_close(ours, gradients(wanted(model[0], x), leaves))
+
+
+@cache
+def _network(topology: str, seed: int) -> tuple[Network, list[Tensor], Tensor]:
+    """Random cores of a weight whose numbers are about 1 in size, and that weight."""
+    net = registry.find(topology).sized(OUT, IN, RANK)
+    cores = random_cores(net, seed)
+    size = reference(net, cores).square().mean().sqrt() ** (1 / len(cores))
+    cores = [core / size for core in cores]
+    return net, cores, reference(net, cores)
+
+
+def _numbers(seed: int) -> Tensor:
+    return torch.randn(OUT, IN, generator=_seeded(seed), dtype=torch.float64)
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -1,11 +1,14 @@
 """Layers in every mode that they are called in: batches, dtypes, autocast, inference, devices."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
+import bondwise as bw
 from layers.contract.subjects import (
     IN,
     OUT,
@@ -18,6 +21,16 @@ from layers.contract.subjects import (
 )
 
 BATCHES = [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)]
+
+
+@every_cell
+def test_the_weight_is_what_numpy_says_and_what_merge_gives(cell: Cell):
+    model, W, x = cell.model(), cell.reference(), cell.inputs(5)
+    assert_close(weight(model[0]).detach(), W)
+    twin = model if cell.topology == "dense" else bw.merge(model)
+    assert type(twin[0]) is type(Cell("dense", cell.host).layer())
+    assert_close(weight(twin[0]).detach(), W)
+    assert_close(check(twin, x), check(model, x))
 
 
 @every_cell
@@ -163,3 +176,39 @@ def test_gradients_of_gradients(cell: Cell):
         return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
     assert_close(twice(model(x)), twice(wanted(model[0], x)))
+
+
+@every_cell
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_activations(cell: Cell, reentrant):
+    model, x = cell.model(), cell.inputs(5)
+    if reentrant and not cell.takes_vectors:
+        pytest.skip("it wants an input that trains")
+    check_gradients(model, x, partial(checkpoint, model, use_reentrant=reentrant))
+
+
+@every_cell
+def test_what_surrounds_it_does_not_matter(cell: Cell):
+    """Defaults for new tensors are of the caller, who makes some on meta, say."""
+    model, x = cell.model(), cell.inputs(5)
+    y = check(model, x)
+    with torch.device("meta"), torch.no_grad():
+        found = model(x)
+    assert_close(found, y)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        check(model, x, y)
+        check_gradients(model, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@every_cell
+def test_deterministic_algorithms(cell: Cell):
+    model, x = cell.model().train(), cell.inputs(70)
+    torch.use_deterministic_algorithms(True)
+    try:
+        check_gradients(model, x)
+        assert torch.equal(model(x), model(x))
+    finally:
+        torch.use_deterministic_algorithms(False)

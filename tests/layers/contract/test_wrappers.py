@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import replicate
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
-from layers.contract.subjects import Cell, check, check_gradients, every_cell, wanted
+from layers.contract.subjects import Cell, check, check_gradients, every_cell, largest, wanted
 
 
 class Copies(torch.autograd.Function):
@@ -140,20 +140,20 @@ def test_averages_of_what_is_trained_are_those_of_its_parameters(cell: Cell):
 @every_cell
 def test_pruned_again_and_again(cell: Cell):
     model, x = cell.model(), cell.inputs(5)
-    y = check(model, x)
+    name, y = largest(model[0]), check(model, x)
     for _ in range(3):
-        prune.l1_unstructured(model[0], cell.name, amount=0.3)
+        prune.l1_unstructured(model[0], name, amount=0.3)
         with torch.no_grad():
             found = model(x)  # the hook before it makes the pruned parameter
         assert_close(found, wanted(model[0], x).detach())
         assert not torch.allclose(found, y)
         y = found
     with torch.no_grad():
-        getattr(model[0], f"{cell.name}_orig").mul_(2)
+        getattr(model[0], f"{name}_orig").mul_(2)
         found = model(x)
         assert_close(found, wanted(model[0], x))
         assert not torch.allclose(found, y)
-    prune.remove(model[0], cell.name)
+    prune.remove(model[0], name)
     check(model, x, found)
 
 
@@ -169,11 +169,11 @@ class Scaled(nn.Module):
 @every_cell
 def test_a_parametrized_parameter(cell: Cell):
     model, x = cell.model(), cell.inputs(5)
-    y = check(model, x)
-    parametrize.register_parametrization(model[0], cell.name, Scaled())
+    name, y = largest(model[0]), check(model, x)
+    parametrize.register_parametrization(model[0], name, Scaled())
     for by in (2.0, 3.0):
         with torch.no_grad():
-            model[0].parametrizations[cell.name][0].by.fill_(by)
+            model[0].parametrizations[name][0].by.fill_(by)
         found = check(model, x)
         assert not torch.allclose(found, y)
         y = found
@@ -181,8 +181,23 @@ def test_a_parametrized_parameter(cell: Cell):
     with parametrize.cached():
         check(model, x, y)
     check(copy.deepcopy(model), x, y)
-    parametrize.remove_parametrizations(model[0], cell.name, leave_parametrized=True)
+    parametrize.remove_parametrizations(model[0], name, leave_parametrized=True)
     check(model, x, y)
+
+
+@every_cell
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_norms_of_a_parameter(cell: Cell, norm):
+    model, x = cell.model(), cell.inputs(5)
+    check(model, x)
+    norm(model[0], largest(model[0]))
+    for _ in range(2):
+        check(model, x)
+        check_gradients(model, x)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5)
+    check(copy.deepcopy(model), x, check(model, x))
 
 
 @every_cell

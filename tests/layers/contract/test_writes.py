@@ -10,7 +10,15 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.testing import assert_close
 
-from layers.contract.subjects import Cell, check, check_gradients, every_cell, wanted, weight
+from layers.contract.subjects import (
+    Cell,
+    check,
+    check_gradients,
+    every_cell,
+    largest,
+    wanted,
+    weight,
+)
 
 
 def data_copied(model):
@@ -159,13 +167,53 @@ def test_a_state_dict_of_another_instance(cell: Cell, assign):
 
 
 @every_cell
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_state_dict_that_was_cast_whole(cell: Cell, dtype):
+    one, two, x = cell.model(0), cell.model(1), cell.inputs(5)
+    state = {name: value.to(dtype) for name, value in two.state_dict().items()}
+    one.load_state_dict(state)
+    with torch.no_grad():
+        for p in two.parameters():
+            p.copy_(p.to(dtype))
+    assert torch.equal(check(one, x), check(two, x))
+
+
+@every_cell
+def test_a_soup_of_models_of_one_start(cell: Cell):
+    """Averages of the whole state dict (Wortsman et al. 2022)."""
+    models, x = [cell.model() for _ in range(3)], cell.inputs(5)
+    for k, own in enumerate(models):
+        with torch.no_grad():
+            for p in own.parameters():
+                p.mul_(1 + k)
+    states = [own.state_dict() for own in models]
+    mean = {name: sum(state[name] / 4 for state in (*states, states[1])) for name in states[0]}
+    soup = cell.model(1)
+    soup.load_state_dict(mean)
+    assert_close(check(soup, x), check(models[1], x))
+
+
+@every_cell
+def test_parameters_that_torch_swaps(cell: Cell):
+    model, other, x = cell.model(0), cell.model(1), cell.inputs(5)
+    y = check(other, x)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.float().double().load_state_dict(other.state_dict())
+        check(model, x, y)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@every_cell
 def test_a_state_dict_that_lacks_or_has_more_is_refused(cell: Cell):
     model = cell.model()
     state = model.state_dict()
     with pytest.raises(RuntimeError, match="other"):
         model.load_state_dict(state | {"0.other": torch.zeros(1)})
-    del state[f"0.{cell.name}"]
-    with pytest.raises(RuntimeError, match=cell.name):
+    name = largest(model[0])
+    del state[f"0.{name}"]
+    with pytest.raises(RuntimeError, match=name):
         model.load_state_dict(state)
 
 
