@@ -179,12 +179,9 @@ def test_gradients_of_gradients(cell: Cell):
 
 
 @every_cell
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_activations(cell: Cell, reentrant):
-    model, x = cell.model(), cell.inputs(5)
-    if reentrant and not cell.takes_vectors:
-        pytest.skip("it wants an input that trains")
-    check_gradients(model, x, partial(checkpoint, model, use_reentrant=reentrant))
+def test_checkpointed_activations(cell: Cell):
+    model = cell.model()
+    check_gradients(model, cell.inputs(5), partial(checkpoint, model, use_reentrant=False))
 
 
 @every_cell
