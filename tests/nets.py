@@ -15,10 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bondwise import btt, cp, kron, lowrank, mpo, parse, ring, tree, tucker
-from bondwise.compute.machine import Rates
-from bondwise.compute.plan import Plan, timed
 from bondwise.gauge.compact import compact
-from bondwise.layers.remainder import Columns, Entries
+from bondwise.layers import entries
+from bondwise.layers.networks import compacted, network
 from bondwise.network.network import Network
 from bondwise.topology import registry
 
@@ -190,27 +189,33 @@ def kept_bytes(work, *given) -> int:
     )
 
 
-def in_training(net: Network) -> Plan:
-    """Its plan for large batches and gradients: the weight is made whole where it is small."""
-    return timed(net, 4096, Rates(), 4, ready=False, training=True)
-
-
-def layer_of(kind, net: Network, cores, gauge: bool, **options):
+def layer_of(kind, net: Network, cores, gauge: bool, beside=(), **options):
     """A layer that holds cores, as they are or without their gauge."""
-    if not gauge:
-        return kind(net, cores, **options)
-    stored = compact(net, cores)
-    return kind(net, stored.free, form=stored.form, pivots=stored.pivots, **options)
+    own = compacted(compact(net, cores)) if gauge else network(net, cores)
+    return kind.of([own, *beside], **options)
 
 
-def remainder_of(kind: str, count: int, shape: tuple[int, int], seed: int = 0):
-    """Columns or entries at random positions, and the matrix of them by numpy."""
+BESIDE = ("columns", "rows", "entries", "dense", "network")
+
+
+def beside_of(kind: str, shape: tuple[int, int], seed: int = 0, count: int = 4):
+    """A term of each kind at random places, and the matrix of it by numpy."""
     rng, dense = np.random.default_rng(seed), np.zeros(shape)
-    at = np.sort(rng.choice(shape[1] if kind == "columns" else prod(shape), count, replace=False))
-    values = rng.standard_normal((shape[0], count) if kind == "columns" else count)
-    dense[(slice(None), at) if kind == "columns" else np.unravel_index(at, shape)] = values
-    made = {"columns": Columns, "entries": Entries}[kind]
-    return made(torch.from_numpy(at), torch.from_numpy(values)), torch.from_numpy(dense)
+    if kind == "dense":
+        dense = rng.standard_normal(shape)
+        return entries.dense(torch.from_numpy(dense)), torch.from_numpy(dense)
+    if kind == "network":
+        net = lowrank(*shape, 2)
+        cores = random_cores(net, seed + 7)
+        return compacted(compact(net, cores)), reference(net, cores)
+    total = {"columns": shape[1], "rows": shape[0], "entries": prod(shape)}[kind]
+    at = np.sort(rng.choice(total, count, replace=False))
+    sizes = {"columns": (shape[0], count), "rows": (count, shape[1]), "entries": (count,)}
+    where = {"columns": (slice(None), at), "rows": at, "entries": np.unravel_index(at, shape)}
+    values = rng.standard_normal(sizes[kind])
+    dense[where[kind]] = values
+    make = getattr(entries, kind)
+    return make(torch.from_numpy(at), torch.from_numpy(values), shape), torch.from_numpy(dense)
 
 
 def multiplied(factors) -> torch.Tensor:

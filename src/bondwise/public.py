@@ -17,7 +17,7 @@ from bondwise.gauge.canonical import canonical, insert_gauge
 from bondwise.gauge.compact import compact
 from bondwise.heal.heal import heal
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.network.network import Index, Network, parse
 from bondwise.topology import registry
 from bondwise.topology.btt import btt

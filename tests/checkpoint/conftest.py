@@ -16,8 +16,9 @@ from bondwise.checkpoint.checkpoint import save
 from bondwise.errors import CheckpointError
 from bondwise.fit.fit import fit
 from bondwise.gauge.compact import compact
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.networks import compacted
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 
@@ -25,13 +26,12 @@ transformers = pytest.importorskip("transformers")
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9]])
 
 
-def gauge_free(dense: nn.Module, rank: int = 8, **kept):
-    """Low rank in gauge form."""
+def gauge_free(dense: nn.Module, rank: int = 8, beside=()):
+    """Low rank in gauge form, with other terms beside it."""
     weight = dense.weight.detach()
     fitted = fit(weight.float(), lowrank(*weight.shape, rank))
     cores = [core.to(weight.dtype) for core in fitted.cores]
-    kind = TensorEmbedding if isinstance(dense, nn.Embedding) else TensorLinear
-    return kind.from_compact(compact(fitted.network, cores), dense, **kept)
+    return host_of(dense).build(dense, [compacted(compact(fitted.network, cores)), *beside])
 
 
 def make_llama(dtype=torch.float32, tied=False):

@@ -15,7 +15,7 @@ from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import attach, detach
 from bondwise.errors import MissingExtraError
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring

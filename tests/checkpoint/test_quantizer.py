@@ -16,7 +16,7 @@ from bondwise.bench.count import networks
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import NOTICE, attach, detach
 from bondwise.errors import CheckpointError
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from verbs import edit
 

@@ -4,12 +4,12 @@ import struct
 
 import pytest
 import torch
+from bondwise.layers.remainder import Columns, Entries
 from safetensors.torch import load_file
 from torch import nn
 
 from bondwise.checkpoint.checkpoint import load, save
-from bondwise.layers.remainder import Columns, Entries
-from bondwise.layers.storage import share
+from bondwise.layers.module import share
 from verbs import edit
 
 from .conftest import gauge_free, manifest_of, pop, refused

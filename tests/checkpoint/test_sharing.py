@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from bondwise.layers.remainder import Columns, Entries
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -16,8 +17,7 @@ from transformers import (
 import bondwise as bw
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.hub import attach
-from bondwise.layers.remainder import Columns, Entries
-from bondwise.layers.storage import share
+from bondwise.layers.module import share
 from verbs import edit
 
 from .conftest import (

@@ -10,7 +10,7 @@ from bondwise.compress.blockwise import Fitting, fit_layers
 from bondwise.compress.effort import EFFORT
 from bondwise.compress.fit_group import NEAR, shrunk
 from bondwise.fit.metric import Metric
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 
 
 def lost(weight, moment, other, rank):

@@ -10,8 +10,8 @@ import bondwise as bw
 from bondwise.choose.by_rank import check_keep
 from bondwise.errors import BudgetError, DataError, FitError, SelectionError
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import check_model
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import check_model
 from bondwise.topology import registry
 from tiny import bert, cut, gpt2, llama, tokens, untouched
 

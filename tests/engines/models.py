@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bondwise.layers.remainder import Columns, Entries
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import bondwise as bw
 from bondwise.checkpoint.hub import attach
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.remainder import Columns, Entries
-from bondwise.layers.storage import share
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import share
 
 WIDTH, INNER, WORDS = 32, 48, 96
 SHARED = ("q_proj", "k_proj", "v_proj")

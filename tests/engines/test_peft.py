@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bondwise as bw
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 from tiny import same, values
 
 from .models import IDS, is_tied, llama, logits, step, trainer

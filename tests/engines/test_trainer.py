@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Trainer
 
 import bondwise as bw
 import tiny
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 from tiny import same, values
 
 from .models import STEPS, is_tied, llama, logits, trainer

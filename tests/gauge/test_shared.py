@@ -8,7 +8,7 @@ import bondwise as bw
 from bondwise.errors import FitError, ShapeError
 from bondwise.gauge.compact import gauge_form, pivot_bits
 from bondwise.gauge.shared import compact_shared
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from nets import random_cores
 
 HALF = torch.bfloat16

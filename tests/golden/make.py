@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from bondwise.layers.remainder import Columns, Entries
 from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,9 +18,8 @@ from bondwise import btt, kron, lowrank, mpo, ring
 from bondwise.checkpoint.checkpoint import save
 from bondwise.gauge.compact import compact
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.remainder import Columns, Entries
-from bondwise.layers.storage import share
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import share
 
 HERE = Path(__file__).parent
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])

@@ -18,7 +18,7 @@ from bondwise.heal import distil
 from bondwise.heal import timing as pace
 from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
 from bondwise.heal.modes import judging, training
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.progress import silent
 from bondwise.topology.lowrank import lowrank
 from bondwise.train import sampler

@@ -18,7 +18,7 @@ from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionEr
 from bondwise.evaluate.language import compare
 from bondwise.heal.heal import heal
 from bondwise.heal.training_data import as_windows, training_data
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.train.recipe import Healing, suited
 from nets import thorough
 from tiny import same, values

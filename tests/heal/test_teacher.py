@@ -22,7 +22,7 @@ from bondwise.heal.head import (
 )
 from bondwise.heal.losses import logits_loss, top, vocabulary_loss
 from bondwise.heal.teacher import TeacherCache, cache_teacher
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.topology.lowrank import lowrank
 from bondwise.train.recipe import Mix
 

@@ -13,12 +13,17 @@ from transformers.pytorch_utils import Conv1D
 
 import bondwise as bw
 from bondwise.errors import ShapeError
-from bondwise.gauge.compact import GaugeForm, compact, stored_numbers
+from bondwise.gauge.compact import compact, pivot_bits, stored_numbers
+from bondwise.layers import entries
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear, from_spec
+from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.networks import Cores, compacted
+from bondwise.layers.specs import from_spec
+from bondwise.layers.terms import Term
 from bondwise.network.ranks import layouts
 from bondwise.topology import registry
-from nets import layer_of, passes_alone, random_cores, reference, remainder_of, thorough
+from nets import BESIDE, beside_of, layer_of, passes_alone, random_cores, reference, thorough
 
 NETS = [registry.find(name).sized(12, 18, 3) for name in registry.names()]
 NETS += [bw.lowrank(9, 70, 2)]  # pivots are positions, not a mask of bits
@@ -32,7 +37,7 @@ every_layer = pytest.mark.parametrize(
     ("kind", "net", "rest"),
     [
         *((kind, net, None) for kind in KINDS for net in NETS),
-        *((TensorLinear, LOW, rest) for rest in ("columns", "entries")),
+        *((kind, LOW, rest) for kind in KINDS for rest in BESIDE),
         *(pytest.param(k, net, None, marks=pytest.mark.thorough) for k in KINDS for net in MORE),
     ],
 )
@@ -46,12 +51,12 @@ def make(kind, net, gauge, seed=0, **options):
 
 
 def full(kind, net, gauge, rest=None, seed=0):
-    """The same with all that its kind can have: a bias, a remainder."""
-    if kind is TensorEmbedding:
-        return make(kind, net, gauge, seed)
-    remainder, R = remainder_of(rest, 4, net.shape, seed) if rest else (None, 0)
-    bias = torch.linspace(-1, 1, net.shape[0], dtype=torch.float64)
-    layer, W = make(kind, net, gauge, seed, bias=bias, remainder=remainder)
+    """The same with all that its kind can have: a bias, a second term."""
+    term, R = beside_of(rest, net.shape, seed) if rest else (None, 0)
+    options = {"beside": [term] if term else []}
+    if kind is TensorLinear:
+        options["bias"] = torch.linspace(-1, 1, net.shape[0], dtype=torch.float64)
+    layer, W = make(kind, net, gauge, seed, **options)
     return layer, W + R
 
 
@@ -113,8 +118,8 @@ def test_parameters_are_matrices_in_the_networks_layout(net):
     layer, _ = full(TensorLinear, net, gauge=False)
     names = [f"core_{k}" for k in range(len(net.cores))]
     assert [name for name, _ in layer.named_parameters()] == [*names, "bias"]
-    assert [name for name, _ in layer.named_buffers()] == ["weight"]
-    assert layer.weight.shape == (1,)
+    assert not list(layer.named_buffers())
+    assert layer.state_dict()["weight"].shape == (1,)
     for matrix, layout, shape, core in zip(
         layer.matrices(), layouts(net), net.core_shapes, random_cores(net), strict=True
     ):
@@ -132,8 +137,9 @@ def test_a_gauge_form_stores_as_little_as_promised(net):
     assert [name for name, _ in layer.named_parameters()] == [
         f"core_{k}" for k in range(len(net.cores))
     ]
-    pinned = [f"pivots_{k}" for k, pin in enumerate(layer.form.pinned) if pin is not None]
-    assert [name for name, _ in layer.named_buffers()] == [*pinned, "weight"]
+    assert not list(layer.named_buffers())
+    bits = pivot_bits(net)
+    assert layer.state_dict()["_extra_state"].shape == (bits // 8 + 4,)
 
 
 def test_the_spec_says_whether_there_is_a_bias():
@@ -188,14 +194,21 @@ def test_what_does_not_fit_is_named():
         TensorLinear(net, [torch.ones(2, 6), torch.ones(2, 4)])
     with pytest.raises(ShapeError, match=r"bias of shape \(4,\).*\(6,\)"):
         TensorLinear(net, bias=torch.ones(4))
-    with pytest.raises(ShapeError, match="without its free entries"):
-        TensorLinear(net, form=stored.form)
-    with pytest.raises(ShapeError, match=r"Free entries.*\(2, 4\).*\(2, 2\)"):
-        TensorLinear(net, [torch.ones(6, 2), torch.ones(2, 4)], form=stored.form)
+    with pytest.raises(ShapeError, match=r"\(2, 2\).*\(2, 4\).*came"):
+        Term(Cores(net, stored.form.pinned), (torch.ones(6, 2), torch.ones(2, 4)))
     with pytest.raises(ShapeError, match="1 pins"):
-        TensorLinear(net, stored.free, form=GaugeForm((None,)), pivots=stored.pivots)
-    with pytest.raises(ShapeError, match=r"'conv'.*linear, embedding"):
-        from_spec({"kind": "conv"})
+        Cores(net, (None,))
+    with pytest.raises(ShapeError, match=r"'conv'.*conv1d, embedding, linear"):
+        from_spec({"host": "conv", "terms": []})
+    with pytest.raises(ShapeError, match=r"'loop'.*network, dense, columns"):
+        from_spec({"host": "linear", "terms": [{"kind": "loop", "shape": [2, 2]}]})
+    with pytest.raises(ShapeError, match="No term"):
+        TensorLinear.of([])
+    with pytest.raises(ShapeError, match=r"\(6, 6\) came for a weight of \(6, 4\)"):
+        TensorLinear(net).add(entries.dense(torch.eye(6)))
+    for padding in (12, -13):
+        with pytest.raises(ShapeError, match=r"padding_idx=.*from -12 to 11"):
+            TensorEmbedding(bw.lowrank(12, 4, 2), padding_idx=padding)
 
 
 def full_rank(out, inp):
@@ -209,7 +222,7 @@ def test_from_linear_keeps_what_the_source_had(dtype, bias):
     source = nn.Linear(5, 8, bias=bias, dtype=dtype)
     layer = TensorLinear.from_linear(source, full_rank(8, 5))
     assert {p.dtype for p in layer.parameters()} == {dtype}
-    assert (layer.origin, layer.out_features, layer.in_features) == ("Linear", 8, 5)
+    assert (layer.host, layer.out_features, layer.in_features) == ("linear", 8, 5)
     # two factors of at most 5 terms, each rounded once
     tolerance = 8 * torch.finfo(dtype).eps
     assert_close(layer.dense(), source.weight.detach(), rtol=0, atol=tolerance)
@@ -229,19 +242,17 @@ def test_from_linear_reads_conv1d_the_other_way_round():
     nn.init.normal_(source.bias)
     layer = TensorLinear.from_linear(source, full_rank(8, 5))
     x = torch.randn(3, 5, dtype=torch.float64)
-    assert layer.origin == "Conv1D"
+    assert layer.host == "conv1d"
     assert_close(layer(x), source(x))
-    stored = compact(layer.network, [core.detach() for core in layer.cores()])
-    assert_close(TensorLinear.from_compact(stored, source)(x), source(x))
 
 
-@pytest.mark.parametrize("rest", ["columns", "entries"])
+@pytest.mark.parametrize("rest", ["columns", "entries", "rows"])
 def test_what_a_layer_is_made_of_is_copied(rest):
     net, bias = bw.mpo((2, 3), (3, 2), 2), torch.ones(6, dtype=torch.float64)
-    cores, (remainder, _) = random_cores(net), remainder_of(rest, 4, (6, 6))
-    layer = TensorLinear(net, cores, bias, remainder=remainder)
+    cores, (term, _) = random_cores(net), beside_of(rest, (6, 6))
+    layer = layer_of(TensorLinear, net, cores, False, [term], bias=bias)
     before = layer.dense()
-    for given in (*cores, bias, remainder.values, remainder.positions):
+    for given in (*cores, bias, *term.numbers, *term.places):
         given.zero_()
     assert torch.equal(layer.dense(), before)
     assert torch.equal(layer.bias, torch.ones(6, dtype=torch.float64))
@@ -292,7 +303,7 @@ def test_a_padding_row_stays_zero_only_where_it_was(zero):
     if not zero:
         nn.init.normal_(source.weight)
     stored = compact(full_rank(12, 6), [source.weight.detach(), torch.eye(6, dtype=torch.float64)])
-    layer = TensorEmbedding.from_compact(stored, source)
+    layer = host_of(source).build(source, [compacted(stored)])
     ids = torch.tensor([2, 5])
     assert layer.zero_padding is zero
     assert layer.padding_idx == 2
@@ -303,22 +314,23 @@ def test_a_padding_row_stays_zero_only_where_it_was(zero):
 def test_a_layer_prints_its_network():
     net = bw.lowrank(6, 4, 2)
     assert "ranks={'a': 2}, stored=20" in repr(TensorLinear(net))
-    assert "stored=16, gauge-free" in repr(make(TensorLinear, net, gauge=True)[0])
+    assert "ranks={'a': 2}, gauge-free, stored=16" in repr(make(TensorLinear, net, gauge=True)[0])
 
 
 COMPILED = """
 import torch
 import bondwise as bw
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear, from_spec
-from bondwise.layers.remainder import Columns, Entries
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.specs import from_spec
+from bondwise.layers import entries
+from bondwise.layers.networks import compacted
 from bondwise.gauge.compact import compact
 
 
 def make(kind, net):
     cores = [torch.randn(shape, dtype=torch.float64) for shape in net.core_shapes]
-    stored = compact(net, cores)
-    return kind(net, stored.free, form=stored.form, pivots=stored.pivots)
+    return kind.of([compacted(compact(net, cores))])
 
 
 def backend(graph, inputs):
@@ -350,11 +362,14 @@ for net in (lowrank, mpo, bw.cp((4, 3), (3, 6), 3)):
     loaded.load_state_dict(layer.state_dict(), assign=True)
     check(loaded, x)
     check(make(TensorEmbedding, net), torch.tensor([3, 0, 3]))
-for remainder in (
-    Columns(torch.tensor([1, 4]), torch.randn(12, 2)),
-    Entries(torch.tensor([0, 40, 41]), torch.randn(3)),
+for term in (
+    entries.columns(torch.tensor([1, 4]), torch.randn(12, 2), (12, 18)),
+    entries.rows(torch.tensor([1, 4]), torch.randn(2, 18), (12, 18)),
+    entries.entries(torch.tensor([0, 40, 41]), torch.randn(3), (12, 18)),
 ):
-    check(TensorLinear(lowrank, remainder=remainder, dtype=torch.float64), x)
+    layer = TensorLinear(lowrank, dtype=torch.float64)
+    layer.add(term)
+    check(layer, x)
 """
 
 

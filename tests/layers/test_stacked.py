@@ -7,13 +7,13 @@ from math import prod
 import pytest
 import torch
 import torch.nn.functional as F
+from bondwise.layers.remainder import Entries
 from torch.testing import assert_close
 
 import bondwise as bw
 from bondwise.compute.orders import orders
 from bondwise.errors import PlanError, ShapeError
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.remainder import Entries
+from bondwise.layers.linear import TensorLinear
 from bondwise.layers.stacked import SparseLinear
 from nets import layer_of, networks, random_cores, remainder_of
 

@@ -87,7 +87,7 @@ def test_any_mpo_has_the_singular_values_of_its_unfoldings(rows, cols, rank, see
         assert spectrum.effective_rank == pytest.approx(exp(spectrum.entropy))
 
 
-def test_the_fold_of_a_dense_weight_is_an_mpo():
+def test_the_fold_of_a_matrix_of_is_an_mpo():
     weight = torch.randn(24, 18)
     [one, two] = spectra(linear(weight), nulls=(), fold=lambda *_: ((2, 3, 4), (3, 2, 3)))
     assert (one.bond, two.bond) == ("a", "b")

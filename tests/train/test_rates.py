@@ -10,8 +10,9 @@ from bondwise.errors import SelectionError
 from bondwise.fit.fit import fit
 from bondwise.gauge.compact import compact
 from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import share
+from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.networks import compacted
 from bondwise.network.network import parse
 from bondwise.topology.btt import btt
 from bondwise.topology.cp import cp
@@ -24,7 +25,7 @@ def gauge_free(out, inp, rank):
     torch.manual_seed(0)
     linear = nn.Linear(inp, out)
     fitted = fit(linear.weight.detach(), lowrank(out, inp, rank))
-    return TensorLinear.from_compact(compact(fitted.network, fitted.cores), linear)
+    return host_of(linear).build(linear, [compacted(compact(fitted.network, fitted.cores))])
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,6 @@ def test_all_parameters_train_once():
     assert dense["lr"] == 0.01
     assert "weight_decay" not in dense
     torch.optim.AdamW(found, lr=0.5, weight_decay=0.1)
-
-
-def test_a_shared_core_trains_once():
-    q, k = TensorLinear(lowrank(6, 4, 2)), TensorLinear(lowrank(3, 4, 2))
-    share([q, k])
-    assert len(ids(groups(nn.Sequential(q, k), 1.0))) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bondwise.bench.run import Meter
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import TensorLayer
 
 
 def macs(layer: Any, rows: int) -> int:

@@ -27,9 +27,10 @@ from bondwise.checkpoint.hub import (
     need_transformers,
     without_bars,
 )
-from bondwise.checkpoint.manifest import check_tensors, describe, read_specs, swap_in
+from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
 from bondwise.errors import BondwiseError, CheckpointError
-from bondwise.layers.storage import TensorLayer, check_model
+from bondwise.layers.module import TensorLayer, check_model
+from bondwise.layers.older import is_old
 
 MANIFEST = "bondwise.json"
 CONFIG = "config.json"
@@ -175,10 +176,14 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
     copy = deepcopy(model)
-    check_tensors([weights], swap_in(copy, specs))
+    layers = swap_in(copy, specs)
+    check_tensors([weights], layers, specs)
     try:
         _take_dtypes(copy, weights)
-        load_model(copy, str(weights))
+        if any(map(is_old, specs.values())):
+            copy.load_state_dict(load_file(str(weights)) | read_old([weights], layers, specs))
+        else:
+            load_model(copy, str(weights))
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

@@ -1,11 +1,10 @@
 """What a checkpoint says about its layers, and the empty layers that are built from it.
 
-A manifest is plain JSON: ``{"schema": 1, "layout": "matrices", "modules": {path: spec}}``.
+A manifest is plain JSON: ``{"schema": 3, "layout": "matrices", "modules": {path: spec}}``.
 ``schema`` counts the versions of this form, ``layout`` names how a core is stored (2-D, rows and
-columns as `bondwise.network.ranks.layouts` fixes them), and each ``spec`` holds the network, its
-sizes and the gauge form (which cores carry identity blocks). Schema 2 adds ``"shared": {core:
-path}``, a core that another layer has too, and ``"remainder": {"kind": .., "count": ..}``; a model
-with neither is still written as schema 1.
+columns as `bondwise.network.ranks.layouts` fixes them), and each ``spec`` holds the host of a layer
+and its terms: a network with its sizes and pins, or entries and how many. Positions are in the
+tensor file, as extra state. Schemas 1 and 2 are read (`bondwise.layers.older`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,29 +15,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError, ShapeError
-from bondwise.layers.layers import dense_weight, from_spec
-from bondwise.layers.storage import Spec, TensorLayer, share
+from bondwise.layers.hosts.registry import find
+from bondwise.layers.module import TensorLayer, tensor_layers
+from bondwise.layers.older import is_old, names
+from bondwise.layers.specs import from_spec
+from bondwise.layers.terms import Spec
 
-SCHEMA = 2
+SCHEMA = 3
 LAYOUT = "matrices"
 
 Layers = dict[str, TensorLayer]
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The manifest of a model: every layer that is a network, under each of its paths."""
-    modules: dict[str, Spec] = {}
-    owners: dict[int, tuple[str, TensorLayer]] = {}  # by core: the first layer that has it
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, TensorLayer):
-            shared: dict[str, str] = {}
-            for k, core in enumerate(module.matrices()):
-                owner, layer = owners.setdefault(id(core), (path, module))
-                if layer is not module:
-                    shared[str(k)] = owner
-            modules[path] = module.spec() | ({"shared": shared} if shared else {})
-    new = any({"shared", "remainder"} & spec.keys() for spec in modules.values())
-    return {"schema": SCHEMA if new else 1, "layout": LAYOUT, "modules": modules}
+    """The manifest of a model: every layer of terms, under each of its paths."""
+    modules = {path: layer.spec() for path, layer in tensor_layers(model)}
+    return {"schema": SCHEMA, "layout": LAYOUT, "modules": modules}
 
 
 def read_specs(manifest: Any) -> dict[str, Spec]:
@@ -50,7 +42,7 @@ def read_specs(manifest: Any) -> dict[str, Spec]:
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("schema"), int):
         raise CheckpointError(
             f"A manifest without a schema version came ({str(manifest)[:60]}); "
-            "it must be {'schema': 1, 'modules': {..}}, as bondwise.save writes it."
+            "it must be {'schema': 3, 'modules': {..}}, as bondwise.save writes it."
         )
     if manifest["schema"] > SCHEMA:
         raise CheckpointError(
@@ -102,56 +94,10 @@ def swap_in(
         if id(dense) not in built:
             built[id(dense)] = _build(path, specs[path], dense)
         layers[path] = built[id(dense)]
-    _share(specs, layers)
     for path, place in places.items():
         parent, _, name = place.rpartition(".")
         setattr(model.get_submodule(parent), name, layers[path])
     return layers
-
-
-def _share(specs: Mapping[str, Spec], layers: Layers) -> None:
-    groups: dict[tuple[str, int], dict[int, TensorLayer]] = {}
-    for path, layer in layers.items():
-        shared = specs[path].get("shared", {})
-        try:
-            owners = [((owner, int(core)), layers[owner]) for core, owner in shared.items()]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"Layer {path!r} shares {shared}, which names no core of a layer that is loaded; "
-                "load the checkpoint into the class that was saved."
-            ) from error
-        for key, owner in owners:
-            groups.setdefault(key, {id(owner): owner})[id(layer)] = layer
-    for (owner, core), group in groups.items():
-        try:
-            share(list(group.values()), core)
-        except ShapeError as error:
-            raise CheckpointError(
-                f"What shares a core with {owner!r} does not fit: {error}"
-            ) from error
-
-
-def loosen(layers: Layers, files: Iterable[str | Path]) -> list[tuple[list[TensorLayer], int]]:
-    """Leave every shared core with one layer, that under whose name the files have it.
-
-    transformers would fill the others at random, since a shared tensor is saved under one name.
-
-    Returns:
-        For every shared core its layers, the one that has it first, and its position: all that
-        `bondwise.layers.storage.share` needs to undo this.
-    """
-    saved, done = _shapes(files), set[int]()
-    loose: list[tuple[list[TensorLayer], int]] = []
-    for layer in layers.values():
-        for core, group in layer.sharing.items():
-            if id(group) not in done:
-                done.add(id(group))
-                held = {id(own) for path, own in layers.items() if f"{path}.core_{core}" in saved}
-                order = sorted(group, key=lambda own, held=held: id(own) not in held)
-                for other in order[1:]:
-                    other.drop_core(core)
-                loose.append((order, core))
-    return loose
 
 
 def _place(model: nn.Module, path: str, prefix: str) -> str | None:
@@ -166,27 +112,29 @@ def _place(model: nn.Module, path: str, prefix: str) -> str | None:
 
 
 def _build(path: str, spec: Spec, dense: nn.Module) -> TensorLayer:
-    weight = getattr(dense, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+    host = find(dense)
+    if host is None:
         raise CheckpointError(
             f"The checkpoint has a network at {path!r}, the model a {type(dense).__name__}; "
             "load it into the class that was saved."
         )
     try:
+        weight = host.matrix(dense)
         layer = from_spec(spec, device=weight.device, dtype=weight.dtype)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         missing = isinstance(error, KeyError)
         what = f"{error.args[0]!r} is missing" if missing else " ".join(str(error).split())
         raise CheckpointError(f"The spec of layer {path!r} cannot be read: {what}") from error
-    if layer.network.shape != tuple(dense_weight(dense).shape):
+    if layer.host != host.name or layer.shape != tuple(weight.shape):
         raise CheckpointError(
-            f"Layer {path!r} is {layer.network.shape} (out, in) in the checkpoint and "
-            f"{tuple(dense_weight(dense).shape)} in the model; load it into one of those sizes."
+            f"Layer {path!r} is {layer.host} {layer.shape} (out, in) in the checkpoint and "
+            f"{host.name} {tuple(weight.shape)} in the model; load it into one of those sizes."
         )
+    layer.hides_positions = is_old(spec)
     return layer
 
 
-def check_tensors(files: Iterable[str | Path], layers: Layers) -> None:
+def check_tensors(files: Iterable[str | Path], layers: Layers, specs: Mapping[str, Spec]) -> None:
     """See from the headers alone that every layer has its tensors, in the right shapes.
 
     transformers only warns of a missing tensor and leaves what memory held.
@@ -197,7 +145,7 @@ def check_tensors(files: Iterable[str | Path], layers: Layers) -> None:
     shapes = _shapes(files)
     renamed = {key.rpartition(".")[0] for key in shapes if key.endswith(".core_0")} - set(layers)
     unseen: list[str] = []
-    states = {path: _state(path, layer) for path, layer in layers.items()}
+    states = {path: _state(path, layer, specs[path]) for path, layer in layers.items()}
     names: dict[
         int, list[str]
     ] = {}  # a shared tensor has one in every layer, and is saved under one
@@ -219,8 +167,72 @@ def check_tensors(files: Iterable[str | Path], layers: Layers) -> None:
         raise CheckpointError(f"The checkpoint lacks '{path}.core_0'; copy or save it again.")
 
 
-def _state(path: str, layer: TensorLayer) -> dict[str, Tensor]:
-    return {f"{path}.{name}": t for name, t in layer.state_dict(keep_vars=True).items()}
+def _state(path: str, layer: TensorLayer, spec: Spec) -> dict[str, Tensor]:
+    state = {f"{path}.{name}": t for name, t in layer.state_dict(keep_vars=True).items()}
+    if not is_old(spec):
+        return state
+    own = {f"{path}.{name}": name for name in layer.state_dict()}
+    stays = set(names(path, spec).values()) | {f"{path}.{name}" for name in ("bias", "weight")}
+    return {name: tensor for name, tensor in state.items() if name in own and name in stays}
+
+
+def read_old(
+    files: Iterable[str | Path], layers: Layers, specs: Mapping[str, Spec]
+) -> dict[str, Tensor]:
+    """Fill layers of schemas 1 and 2 with what files have for them, under the names of then.
+
+    Returns:
+        All that was read, by the layer's path and the name of then.
+
+    Raises:
+        CheckpointError: a tensor is missing, positions are wrong, or a layer has no memory.
+    """
+    old = {path: names(path, spec) for path, spec in specs.items() if is_old(spec)}
+    held = {key: file for file in files for key in _shapes([file])}
+    read = dict[str, Tensor]()
+    for path in old.keys() & layers.keys():
+        layer = layers[path]
+        for name, key in old[path].items():
+            if key in held:
+                with safe_open(str(held[key]), framework="pt") as opened:
+                    read[f"{path}.{name}"] = opened.get_tensor(key)
+        state = {n: read[f"{path}.{n}"] for n in old[path] if f"{path}.{n}" in read}
+        layer.hides_positions = False
+        if layer.like.is_meta and len(layer.parts) + len(specs[path].get("shared", {})) > 1:
+            raise CheckpointError(
+                f"{path} is on the disk by device_map, in a checkpoint of an older form; load it "
+                "whole and save it again first."
+            )
+        try:
+            missing = layer.load_state_dict(state, strict=False).missing_keys
+        except (ShapeError, RuntimeError) as error:
+            raise CheckpointError(f"Layer {path!r} cannot be read: {error}") from error
+        lost = [name for name in missing if name != "bias"]
+        if lost:
+            raise CheckpointError(
+                f"The checkpoint lacks '{path}.{lost[0]}'; copy or save it again."
+            )
+    return read
+
+
+def read_positions(files: Iterable[str | Path], layers: Layers) -> None:
+    """Give positions to layers that got none: what is on the disk by device_map is never read.
+
+    Raises:
+        CheckpointError: they are not there, or wrong.
+    """
+    waiting = {path: layer for path, layer in layers.items() if not layer.placed}
+    held = {key: file for file in files for key in _shapes([file])} if waiting else {}
+    for path, layer in waiting.items():
+        key = f"{path}._extra_state"
+        if key not in held:
+            raise CheckpointError(f"The checkpoint lacks {key!r}; copy or save it again.")
+        with safe_open(str(held[key]), framework="pt") as opened:
+            state = opened.get_tensor(key)
+        try:
+            layer.set_extra_state(state)
+        except ShapeError as error:
+            raise CheckpointError(f"Layer {path!r}: {error}") from error
 
 
 def _check_tensor(name: str, tensor: Tensor, saved: Mapping[str, tuple[int, ...]]) -> None:

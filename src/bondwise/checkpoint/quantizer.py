@@ -5,18 +5,26 @@ lazily, without this import.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bondwise.checkpoint.hub import METHOD, NOTICE_KEY, attach
-from bondwise.checkpoint.manifest import LAYOUT, check_tensors, loosen, read_specs, swap_in
-from bondwise.errors import CheckpointError
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer, share
+from bondwise.checkpoint.manifest import (
+    LAYOUT,
+    Layers,
+    check_tensors,
+    read_old,
+    read_positions,
+    read_specs,
+    swap_in,
+)
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.older import is_old
+from bondwise.layers.terms import Spec
 
 
 class BondwiseConfig(QuantizationConfigMixin):
@@ -60,11 +68,12 @@ class BondwiseQuantizer(HfQuantizer):
         self.pre_quantized = hasattr(HfQuantizer, "get_new_dtype")
         specs = read_specs(vars(self.quantization_config))
         whole = type(model).__name__ in (model.config.architectures or [])
-        layers = swap_in(model, specs, model.base_model_prefix, whole)
-        files = kwargs.get("checkpoint_files") or []
-        check_tensors(files, layers)
-        self.loose = loosen(layers, files)
-        _pass_over_copies(model, self.loose)
+        self.specs = specs
+        self.layers = swap_in(model, specs, model.base_model_prefix, whole)
+        self.files = kwargs.get("checkpoint_files") or []
+        check_tensors(self.files, self.layers, specs)
+        _pass_over(model, self.layers, specs)
+        _untie(model)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -72,50 +81,35 @@ class BondwiseQuantizer(HfQuantizer):
         model.is_quantized = False
         for name in ("hf_quantizer", "quantization_method"):
             vars(model).pop(name, None)
-        for group, core in self.loose:
-            share(group, core)
-            _point_offloaded(group, core)
-        copies = dict[int, Tensor]()
-        for module in model.modules():
-            if isinstance(module, TensorLayer):
-                _own_pivots(module, copies)
-            if isinstance(module, TensorLinear):
-                module.settle()
+        read_old(self.files, self.layers, self.specs)
+        read_positions(self.files, self.layers)
         attach(model)
         return model
 
 
-def _pass_over_copies(model: Any, loose: list[tuple[list[TensorLayer], int]]) -> None:
-    """Say nothing where a shared core is there under each of its names, as FSDP writes it."""
+def _pass_over(model: Any, layers: Layers, specs: Mapping[str, Spec]) -> None:
+    """Say nothing of guards, nor of what was named otherwise until schema 2."""
+    extra: set[str] = set(model._keys_to_ignore_on_load_unexpected or ())
+    lost: set[str] = set(model._keys_to_ignore_on_load_missing or ())
     paths = {id(module): path for path, module in model.named_modules()}
-    known = set(model._keys_to_ignore_on_load_unexpected or ())
-    for group, core in loose:
-        places = (re.escape(paths[id(layer)]) for layer in group[1:] if id(layer) in paths)
-        known |= {rf"(^|\.){place}\.(core|pivots)_{core}$" for place in places}
-    model._keys_to_ignore_on_load_unexpected = known
+    for path, layer in layers.items():
+        place = re.escape(paths[id(layer)])
+        old = r"|pivots_\d+|remainder|remainder_at" if is_old(specs[path]) else ""
+        extra.add(rf"(^|\.){place}\.(weight{old})$")
+        if is_old(specs[path]):
+            lost.add(rf"(^|\.){place}\.(core_\d+|t1_entries)$")
+    model._keys_to_ignore_on_load_unexpected = extra
+    model._keys_to_ignore_on_load_missing = lost
 
 
-def _own_pivots(layer: TensorLayer, copies: dict[int, Tensor]) -> None:
-    """Copy the pivots: as they were read they keep the whole file in memory."""
-    for name, pivots in layer._buffers.items():  # pyright: ignore[reportPrivateUsage]
-        if name.startswith("pivots_") and pivots is not None and not pivots.is_meta:
-            layer._buffers[name] = copies.setdefault(id(pivots), pivots.clone())  # pyright: ignore[reportPrivateUsage]
-
-
-def _point_offloaded(group: list[TensorLayer], core: int) -> None:
-    """Where accelerate has put layers on the disk, let all read the shared core by one name."""
-    name = f"core_{core}"
-    away = {layer.core_0.is_meta for layer in group}
-    if len(away) > 1 or group[0].matrices()[core].is_meta not in away:
-        raise CheckpointError(
-            "The device_map parts layers that share a core, some of them on the disk; "
-            "keep each block whole."
-        )
-    if away == {True}:
-        maps: list[Any] = [vars(layer)["_hf_hook"].weights_map for layer in group]
-        entry = maps[0].dataset.index[maps[0].prefix + name]
-        for other in maps[1:]:
-            other.dataset.index[other.prefix + name] = entry
+def _untie(model: Any) -> None:
+    """Forget ties of weights that are networks now: no tensor stands under their names."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in list(tied.items()):
+        paths = (target.rpartition(".")[0], source.rpartition(".")[0])
+        modules = dict(model.named_modules())
+        if any(isinstance(modules.get(path), TensorLayer) for path in paths):
+            del tied[target]
 
 
 _configs: dict[str, Any] = AUTO_QUANTIZATION_CONFIG_MAPPING

@@ -15,7 +15,7 @@ from bondwise.choose.cost import Cost
 from bondwise.choose.curves import curve
 from bondwise.fit.metric import Metric, second_moment
 from bondwise.flow.calibrate import Inputs
-from bondwise.layers.layers import dense_weight
+from bondwise.layers.hosts.registry import matrix_of
 from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank
 
@@ -160,7 +160,7 @@ def grouped(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> li
         found.setdefault(seen.group.get(name, name), []).append(name)
     return [
         Group(
-            {name: dense_weight(layers[name]) for name in names},
+            {name: matrix_of(layers[name]) for name in names},
             seen.of(names[0]),
             unseen.of(names[0]),
         )

@@ -18,7 +18,7 @@ from bondwise.choose.by_rank import STEP
 from bondwise.choose.candidates import Candidate, Group, candidates, grouped
 from bondwise.choose.fitted import Shape, fitted, series, shape
 from bondwise.flow.chain import Chain, inside
-from bondwise.layers.layers import dense_weight
+from bondwise.layers.hosts.registry import matrix_of
 
 PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what models call it
@@ -112,7 +112,7 @@ def heads_of(model: nn.Module, name: str) -> int:
     """How many heads the outputs of a weight are, by what its module's parent says; 0 for none."""
     parent = model.get_submodule(name.rpartition(".")[0])
     size = next((s for key in HEAD_SIZES if isinstance(s := getattr(parent, key, None), int)), 0)
-    out = len(dense_weight(model.get_submodule(name)))
+    out = len(matrix_of(model.get_submodule(name)))
     return out // size if size and out % size == 0 and out > size else 0
 
 

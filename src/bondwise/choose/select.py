@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import FitError, SelectionError
-from bondwise.layers.layers import dense_weight
-from bondwise.layers.storage import TensorLayer, check_model
+from bondwise.layers.hosts.registry import find, matrix_of
+from bondwise.layers.module import TensorLayer, check_model
 
 Patterns = str | Sequence[str]
 
@@ -114,7 +114,7 @@ def _weight(
 ) -> Weight:
     kind = type(module).__name__
     if _group(module) is not None and name == f"{names[0]}.weight".removeprefix("."):
-        return Weight(names[0], kind, tuple(dense_weight(module).shape), refused, tuple(names[1:]))
+        return Weight(names[0], kind, tuple(matrix_of(module).shape), refused, tuple(names[1:]))
     return Weight(name, kind, tuple(parameter.shape), refused)
 
 
@@ -198,13 +198,9 @@ def _tied(owners: dict[tuple[int, ...], list[str]], parameter: Tensor, path: str
 
 
 def _group(module: nn.Module) -> str | None:
-    """The group of modules that can be tensorized: by exact class, since a subclass may do more."""
-    if type(module) is nn.Linear or (
-        type(module).__name__ == "Conv1D"
-        and type(module).__module__ == "transformers.pytorch_utils"
-    ):
-        return "linear"
-    return "embedding" if type(module) is nn.Embedding else None
+    """The group of modules that a host knows; a subclass with a forward of its own may do more."""
+    host = find(module)
+    return None if host is None else host.group
 
 
 def _read_directly(model: nn.Module) -> set[nn.Module]:

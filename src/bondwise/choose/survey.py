@@ -22,7 +22,7 @@ from bondwise.flow.blocks import Stream, holds, precision
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import Batch, evaluating, feed, fitted_on, tokens
-from bondwise.layers.layers import dense_weight
+from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
@@ -144,7 +144,7 @@ def outside_groups(
         seen.watch(model, [batches[k] for k in fitted_on(len(batches), held_out)], progress)
         if held_out:
             unseen.watch(model, [batches[k] for k in held_out])
-    tables = [Group({n: dense_weight(layers[n])}) for n in layers if n not in linear]
+    tables = [Group({n: matrix_of(layers[n])}) for n in layers if n not in linear]
     return [*grouped(linear, seen, unseen), *tables]
 
 
@@ -175,7 +175,7 @@ def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
     """A layer with another weight, for a moment."""
     parameter = cast(Tensor, layer.weight)
     old = parameter.data
-    new = weight.T if dense_weight(layer).shape != parameter.shape else weight
+    new = weight.T if matrix_of(layer).shape != parameter.shape else weight
     parameter.data = new.to(old).contiguous()
     try:
         yield

@@ -2,21 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.columns import low_rank_with_columns
-from bondwise.choose.curves import shared_cores
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.remainder import Columns
-from bondwise.layers.storage import TensorLayer, share
+from bondwise.layers.entries import columns
+from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.networks import network
+from bondwise.layers.terms import Term
 from bondwise.network.network import Network
 
 NEAR = (0.25, 1.0, 4.0)  # shrinkages to try, times what the number of tokens suggests
@@ -50,10 +49,7 @@ def fit_group(
     """
     new: dict[str, New] = {}
     for candidate in dict.fromkeys(picks[w] for w in group.weights if w in picks):
-        name, *others = candidate.weights
-        if others:
-            new |= _shared(candidate, group, layers)
-            continue
+        (name,) = candidate.weights
         (net,) = candidate.networks
         if candidate.remainder:
             new[name] = _beside_columns(name, net, candidate.remainder, group, layers[name])
@@ -90,29 +86,14 @@ def _alone(name: str, net: Network, group: Group, layer: nn.Module, seed: int) -
     return New(_plain(done.network, done.cores, layer), done.error, done.held_out)
 
 
-def _shared(candidate: Candidate, group: Group, layers: Mapping[str, nn.Module]) -> dict[str, New]:
-    """Low rank of several weights with one common core on the side of the inputs."""
-    names = candidate.weights
-    moments = group.moments()
-    weights = [group.weights[name].double() for name in names]
-    ((rank,),) = {tuple(net.bonds.values()) for net in candidate.networks}
-    lefts, right = _balanced(*shared_cores(weights, moments[0], rank))
-    new: dict[str, New] = {}
-    for name, net, weight, left in zip(names, candidate.networks, weights, lefts, strict=True):
-        layer = _plain(net, (left.float(), right.float()), layers[name])
-        new[name] = New(layer, *_errors(weight, left @ right, moments))
-    share([each.layer for each in new.values()])
-    return new
-
-
 def _beside_columns(name: str, net: Network, count: int, group: Group, layer: nn.Module) -> New:
     """Low rank with some columns dense beside it, both fitted at once."""
     weight, moments = group.weights[name].double(), group.moments()
     (rank,) = net.bonds.values()
     best = low_rank_with_columns(weight, moments[0], rank, count)
     (left,), right = _balanced([best.left], best.right)
-    rest = Columns(best.positions, best.values)
-    made = _plain(net, (left.float(), right.float()), layer, rest)
+    beside = columns(best.positions, best.values.float(), net.shape)
+    made = _plain(net, (left.float(), right.float()), layer, [beside])
     return New(made, *_errors(weight, best.dense(), moments))
 
 
@@ -132,9 +113,6 @@ def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tupl
 
 
 def _plain(
-    net: Network, cores: Sequence[Tensor], layer: nn.Module, rest: Columns | None = None
+    net: Network, cores: Sequence[Tensor], layer: nn.Module, beside: Sequence[Term] = ()
 ) -> TensorLayer:
-    if isinstance(layer, nn.Embedding):
-        return TensorEmbedding(net, cores)
-    bias = cast(Tensor | None, layer.bias)
-    return TensorLinear(net, cores, bias, origin=type(layer).__name__, remainder=rest)
+    return host_of(layer).build(layer, [network(net, cores), *beside])

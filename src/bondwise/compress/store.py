@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from bondwise.choose.candidates import Candidate
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
-from bondwise.gauge.shared import compact_shared
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer, share
+from bondwise.layers.hosts.registry import hosts
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.networks import compacted
 
 ROUGH = 4  # bytes of a number from which on its rounding is nothing
 
@@ -41,23 +40,14 @@ def store(
         asked: that of the model in the end; None for the same.
         metric: how a rounding error is weighed.
     """
-    plain = [cast(TensorLayer, layers[w]) for w in candidate.weights]
-    nets = [layer.network for layer in plain]
-    cores = [[core.detach() for core in layer.cores()] for layer in plain]
+    (name,) = candidate.weights
+    plain = cast(TensorLayer, layers[name])
+    cores = [core.detach() for core in plain.cores()]
     dtype = _coarser(own, asked)
     scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
-    if len(plain) > 1:
-        forms = compact_shared(nets, cores, dtype, scale)
-    else:
-        forms = [compact(nets[0], cores[0], dtype, scale)]
-    forms = [replace(form, free=tuple(free.to(own) for free in form.free)) for form in forms]
-    made = [
-        _layer(form, sources[w], layer)
-        for form, w, layer in zip(forms, candidate.weights, plain, strict=True)
-    ]
-    if len(made) > 1:
-        share(made)
-    return dict(zip(candidate.weights, made, strict=True))
+    form = compact(plain.network, cores, dtype, scale)
+    form = replace(form, free=tuple(free.to(own) for free in form.free))
+    return {name: _layer(form, sources[name], plain)}
 
 
 def restore(block: nn.Module, dense: nn.Module) -> None:
@@ -81,9 +71,4 @@ def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
 
 
 def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
-    if isinstance(source, nn.Embedding):
-        return TensorEmbedding.from_compact(form, source)
-    rest = plain.rest() if isinstance(plain, TensorLinear) else None
-    made = TensorLinear.from_compact(form, source, rest)
-    made.origin = source.origin if isinstance(source, TensorLinear) else made.origin
-    return made
+    return hosts()[plain.host].build(source, [compacted(form), *plain.beside()])

@@ -24,7 +24,7 @@ from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import cast, copied, footprint, own, swap
 from bondwise.flow.data import evaluating
-from bondwise.layers.layers import dense_weight
+from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
 
 
@@ -186,7 +186,7 @@ def _select(model: nn.Module, recipe: Recipe, data: bool) -> _Work:
     table = plan_model(model, r.keep, r.targets, r.ignore, r.format, r.protect)
     for line in table:
         if line.changes:
-            check_finite(line.name, dense_weight(model.get_submodule(line.name)))
+            check_finite(line.name, matrix_of(model.get_submodule(line.name)))
     free = data and r.format == "auto" and r.keep < 1
     lines = {line.name: line for line in table if line.changes or (free and line.weight.chosen)}
     return _Work(model, recipe, table, lines)
@@ -195,7 +195,7 @@ def _select(model: nn.Module, recipe: Recipe, data: bool) -> _Work:
 def _without_data(work: _Work, progress: Progress) -> _Done:
     """Every weight for itself, in the format and at the rank that the dry run gave it."""
     picks = _asked(work)
-    weights = {name: dense_weight(work.model.get_submodule(name)) for name in picks}
+    weights = {name: matrix_of(work.model.get_submodule(name)) for name in picks}
     groups = [Group({name: weight}) for name, weight in weights.items()]
     fitted = fit_layers(work.model, groups, picks, work.how, progress)
     return _Done(fitted, _lines(work, picks, None, fitted), [])

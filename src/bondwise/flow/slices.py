@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.blocks import Call, chains, first
-from bondwise.layers.layers import TensorLinear, dense_weight
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.hosts.registry import matrix_of
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import TensorLayer
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,10 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of a module's own weights, a network's as that of the dense weight."""
     if isinstance(module, TensorLayer):
         bias = cast("Tensor | None", getattr(module, "bias", None))
-        return {"weight": module.network.shape} | ({} if bias is None else {"bias": (len(bias),)})
+        return {"weight": module.shape} | ({} if bias is None else {"bias": (len(bias),)})
     own = {k: tuple(p.shape) for k, p in module.named_parameters(recurse=False)}
     if type(module).__name__ == "Conv1D":
-        own["weight"] = tuple(dense_weight(module).shape)
+        own["weight"] = tuple(matrix_of(module).shape)
     return own
 
 

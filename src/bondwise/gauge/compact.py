@@ -19,7 +19,6 @@ from bondwise.fit.metric import Metric
 from bondwise.gauge.bonds import Branch, absorb, checked, even_norms, unfolding
 from bondwise.gauge.center import spanning_trees
 from bondwise.gauge.forms import CoreForm, NormalizedForm, PinnedForm, PlainForm, core_forms
-from bondwise.gauge.pivots import unpack
 from bondwise.gauge.rounding import core_metrics, feedback, gram, moment_of
 from bondwise.network.network import Network
 
@@ -196,7 +195,8 @@ class _Sweep:
         self._absorb(branch, factor)
         free = exact.to(dtype)
         if isinstance(form, PinnedForm) and _short(dtype):
-            before, after = (form.expand(each.double(), pivots) for each in (exact, free))
+            index = form.index(pivots)
+            before, after = (form.expand(each.double(), index) for each in (exact, free))
             G, X = gram(self.metrics[core], form.view, before, after)
             self._absorb(branch, X)
             self.grams[parent] = branch, G
@@ -227,33 +227,13 @@ def expand(
     """The cores in core-axis order from what `Compact` stores, differentiable in ``free``.
 
     Raises:
-        ShapeError: the form does not fit the network, or a pinned core came without pivots.
+        ShapeError: the form does not fit the network, or pivots are missing or not as it has them.
     """
-    return fill(_core_forms(net, form), free, pivots)
-
-
-def fill(
-    forms: Sequence[CoreForm], free: Sequence[Tensor], pivots: Sequence[Tensor | None]
-) -> tuple[Tensor, ...]:
-    """`expand` with the core forms (`bondwise.gauge.forms`) made beforehand: for ``torch.compile``.
-
-    Raises:
-        ShapeError: a pinned core came without pivots.
-    """
-    return tuple(own.expand(f, p) for own, f, p in zip(forms, free, pivots, strict=True))
-
-
-def positions(pivots: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Stored pivots as positions out of ``count``, and all the other positions; both ascending.
-
-    With them a low-rank ``A [I | F] P`` runs as it is stored: ``y = A (x[pivots] + F x[rest])``.
-    Their lengths depend on the values, so call it when a layer is built, not in ``forward``.
-
-    >>> positions(torch.tensor([0b01001000], dtype=torch.uint8), 6)
-    (tensor([1, 4]), tensor([0, 2, 3, 5]))
-    """
-    mask = unpack(pivots, count)
-    return mask.nonzero().flatten(), (~mask).nonzero().flatten()
+    forms = _core_forms(net, form)
+    return tuple(
+        own.expand(part, own.index(pivot))
+        for own, part, pivot in zip(forms, free, pivots, strict=True)
+    )
 
 
 @cache

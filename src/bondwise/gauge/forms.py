@@ -29,7 +29,10 @@ class PlainForm:
         """The core as stored."""
         return core.permute(self.layout.order).reshape(self.free)
 
-    def expand(self, free: Tensor, pivots: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def index(self, pivots: Tensor | None = None) -> None:
+        """Nothing: all is stored, in one order."""
+
+    def expand(self, free: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The core again."""
         order = (*self.layout.rows, *self.layout.cols)
         back = [order.index(axis) for axis in range(len(order))]
@@ -73,14 +76,32 @@ class PinnedForm:
             factors.append(matrix[p])
         return torch.cat(free).T, pack(torch.cat(chosen), self._count), torch.stack(factors)
 
-    def expand(self, free: Tensor, pivots: Tensor | None) -> Tensor:
-        """The core again: every position takes a column of the identity or of the free entries."""
+    def index(self, pivots: Tensor | None) -> Tensor:
+        """For every position the column of ``[identity | free entries]`` that it takes (int64).
+
+        Raises:
+            ShapeError: no pivots, or not as many as the bond is large in every block.
+        """
         blocks, rest, bond = self.view.shape
-        mask = unpack(_present(pivots), self._count)
-        identity = mask.view(blocks, rest).cumsum(1).flatten() - 1
-        source = torch.where(mask, identity, bond - 1 + (~mask).cumsum(0))
+        mask = unpack(_present(pivots), self._count).view(blocks, rest)
+        counts = mask.sum(1)
+        if not bool((counts == bond).all()):
+            raise ShapeError(
+                f"Identity blocks of {sorted(set(counts.tolist()))} positions came on a bond of "
+                f"{bond}; each takes {bond} different positions out of {rest}."
+            )
+        others = (~mask).flatten()
+        return torch.where(mask.flatten(), mask.cumsum(1).flatten(), bond + others.cumsum(0)) - 1
+
+    def stored(self, index: Tensor) -> Tensor:
+        """The pivots, as they are stored, that an index came from."""
+        return pack((index < self.view.shape[2]).nonzero().flatten(), self._count)
+
+    def expand(self, free: Tensor, index: Tensor | None) -> Tensor:
+        """The core again: every position takes a column of the identity or of the free entries."""
+        bond = self.view.shape[2]
         full = torch.cat([torch.eye(bond, dtype=free.dtype, device=free.device), free], dim=1)
-        return self.view.core(full.index_select(1, source).T)
+        return self.view.core(full.index_select(1, _present(index)).T)
 
     @property
     def _count(self) -> int:
@@ -114,10 +135,29 @@ class NormalizedForm:
         ratio = torch.where(scale == 0, U, U / torch.where(scale == 0, 1.0, scale))
         return ratio.T[others].view(self.free), p.int(), scale[0].diag()[None]
 
-    def expand(self, free: Tensor, pivots: Tensor | None) -> Tensor:
+    def index(self, pivots: Tensor | None) -> Tensor:
+        """The position of the one for every value (int64).
+
+        Raises:
+            ShapeError: no pivots, not one for each value, or one that lies outside.
+        """
+        _, rest, size = self.view.shape
+        at = _present(pivots).long()
+        if tuple(at.shape) != (size,) or bool(((at < 0) | (at >= rest)).any()):
+            raise ShapeError(
+                f"Positions {at.flatten()[:3].tolist()}.. of {tuple(at.shape)} ones came; write "
+                f"{size}, each from 0 to {rest - 1}."
+            )
+        return at
+
+    def stored(self, index: Tensor) -> Tensor:
+        """The pivots, as they are stored, that an index came from."""
+        return index.int()
+
+    def expand(self, free: Tensor, index: Tensor | None) -> Tensor:
         """The core again: every position takes the one, or its free entry."""
         _, rest, size = self.view.shape
-        at, pivot = torch.arange(rest, device=free.device)[None], _present(pivots).long()[:, None]
+        at, pivot = torch.arange(rest, device=free.device)[None], _present(index)[:, None]
         source = torch.where(at == pivot, 0, 1 + at - (at > pivot).long())
         full = torch.cat([free.new_ones(size, 1), free], dim=1)
         return self.view.core(full.gather(1, source).T)

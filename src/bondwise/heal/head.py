@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.blocks import first
 from bondwise.flow.data import evaluating, feed
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 
 LOUD = 1000.0  # logits so large that whatever caps or scales them shows
 
@@ -94,7 +94,7 @@ def vocabulary_size(model: nn.Module) -> int | None:
     for name in ("get_output_embeddings", "get_input_embeddings"):
         found = _part(model, name)
         if isinstance(found, TensorLayer):
-            return found.network.shape[0]
+            return found.shape[0]
         weight = getattr(found, "weight", None)
         if isinstance(weight, Tensor) and weight.ndim == 2:
             return len(weight)

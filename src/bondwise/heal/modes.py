@@ -10,8 +10,6 @@ from torch import nn
 from bondwise.errors import BudgetError
 from bondwise.flow.blocks import precision
 from bondwise.flow.data import evaluating
-from bondwise.layers.layers import TensorLinear
-from bondwise.layers.storage import TensorLayer
 
 
 @contextmanager
@@ -33,9 +31,9 @@ def training(model: nn.Module, checkpointing: bool = False) -> Generator[None]:
     """The model as it is trained for a while: it gives what it gives in use.
 
     What is fitted to a teacher is not to be blurred, and some thousand tokens move running means
-    further than they inform them. So all is in evaluation mode but what needs the other: tensorized
-    layers keep no weights ready beside the cores, cuDNN makes gradients of recurrent layers, and
-    blocks compute activations anew where asked; of these nothing is dropped.
+    further than they inform them. So all is in evaluation mode but what needs the other: cuDNN
+    makes gradients of recurrent layers, and blocks compute activations anew where asked; of these
+    nothing is dropped.
 
     Raises:
         BudgetError: checkpointing for a model that has none.
@@ -47,8 +45,8 @@ def training(model: nn.Module, checkpointing: bool = False) -> Generator[None]:
     model.eval()
     dropped = list[tuple[nn.Module, str, Any]]()
     for module in modes:
-        if isinstance(module, TensorLayer | nn.RNNBase) or _checkpoints(module):
-            _train(module)
+        if isinstance(module, nn.RNNBase) or _checkpoints(module):
+            module.training = True
             found = {name: vars(module).get(name) for name in DROPS}
             dropped += [(module, name, p) for name, p in found.items() if isinstance(p, float)]
     for module, name, _ in dropped:
@@ -62,25 +60,16 @@ def training(model: nn.Module, checkpointing: bool = False) -> Generator[None]:
             setattr(module, name, was)
         for module, was in modes.items():
             module.training = was
-        _forget(model)
 
 
 @contextmanager
 def judging(model: nn.Module) -> Generator[None]:
-    """The model as it is used for a while; what it made for that is let go."""
+    """The model as it is used for a while."""
     with evaluating(model):
         yield
-    _forget(model)
     shards: Any = getattr(model, "reshard", None)  # FSDP leaves a group whole without gradients
     if shards is not None:
         shards()
-
-
-def _train(module: nn.Module) -> None:
-    """Training mode for a module, and not for those in it."""
-    if isinstance(module, TensorLayer):
-        module.train()  # what it keeps ready is let go
-    module.training = True
 
 
 def _checkpoints(module: nn.Module) -> bool:
@@ -101,12 +90,6 @@ def _checkpoint(model: nn.Module, on: bool) -> None:
         getattr(own, f"{kind}_checkpointing_enable")(**again)
     else:
         getattr(own, f"{kind}_checkpointing_disable")()
-
-
-def _forget(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, TensorLinear):
-            module.refresh()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from bondwise.flow.text import read_text
 from bondwise.heal.folders import state_folder
 from bondwise.heal.heal import heal
 from bondwise.heal.run import Healed
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 from bondwise.progress import Progress, Steps, silent
 from bondwise.report.page import page
 from bondwise.train.loop import Callback, Entry, no_callback

@@ -1,29 +1,41 @@
-"""The embedding: a table that is a network, whose rows are looked up and never all built."""
+"""The embedding: rows of a sum of terms."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bondwise.compute.lookup import lookup
-from bondwise.gauge.compact import Compact, GaugeForm
-from bondwise.layers.storage import Spec, TensorLayer, empty
+from bondwise.errors import ShapeError
+from bondwise.layers import networks
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.terms import Spec, Term
 from bondwise.network.network import Network
 
 
 class TensorEmbedding(TensorLayer):
-    """An embedding whose table (entries x width) is a network: ``ids -> (*ids.shape, width)``.
+    """An embedding whose table (entries x width) is a sum of terms: ``ids -> (*ids.shape, width)``.
 
-    Rows are looked up from the cores; the table is never built. ``padding_idx`` gets no gradient,
-    and its row stays zero where it was zero in the source.
+    Rows of a network are looked up from the cores; the table is never built. ``padding_idx`` gets
+    no gradient, and its row stays zero where it was zero in the source.
+
+    Args:
+        net: the network of the table.
+        cores: one tensor per core; None draws them for training.
+        padding_idx: a row, from the end where it is below 0, as in ``nn.Embedding``.
+        zero_padding: that row gives zeros.
+        device: where the cores are.
+        dtype: what they are in.
+
+    Raises:
+        ShapeError: cores of other shapes than the network's, or a padding_idx that is no row.
 
     >>> from bondwise import lowrank
     >>> TensorEmbedding(lowrank(10, 4, 2))(torch.tensor([[1, 2, 3]])).shape
     torch.Size([1, 3, 4])
     """
 
-    kind = "embedding"
+    group = "embedding"
 
     def __init__(
         self,
@@ -32,22 +44,67 @@ class TensorEmbedding(TensorLayer):
         padding_idx: int | None = None,
         *,
         zero_padding: bool = False,
-        form: GaugeForm | None = None,
-        pivots: Sequence[Tensor | None] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(net, cores, form=form, pivots=pivots, device=device, dtype=dtype)
-        self.num_embeddings, self.embedding_dim = net.shape
-        self.padding_idx, self.zero_padding = padding_idx, zero_padding
+        own = networks.drawn(net, device, dtype) if cores is None else networks.network(net, cores)
+        self._hold([own], padding_idx, zero_padding, device, dtype)
+
+    @classmethod
+    def of(
+        cls,
+        terms: Sequence[Term],
+        padding_idx: int | None = None,
+        *,
+        zero_padding: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "TensorEmbedding":
+        """The embedding of some terms; the arguments are those of the constructor."""
+        layer = cls.__new__(cls)
+        layer._hold(terms, padding_idx, zero_padding, device, dtype)
+        return layer
+
+    def _hold(
+        self,
+        terms: Sequence[Term],
+        padding_idx: object,
+        zero_padding: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        TensorLayer.__init__(self, terms, device=device, dtype=dtype)
+        self.num_embeddings, self.embedding_dim = self.shape
+        self.padding_idx = _row(padding_idx, self.num_embeddings)
+        self.zero_padding = zero_padding
+
+    @property
+    def host(self) -> str:
+        """The name of the host in whose place it stands."""
+        return "embedding"
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows ``W[ids]``."""
-        rows = lookup(self.network, self.cores(), ids)
+        parts, device = self.parts, ids.device
+        found = (
+            part.kind.rows(self._numbers(part), self._at(k, device), ids)
+            for k, part in enumerate(parts)
+        )
+        rows = next(found)
+        for more in found:
+            rows = rows + more
         if self.padding_idx is None:
             return rows
         padding = torch.zeros_like(rows) if self.zero_padding else rows.detach()
         return torch.where((ids == self.padding_idx).unsqueeze(-1), padding, rows)
+
+    def dense(self) -> Tensor:
+        """The dense table, entries x width; a row of zero padding is zero."""
+        table = super().dense()
+        if self.padding_idx is None or not self.zero_padding:
+            return table
+        at = torch.arange(self.num_embeddings, device=table.device) == self.padding_idx
+        return table.masked_fill(at[:, None], 0.0)
 
     def spec(self) -> Spec:
         """All that an empty layer of this kind is built from, as plain JSON."""
@@ -55,22 +112,19 @@ class TensorEmbedding(TensorLayer):
 
     @classmethod
     def from_spec(
-        cls, spec: Spec, device: Any = None, dtype: torch.dtype | None = None
+        cls, spec: Spec, terms: Sequence[Term], device: Any = None, dtype: torch.dtype | None = None
     ) -> "TensorEmbedding":
         """An empty layer, to be filled from a checkpoint."""
         padding = {key: spec[key] for key in ("padding_idx", "zero_padding")}
-        return cls(**empty(spec, device, dtype), **padding)
+        return cls.of(terms, **padding, device=device, dtype=dtype)
 
-    @classmethod
-    def from_compact(cls, stored: Compact, embedding: nn.Embedding) -> "TensorEmbedding":
-        """The layer that stores an embedding's table without its gauge."""
-        at = embedding.padding_idx
-        zero = at is not None and not bool(embedding.weight[at].any())
-        return cls(
-            stored.network,
-            stored.free,
-            at,
-            zero_padding=zero,
-            form=stored.form,
-            pivots=stored.pivots,
-        )
+
+def _row(padding_idx: object, count: int) -> int | None:
+    if padding_idx is None:
+        return None
+    whole = isinstance(padding_idx, int) and not isinstance(padding_idx, bool)
+    if whole and -count <= padding_idx < count:
+        return padding_idx % count
+    raise ShapeError(
+        f"padding_idx={padding_idx!r} came; write None or a row, from {-count} to {count - 1}."
+    )

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bondwise.compute.machine import Rates
 from bondwise.compute.path import BACKWARD_ROWS, graded
 
 
@@ -64,15 +63,3 @@ def _remade(*given: Tensor | None) -> Tensor:
 
 def _both(x: Tensor, order: Tensor, free: Tensor, outer: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(inner(x, order, free), outer, bias)
-
-
-def seconds(out: int, inp: int, rank: int, rows: int, rates: Rates, itemsize: int) -> float:
-    """Modelled seconds of `linear`: the gather, two products and what joins them.
-
-    >>> seconds(576, 576, 200, 1, Rates(), 4) < seconds(576, 576, 200, 256, Rates(), 4)
-    True
-    """
-    products = [(1, rows, rank, max(1, inp - rank)), (1, rows, out, rank)]
-    joined = 3 * rates.call + 3 * rows * rank * itemsize / rates.cached
-    gather = 2 * rates.permuted(rows * inp, itemsize)  # one by one: half as fast as a permutation
-    return gather + joined + sum(rates.product(each, itemsize) for each in products)

@@ -1,6 +1,6 @@
 """A layer as its stack: one sparse linear layer for each core, whose bonds can be hooked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from bondwise.compute.stack import checked_order, factor
 from bondwise.compute.through import passage, through
 from bondwise.errors import ShapeError
-from bondwise.gauge.forms import CoreForm, core_forms
-from bondwise.layers.remainder import Columns, Entries, Remainder
-from bondwise.layers.storage import TensorLayer
+from bondwise.gauge.forms import CoreForm
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.networks import Cores
+from bondwise.layers.terms import Term
 from bondwise.network.stack import Level, levels
 
 
@@ -35,13 +36,12 @@ class SparseLinear(nn.Module):
         level: which core it is, and what the data carries before and after it.
         form: how the core is stored.
         core: the stored core.
-        pivots: positions of its identity blocks, where it has some.
+        index: what its identity blocks are filled by, where it has some.
         bias: what is added to its outputs.
         carried: values at the end of the data that only pass.
     """
 
     core: nn.Parameter
-    pivots: Tensor | None
     bias: nn.Parameter | None
 
     def __init__(
@@ -49,7 +49,7 @@ class SparseLinear(nn.Module):
         level: Level,
         form: CoreForm,
         core: nn.Parameter,
-        pivots: Tensor | None = None,
+        index: Tensor | None = None,
         bias: nn.Parameter | None = None,
         carried: int = 0,
     ) -> None:
@@ -58,7 +58,7 @@ class SparseLinear(nn.Module):
         self.out_features, self.in_features = (size + carried for size in level.shape)
         self._form, self._passage = form, passage(level)
         self.register_parameter("core", core)
-        self.register_buffer("pivots", pivots)
+        self._index = index
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,63 +91,59 @@ class SparseLinear(nn.Module):
         )
 
     def _core(self) -> Tensor:
-        return self._form.expand(self.core, self.pivots)
+        index = self._index
+        return self._form.expand(self.core, None if index is None else index.to(self.core.device))
 
 
 class Carry(nn.Module):
-    """``x -> (x, x[columns])``: inputs that a remainder needs, beside those of the first core."""
+    """``x -> (x, x)``: the inputs that further terms need, beside those of the first core."""
 
-    columns: Tensor
-
-    def __init__(self, columns: Tensor, in_features: int) -> None:
+    def __init__(self, in_features: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, in_features + len(columns)
-        self.register_buffer("columns", columns)
+        self.in_features, self.out_features = in_features, 2 * in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """The inputs, and after them those of the columns again."""
+        """The inputs twice."""
         _check_width(self, x)
-        return torch.cat([x, x.index_select(-1, self.columns)], dim=-1)
+        return torch.cat([x, x], dim=-1)
 
     def extra_repr(self) -> str:
         """The sizes."""
         return f"{self.in_features} -> {self.out_features}"
 
 
-class AddRemainder(nn.Module):
-    """``(y, x[columns]) -> y + R x``: a remainder added to what the cores gave.
+class AddTerms(nn.Module):
+    """``(y, x) -> y + (W_1 + W_2 + ..) x``: further terms added to what the cores gave.
 
-    The parameter ``remainder`` is the layer's own.
+    Its parameters, ``term_0_0``, .., are the layer's own.
     """
 
-    remainder: nn.Parameter
-    positions: Tensor
-
-    def __init__(self, rest: Remainder, width: int, out_features: int) -> None:
+    def __init__(self, terms: Sequence[Term], in_features: int, out_features: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = out_features + width, out_features
-        self._kind = type(rest)
-        self.register_parameter("remainder", rest.values)  # pyright: ignore[reportArgumentType]
-        self.register_buffer("positions", rest.positions)
+        self.in_features, self.out_features = out_features + in_features, out_features
+        self._terms = [(term.kind, term.places) for term in terms]
+        for k, term in enumerate(terms):
+            for n, own in enumerate(term.numbers):
+                setattr(self, f"term_{k}_{n}", own)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs with the remainder."""
+        """The outputs with the further terms."""
         _check_width(self, x)
-        y, carried = x[..., : self.out_features], x[..., self.out_features :]
-        rest = self._kind(self.positions, self.remainder)
-        return y + rest.apply(carried, self.out_features).to(y.dtype)
+        y, inputs = x[..., : self.out_features], x[..., self.out_features :]
+        for k, (kind, places) in enumerate(self._terms):
+            numbers = tuple(getattr(self, f"term_{k}_{n}") for n in range(len(kind.names)))
+            at = tuple(place.to(x.device) for place in places or ())
+            y = y + kind.apply(numbers, at, inputs).to(y.dtype)
+        return y
 
     def extra_repr(self) -> str:
-        """The sizes, and how many entries or columns are kept."""
-        kept = f"{len(self.positions)} {self._kind.kind}"
-        return f"{self.in_features} -> {self.out_features}, {kept}"
+        """The sizes and kinds."""
+        kinds = ", ".join(kind.kind for kind, _ in self._terms)
+        return f"{self.in_features} -> {self.out_features}, {kinds}"
 
 
 def stacked(
-    layer: TensorLayer,
-    order: Iterable[Any] | None = None,
-    bias: nn.Parameter | None = None,
-    rest: Remainder | None = None,
+    layer: TensorLayer, order: Iterable[Any] | None = None, bias: nn.Parameter | None = None
 ) -> nn.Sequential:
     """A layer as an ``nn.Sequential`` of sparse linear layers, with the same output.
 
@@ -155,48 +151,39 @@ def stacked(
     it, before: a stack keeps the positions of identity blocks as they were.
 
     Args:
-        layer: whose cores.
+        layer: whose network; where it has further terms, a first module passes the inputs on
+            beside the data, and a last one adds those terms.
         order: of the cores, as the input meets them; by default that with the fewest entries.
         bias: added by the last core's layer.
-        rest: what is kept beside the network. A first module then copies the inputs that it needs
-            to the end of the data, where the cores let them pass, and a last one adds it.
 
     Raises:
         PlanError: the order leaves out a core, repeats one, or names one that is not there.
+        ShapeError: the layer has no network.
     """
-    net = layer.network
-    pinned = (None,) * len(net.cores) if layer.form is None else layer.form.pinned
-    forms, cores, pivots = core_forms(net, pinned), layer.matrices(), layer.pivots()
-    made = levels(net, checked_order(net, order))
-    columns, narrow = (None, None) if rest is None else _narrowed(rest, net.shape[1])
-    width = 0 if columns is None else len(columns)
+    out, inp = layer.shape
+    (term, *_), beside = [t for t in layer.terms if isinstance(t.kind, Cores)], layer.beside()
+    kind, places = term.kind, iter(term.places or ())
+    assert isinstance(kind, Cores)
+    index = kind.indices(places)
+    made = levels(kind.network, checked_order(kind.network, order))
+    carried = inp if beside else 0
     chain = [
         SparseLinear(
             level,
-            forms[level.core],
-            cores[level.core],  # pyright: ignore[reportArgumentType]
-            pivots[level.core],
+            kind.forms[level.core],
+            term.numbers[level.core],  # pyright: ignore[reportArgumentType]
+            index[level.core],
             bias if level is made[-1] else None,
-            width,
+            carried,
         )
         for level in made
     ]
-    if columns is None or narrow is None:
+    if not beside:
         return nn.Sequential(*chain)
-    first, last = Carry(columns, net.shape[1]), AddRemainder(narrow, width, net.shape[0])
-    return nn.Sequential(first, *chain, last)
+    return nn.Sequential(Carry(inp), *chain, AddTerms(beside, inp, out))
 
 
-def _narrowed(rest: Remainder, width: int) -> tuple[Tensor, Remainder]:
-    """The columns of a remainder, and the same as one of a weight that has no others."""
-    at = rest.positions.long()
-    if isinstance(rest, Columns):
-        return at, Columns(torch.arange(len(at), device=at.device), rest.values)
-    columns, own = torch.unique(at % width, return_inverse=True)
-    return columns, Entries(at // width * len(columns) + own, rest.values)
-
-
-def _check_width(layer: SparseLinear | Carry | AddRemainder, x: Tensor, side: str = "in") -> None:
+def _check_width(layer: SparseLinear | Carry | AddTerms, x: Tensor, side: str = "in") -> None:
     width = layer.in_features if side == "in" else layer.out_features
     if x.shape[-1:] != (width,):
         came = x.shape[-1] if x.ndim else "none"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bondwise.compute.stack import cheapest_order
 from bondwise.errors import NetworkError, SelectionError, ShapeError
 from bondwise.gauge.bonds import Branch, unfolding
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 from bondwise.network.network import Index, Network
 
 CUT, BLOCKS, TERMS = "cut", "blocks", "terms"
@@ -88,7 +88,8 @@ def bonds(model: nn.Module) -> list[Bond]:
 
 def layers(model: nn.Module) -> dict[str, TensorLayer]:
     """The tensorized layers of a model by their paths, each once."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, TensorLayer)}
+    found = ((path, m) for path, m in model.named_modules() if isinstance(m, TensorLayer))
+    return {path: layer for path, layer in found if layer.has_network}
 
 
 def bond(model: nn.Module, layer: str = "", name: str | None = None) -> Bond:

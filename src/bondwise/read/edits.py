@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from bondwise.errors import DataError, SelectionError, ShapeError
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.watch import Entering, watching
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
 from bondwise.read.bonds import Bond, bond, chosen_indices
 from bondwise.read.contributions import added, readout
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from bondwise.compute.stack import inverse
 from bondwise.errors import DataError, SelectionError
 from bondwise.gauge.bonds import Branch, unfolding
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.networks import network
 from bondwise.network.network import Network
 from bondwise.read.bonds import BLOCKS, Bond, matrices, sides
 from bondwise.read.bonds import bond as bond_of
@@ -70,15 +71,13 @@ class Gauge:
         like = self.source
         if like is None:
             raise SelectionError("A bond came without its layer; give gauge the layer itself.")
-        return TensorLinear(
-            self.bond.network,
-            [core.to(like.core_0.dtype) for core in self.bond.cores],
-            like.bias,
-            origin=like.origin,
-            remainder=like.rest(),
-            device=like.core_0.device,
-            dtype=like.core_0.dtype,
-        ).train(like.training)
+        kind = like.like
+        own = network(self.bond.network, [core.to(kind.dtype) for core in self.bond.cores])
+        terms = [own, *like.beside()]
+        made = TensorLinear.of(
+            terms, like.bias, host=like.host, device=kind.device, dtype=kind.dtype
+        )
+        return made.train(like.training)
 
 
 def gauge(

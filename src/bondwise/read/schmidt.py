@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bondwise.choose.select import matches
 from bondwise.errors import SelectionError, ShapeError
-from bondwise.layers.layers import dense_weight
+from bondwise.layers.hosts.registry import matrix_of
 from bondwise.network.network import Network
 from bondwise.network.shapes import balanced, check_split
 from bondwise.read.bonds import Bond, matrices, sides
@@ -160,7 +160,7 @@ def folded(path: str, module: nn.Module, fold: Fold = "auto", config: object = N
         SelectionError: a fold that is not known.
         ShapeError: modes that do not multiply to the size of the weight, or a single site.
     """
-    out, inp = dense_weight(module).shape
+    out, inp = matrix_of(module).shape
     rows, cols = _modes(path, module, fold, config)
     check_split(out, rows, f"Rows of {path or 'the layer'}")
     check_split(inp, cols, f"Columns of {path or 'the layer'}")
@@ -188,7 +188,7 @@ def _modes(path: str, module: nn.Module, fold: Fold, config: object) -> Modes:
 
 
 def _auto(path: str, module: nn.Module, config: object) -> Modes:
-    out, inp = (int(n) for n in dense_weight(module).shape)
+    out, inp = (int(n) for n in matrix_of(module).shape)
     heads, fewer, size = _heads(config)
     last = path.rpartition(".")[2]
     rows = heads if last in QUERY else fewer if last in KEY_OR_VALUE else 0

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bondwise.choose.select import Patterns, check_finite, matches
 from bondwise.compute.run import dense
 from bondwise.errors import SelectionError
-from bondwise.layers.layers import TensorLayer, dense_weight
+from bondwise.layers.hosts.registry import matrix_of
+from bondwise.layers.module import TensorLayer
 from bondwise.network.network import Network
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import BLOCKS, CUT, TERMS, Bond, readable
@@ -136,7 +137,7 @@ def spectra(
 def _subjects(path: str, module: nn.Module, net: Network) -> Iterator[tuple[Spectrum, Subject]]:
     """The spectrum of every bond of one layer, still without nulls."""
     if not isinstance(module, TensorLayer):
-        yield from _of_dense(path, dense_weight(module), net)
+        yield from _of_dense(path, matrix_of(module), net)
         return
     cores = tuple(core.cpu() for core in readable(module))
     for core in cores:
@@ -204,7 +205,7 @@ def _chosen(model: nn.Module, names: Patterns | None) -> dict[str, nn.Module]:
 
 
 def _means(pattern: str, paths: Sequence[str], module: nn.Module) -> bool:
-    if isinstance(module, TensorLayer) and pattern == module.kind:
+    if isinstance(module, TensorLayer) and pattern == module.group:
         return True
     return any(matches(pattern, path, module) for path in paths)
 
@@ -212,7 +213,7 @@ def _means(pattern: str, paths: Sequence[str], module: nn.Module) -> bool:
 def _group(module: nn.Module) -> str:
     """Of what can be read "linear" or "embedding", "" for the rest."""
     if isinstance(module, TensorLayer):
-        return module.kind
+        return module.group
     kind = type(module).__name__
     floating = getattr(getattr(module, "weight", None), "is_floating_point", lambda: False)()
     if floating and (isinstance(module, nn.Linear) or kind == "Conv1D"):

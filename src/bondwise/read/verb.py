@@ -16,7 +16,7 @@ from bondwise.choose.select import matches
 from bondwise.errors import BudgetError, CheckpointError, SelectionError, optional
 from bondwise.flow.text import Corpus, corpus, read_text
 from bondwise.flow.watch import collect, in_turns
-from bondwise.layers.layers import TensorLinear
+from bondwise.layers.linear import TensorLinear
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import BLOCKS, CUT, Bond, bonds, nearest
 from bondwise.read.features import features, input_moments

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from bondwise.choose.select import listed, matches
 from bondwise.compute.stack import cheapest_order
 from bondwise.errors import SelectionError
-from bondwise.layers.storage import TensorLayer
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.networks import Cores
 from bondwise.network.network import Network
 from bondwise.network.stack import levels
 
@@ -157,5 +158,10 @@ def _factors(module: nn.Module) -> dict[str, float]:
     """Of each core of a network, by the parameter's name."""
     if not isinstance(module, TensorLayer):
         return {}
-    table = module.kind == "embedding"
-    return {f"core_{k}": f for k, f in enumerate(multipliers(module.network, table))}
+    table = module.group == "embedding"
+    found = dict[str, float]()
+    for part in module.parts:
+        if isinstance(part.kind, Cores):
+            factors = multipliers(part.kind.network, table)
+            found |= dict(zip(part.names, factors, strict=True))
+    return found

@@ -1,0 +1,53 @@
+"""``nn.Linear``: its weight is the matrix, and its inputs are the rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from bondwise.layers.hosts.registry import Host, Modes
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.terms import Term
+
+
+def matrix(module: nn.Linear) -> Tensor:
+    """The weight, out x in."""
+    return module.weight.detach()
+
+
+def modes(module: nn.Linear) -> tuple[Modes, Modes]:
+    """One mode on each side."""
+    return (module.out_features,), (module.in_features,)
+
+
+def inputs(module: nn.Linear, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """What it is called with."""
+    return args[0]
+
+
+def build(module: nn.Linear, terms: Sequence[Term]) -> TensorLinear:
+    """A layer of terms; the bias is copied."""
+    return TensorLinear.of(terms, module.bias)
+
+
+def dense(layer: TensorLinear) -> nn.Linear:
+    """The weight multiplied out."""
+    biased = layer.bias is not None
+    made = nn.Linear(layer.in_features, layer.out_features, biased, device="meta")
+    made.weight = nn.Parameter(layer.dense().detach().contiguous())
+    if layer.bias is not None:
+        made.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
+    return made.train(layer.training)
+
+
+HOST = Host(
+    "linear",
+    "linear",
+    "torch.nn.modules.linear.Linear",
+    TensorLinear,
+    matrix,
+    modes,
+    inputs,
+    build,
+    dense,
+)

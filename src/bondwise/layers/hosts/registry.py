@@ -1,0 +1,91 @@
+"""Which hosts there are: one file each, found by looking into this folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from bondwise.errors import SelectionError
+from bondwise.layers.terms import Term
+
+Modes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A kind of module: all that any room needs to know of it.
+
+    Attributes:
+        name: in a checkpoint.
+        group: what a pattern calls it: "linear" or "embedding".
+        base: its class, as ``module.Class``, so that it need not be imported.
+        layer: the class of ours that stands in its place.
+        matrix: the weight that it applies, out x in, without gradient.
+        modes: the natural modes of the matrix's rows and columns.
+        inputs: from what it is called with, the rows that the matrix meets (*any, in); None where
+            it meets none (an embedding).
+        build: a layer of terms in its place; what is not its weight is copied.
+        dense: the module again, its weight multiplied out.
+    """
+
+    name: str
+    group: str
+    base: str
+    layer: Any
+    matrix: Callable[[Any], Tensor]
+    modes: Callable[[Any], tuple[Modes, Modes]]
+    inputs: Callable[[Any, tuple[Any, ...]], Tensor | None]
+    build: Callable[[Any, Sequence[Term]], Any]
+    dense: Callable[[Any], nn.Module]
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether a module is of this kind: of its class, or of one with the same forward."""
+        for kind in type(module).__mro__:
+            if f"{kind.__module__}.{kind.__qualname__}" == self.base:
+                return type(module).forward is kind.forward  # pyright: ignore
+        return False
+
+
+@cache
+def hosts() -> dict[str, Host]:
+    """All hosts, by name."""
+    package = import_module("bondwise.layers.hosts")
+    names = sorted(found.name for found in iter_modules(package.__path__))
+    modules = (import_module(f"{package.__name__}.{n}") for n in names if n != "registry")
+    return {module.HOST.name: module.HOST for module in modules}
+
+
+def find(module: nn.Module) -> Host | None:
+    """The host of a dense module, or None."""
+    return next((host for host in hosts().values() if host.takes(module)), None)
+
+
+def host_of(module: object, layer: type | None = None) -> Host:
+    """The host of a dense module.
+
+    Args:
+        module: a dense module.
+        layer: the class of ours that is to stand in its place, if only one will do.
+
+    Raises:
+        SelectionError: it is of no kind that is known.
+    """
+    found = find(module) if isinstance(module, nn.Module) else None
+    if found is None or (layer is not None and found.layer is not layer):
+        fit = [h for h in hosts().values() if layer is None or h.layer is layer]
+        known = " or ".join(host.base.removeprefix("torch.").rpartition(".")[2] for host in fit)
+        raise SelectionError(
+            f"A {type(module).__name__} came, whose weight is not known to be a matrix; "
+            f"write a {known}."
+        )
+    return found
+
+
+def matrix_of(module: nn.Module) -> Tensor:
+    """The weight of a module, out x in, without gradient; as it lies where no host knows it."""
+    host = find(module)
+    return cast(Tensor, module.weight).detach() if host is None else host.matrix(module)

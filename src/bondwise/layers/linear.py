@@ -1,0 +1,163 @@
+"""The linear layer: a sum of terms applied to its inputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.compute.path import unlike
+from bondwise.errors import ShapeError
+from bondwise.fit.fit import fit
+from bondwise.fit.metric import Metric
+from bondwise.layers import networks
+from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.stacked import stacked
+from bondwise.layers.terms import Spec, Term
+from bondwise.network.network import Network
+
+
+class TensorLinear(TensorLayer):
+    """A linear layer whose weight is a sum of terms: ``(*batch, in) -> (*batch, out)``.
+
+    ``y = (W_0 + W_1 + ..) x + b``. A network runs by the plan of fewest multiplications for the
+    number of rows that come.
+
+    Args:
+        net: the network of the weight (out x in).
+        cores: one tensor per core; None draws them for training.
+        bias: (out,), True to draw one, None or False for none.
+        device: where the cores are.
+        dtype: what they are in.
+
+    Raises:
+        ShapeError: cores or a bias of other shapes than the network's.
+
+    >>> from bondwise import lowrank
+    >>> layer = TensorLinear(lowrank(6, 4, 2), bias=True)
+    >>> layer(torch.zeros(3, 4)).shape
+    torch.Size([3, 6])
+    """
+
+    group = "linear"
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        net: Network,
+        cores: Sequence[Tensor] | None = None,
+        bias: Tensor | bool | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(
+                f"A {type(net).__name__} came as the network; write one such as lowrank(6, 4, 2)."
+            )
+        own = networks.drawn(net, device, dtype) if cores is None else networks.network(net, cores)
+        self._hold([own], bias, "linear", device, dtype)
+
+    @classmethod
+    def of(
+        cls,
+        terms: Sequence[Term],
+        bias: Tensor | bool | None = None,
+        *,
+        host: str = "linear",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "TensorLinear":
+        """The layer of some terms, all out x in.
+
+        Args:
+            terms: one or more; their numbers are copied.
+            bias: as in the constructor.
+            host: the name of the host in whose place it stands.
+            device: where the numbers go.
+            dtype: what they are in.
+
+        >>> from bondwise.layers.entries import dense
+        >>> TensorLinear.of([dense(torch.eye(3))])(torch.ones(3))
+        tensor([1., 1., 1.], grad_fn=...)
+        """
+        layer = cls.__new__(cls)
+        layer._hold(terms, bias, host, device, dtype)
+        return layer
+
+    def _hold(
+        self,
+        terms: Sequence[Term],
+        bias: Tensor | bool | None,
+        host: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        TensorLayer.__init__(self, terms, device=device, dtype=dtype)
+        self._host = host
+        self.out_features, self.in_features = self.shape
+        self.register_parameter("bias", self._bias(bias))
+
+    @property
+    def host(self) -> str:
+        """The name of the host in whose place it stands."""
+        return self._host
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x W^T + b``."""
+        if x.shape[-1:] != (self.in_features,):
+            raise unlike(x, self.in_features)
+        parts, device = self.parts, x.device
+        y = parts[0].kind.apply(self._numbers(parts[0]), self._at(0, device), x, self.bias)
+        for k, part in enumerate(parts[1:], start=1):
+            y = y + part.kind.apply(self._numbers(part), self._at(k, device), x).to(y.dtype)
+        return y
+
+    def as_stack(self, order: Sequence[int] | None = None) -> nn.Sequential:
+        """The same as sparse linear layers, one for each core."""
+        return stacked(self, order, self.bias)
+
+    def _bias(self, bias: Tensor | bool | None) -> nn.Parameter | None:
+        if bias is None or bias is False:
+            return None
+        like = self.like
+        if bias is True:
+            bound = self.in_features**-0.5
+            drawn = torch.empty(self.out_features, device=like.device, dtype=like.dtype)
+            return nn.Parameter(drawn.uniform_(-bound, bound))
+        if tuple(bias.shape) != (self.out_features,):
+            raise ShapeError(
+                f"A bias of shape {tuple(bias.shape)} came; write one of ({self.out_features},)."
+            )
+        own = bias.detach().to(device=like.device, dtype=like.dtype).clone()
+        frozen = isinstance(bias, nn.Parameter) and not bias.requires_grad
+        return nn.Parameter(own, requires_grad=not frozen)
+
+    def spec(self) -> Spec:
+        """All that an empty layer of this kind is built from, as plain JSON."""
+        return super().spec() | {"bias": self.bias is not None}
+
+    @classmethod
+    def from_spec(
+        cls, spec: Spec, terms: Sequence[Term], device: Any = None, dtype: torch.dtype | None = None
+    ) -> "TensorLinear":
+        """An empty layer, to be filled from a checkpoint."""
+        bias = bool(spec["bias"])
+        return cls.of(terms, bias, host=spec["host"], device=device, dtype=dtype)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Module, net: Network, metric: Tensor | Metric | None = None
+    ) -> "TensorLinear":
+        """The network fitted to a linear layer (``nn.Linear`` or GPT-2's ``Conv1D``); bias copied.
+
+        Raises:
+            FitError: the weight or the metric cannot be fitted.
+            SelectionError: it is no such layer.
+        """
+        host = host_of(linear, cls)
+        fitted = fit(host.matrix(linear), net, metric)
+        made = host.build(linear, [networks.network(fitted.network, fitted.cores)])
+        assert isinstance(made, cls)
+        return made

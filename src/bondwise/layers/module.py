@@ -1,0 +1,423 @@
+"""The module that holds a weight as a list of terms, whatever its host."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.draw.notebook import html
+from bondwise.errors import CheckpointError, SelectionError, ShapeError
+from bondwise.layers import places
+from bondwise.layers.entries import dense as dense_term
+from bondwise.layers.made import Made
+from bondwise.layers.networks import Cores
+from bondwise.layers.older import modern
+from bondwise.layers.terms import Kind, Places, Spec, Term, stored_bits
+from bondwise.network.network import Network
+
+GUARD, EXTRA = "weight", "_extra_state"
+_ALIASES = ("weight_orig", "weight_g", "weight_v", "weight_u")  # of torch's hooks on a weight
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a layer knows of one of its terms: its kind, and the names of its parameters."""
+
+    kind: Kind
+    names: tuple[str, ...]
+
+
+class TensorLayer(nn.Module):
+    """A dense weight (out x in) as a sum of terms.
+
+    The output depends on the parameters alone: nothing is kept from one call to the next. The
+    parameters are those of the first term, ``core_0, core_1, ..`` of a network (2-D, in the layout
+    that `bondwise.network.ranks.layouts` fixes), ``entries`` or, since ``dense`` is a method,
+    ``t0_dense``; and those of further terms, ``t1_entries``, ``t2_core_0``, ... Positions are plain attributes and travel as extra
+    state: packed bytes with a checksum, so that positions that were averaged or cast are refused.
+
+    ``weight`` is the dense weight, out x in, made when it is read. Assigning a whole weight makes
+    it the one term of the layer. In a state dict stands a guard of one element under that name, so
+    that a reader that does not know this layer meets a size that cannot be right.
+    """
+
+    group: ClassVar[str] = ""  # what a pattern calls it
+    weight: Tensor
+    hides_positions = False  # from a state dict, while a checkpoint without them is read
+
+    def __init__(
+        self, terms: Sequence[Term], *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if not terms:
+            raise ShapeError("No term came; write at least one, such as networks.network(..).")
+        self.shape = terms[0].kind.shape
+        self.parts: tuple[Part, ...] = ()
+        self._places: tuple[Places | None, ...] = ()
+        for term in terms:
+            self.add(term, device=device, dtype=dtype)
+
+    @property
+    def host(self) -> str:
+        """The name of the host that it came from."""
+        raise NotImplementedError
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms, with the layer's own parameters."""
+        return tuple(
+            Term(part.kind, self._numbers(part), own)
+            for part, own in zip(self.parts, self._places, strict=True)
+        )
+
+    def add(self, term: Term, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        """Append a term: the weight is then the sum of those before and of this one.
+
+        Args:
+            term: of the weight's shape; its numbers are copied.
+            device: where the numbers go; the layer's by default.
+            dtype: that they get; the layer's by default.
+
+        Raises:
+            ShapeError: it is of another shape.
+
+        >>> from bondwise import TensorLinear, lowrank
+        >>> from bondwise.layers.entries import columns
+        >>> layer = TensorLinear(lowrank(6, 4, 2))
+        >>> layer.add(columns(torch.tensor([1]), torch.ones(6, 1), (6, 4)))
+        >>> [name for name, _ in layer.named_parameters()]
+        ['core_0', 'core_1', 't1_entries']
+        """
+        if term.kind.shape != self.shape:
+            raise ShapeError(
+                f"A term of shape {term.kind.shape} came for a weight of {self.shape}; "
+                "write one of that shape."
+            )
+        like = self.like if self.parts else None
+        device = device if like is None or device is not None else like.device
+        dtype = dtype if like is None or dtype is not None else like.dtype
+        part = Part(term.kind, _named(len(self.parts), term.kind))
+        for name, own in zip(part.names, term.numbers, strict=True):
+            value = own.detach().to(device=device, dtype=dtype).contiguous().clone()
+            self.register_parameter(name, nn.Parameter(value))
+        self.parts += (part,)
+        where = self.like.device
+        own = term.places
+        if own is not None and where.type != "meta":
+            own = tuple(place.detach().to(where, copy=True) for place in own)
+        self._places += (own,)
+
+    def remove(self) -> Term:
+        """Take the last term away, and give it back.
+
+        Raises:
+            ShapeError: it is the only one.
+        """
+        if len(self.parts) < 2:
+            raise ShapeError("The only term of a weight cannot be removed; add another first.")
+        last = self.terms[-1]
+        for name in self.parts[-1].names:
+            delattr(self, name)
+        self.parts, self._places = self.parts[:-1], self._places[:-1]
+        return last
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the layer's device and dtype."""
+        return self._numbers(self.parts[0])[0]
+
+    @property
+    def network(self) -> Network:
+        """The network of the first term that is one.
+
+        Raises:
+            ShapeError: none is.
+        """
+        return self._core_kind()[1].network
+
+    @property
+    def has_network(self) -> bool:
+        """Whether a term is a network."""
+        return any(isinstance(part.kind, Cores) for part in self.parts)
+
+    def cores(self) -> tuple[Tensor, ...]:
+        """The cores of that network, in core-axis order."""
+        at, kind = self._core_kind()
+        return kind.cores(self._numbers(self.parts[at]), self._at(at, self.like.device))
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The parameters of that network, one 2-D tensor per core."""
+        return self._numbers(self.parts[self._core_kind()[0]])
+
+    def beside(self) -> tuple[Term, ...]:
+        """All terms but that network."""
+        at = self._core_kind()[0]
+        return tuple(term for k, term in enumerate(self.terms) if k != at)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the positions of all terms are known."""
+        return all(own is not None for own in self._places)
+
+    def dense(self) -> Tensor:
+        """The dense weight, out x in: the sum of all terms; differentiable."""
+        found = [
+            part.kind.dense(self._numbers(part), self._at(k, self.like.device))
+            for k, part in enumerate(self.parts)
+        ]
+        return found[0] + sum(found[1:])
+
+    def stored(self) -> tuple[list[Tensor], int]:
+        """The tensors of numbers that stand for the weight, and the bits of their positions."""
+        numbers = [own for part in self.parts for own in self._numbers(part)]
+        return numbers, sum(stored_bits(part.kind) for part in self.parts)
+
+    @property
+    def stored_numbers(self) -> int:
+        """Numbers stored for this weight, positions counted as the bits they take."""
+        return stored_numbers([self])
+
+    def resident_bytes(self) -> int:
+        """Bytes in memory: parameters, buffers, and positions as they are used."""
+        own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        at = [place for some in self._places for place in some or ()]
+        return sum(t.numel() * t.element_size() for t in (*own, *at))
+
+    def macs(self, rows: int) -> int:
+        """Multiplications for so many rows of input, of all terms."""
+        return sum(part.kind.macs(rows) for part in self.parts)
+
+    def spec(self) -> Spec:
+        """All that an empty layer of this kind is built from, as plain JSON."""
+        return {"host": self.host, "terms": [part.kind.spec() for part in self.parts]}
+
+    def extra_repr(self) -> str:
+        """The terms, the bonds of a network and the stored numbers, as printed in a model."""
+        stored = sum(numbers.numel() for numbers in self.stored()[0])
+        return ", ".join([*(_words(part.kind) for part in self.parts), f"stored={stored}"])
+
+    def _repr_html_(self) -> str:
+        """The network as a notebook shows it, with what is stored of it."""
+        out, inp = self.shape
+        words = f"{type(self).__name__}, {out} x {inp}, {self.stored_numbers:,} numbers stored"
+        return html(self.network, words)
+
+    def _core_kind(self) -> tuple[int, Cores]:
+        for k, part in enumerate(self.parts):
+            if isinstance(part.kind, Cores):
+                return k, part.kind
+        raise ShapeError(f"{type(self).__name__} has no network among its terms: {self!r}.")
+
+    def _numbers(self, part: Part) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in part.names)
+
+    def _at(self, term: int, device: torch.device) -> Places:
+        """The positions of a term, where its data is."""
+        own = self._places[term]
+        if own is None:
+            raise CheckpointError(
+                f"The positions of {type(self).__name__} were never loaded; load the checkpoint "
+                "with bondwise.load or from_pretrained."
+            )
+        return tuple(p if p.device == device else p.to(device) for p in own) if own else own
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "TensorLayer":
+        super()._apply(*args, **kwargs)
+        device = self.like.device
+        if device.type != "meta":
+            self._places = tuple(
+                None if own is None else tuple(place.to(device) for place in own)
+                for own in self._places
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name == EXTRA:  # transformers fills whatever a state dict names by getattr and setattr
+            return self.get_extra_state()
+        if name != GUARD:
+            return super().__getattr__(name)
+        if torch.compiler.is_compiling():
+            return self.dense()
+        return Made(partial(_made, self.terms), self.like, self.shape, self._ask)
+
+    def _ask(self, graded: bool) -> None:
+        """What ``layer.weight.requires_grad_(..)`` does: the same for all that it is made from."""
+        for part in self.parts:
+            for own in self._numbers(part):
+                own.requires_grad_(graded)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == GUARD:
+            self._assign(value)
+        elif name == EXTRA:
+            self.set_extra_state(value.detach())
+        else:
+            super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """As for any module; a weight is assigned, and what would stand for it is refused.
+
+        Raises:
+            SelectionError: it is a weight as torch's pruning or norms keep it.
+        """
+        if name == GUARD:
+            self._assign(param)
+        elif name in _ALIASES:
+            raise SelectionError(
+                f"{name} came for a layer of terms, whose weight is made when it is read; name a "
+                f"parameter that it has, such as {self.parts[0].names[0]}, or merge it first."
+            )
+        else:
+            super().register_parameter(name, param)
+
+    def _assign(self, value: object) -> None:
+        """A whole weight in place of all terms; the guard of a checkpoint is passed over."""
+        if isinstance(value, Tensor) and value.numel() == 1 and value.ndim == 1:
+            return
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or shape != self.shape:
+            raise ShapeError(f"A weight of {shape} came; write a tensor of {self.shape}.")
+        if isinstance(value, Made):
+            value = value + 0  # what was read from another layer
+        for part in self.parts:
+            for name in part.names:
+                delattr(self, name)
+        kind = dense_term(value).kind
+        self.parts, self._places = (Part(kind, _named(0, kind)),), ((),)
+        own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+        super().register_parameter(self.parts[0].names[0], own)
+
+    def get_extra_state(self) -> Tensor:
+        """The positions, packed: a fresh tensor; without data where they are not known yet."""
+        kinds = self._kept()
+        if any(own is None for own in self._places):
+            return torch.empty(places.size(kinds), dtype=torch.uint8, device="meta")
+        stored = [
+            own
+            for part, at in zip(self.parts, self._places, strict=True)
+            for own in part.kind.stored(at or ())
+        ]
+        return places.packed(stored)
+
+    def set_extra_state(self, state: object) -> None:
+        """Take positions, once they are known to be right.
+
+        Raises:
+            ShapeError: they were changed, or repeat, are out of order or lie outside.
+        """
+        if isinstance(state, Tensor) and state.is_meta:
+            return
+        rest = iter(places.unpacked(state, self._kept()))
+        device = self.like.device
+        where = torch.device("cpu") if device.type == "meta" else device
+        found = list[Places]()
+        for part in self.parts:
+            stored = tuple(next(rest) for _ in part.kind.kept)
+            found.append(tuple(place.to(where) for place in part.kind.places(stored)))
+        self._places = tuple(found)
+
+    def _kept(self) -> list[tuple[int, torch.dtype]]:
+        return [own for part in self.parts for own in part.kind.kept]
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self._kept() or self.hides_positions:
+            del destination[f"{prefix}{EXTRA}"]
+        like = self.like
+        if not like.is_meta:  # what a checkpoint is to fill has no guard
+            destination[f"{prefix}{GUARD}"] = torch.zeros(1, dtype=like.dtype, device=like.device)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        guard, extra = f"{prefix}{GUARD}", f"{prefix}{EXTRA}"
+        if getattr(state_dict.get(guard), "shape", None) == (1,):
+            del state_dict[guard]
+        modern(state_dict, prefix, [part.kind for part in self.parts])
+        positions = state_dict.pop(extra, None)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if extra in missing_keys and (positions is not None or not self._kept()):
+            missing_keys.remove(extra)
+        if positions is not None:
+            try:
+                self.set_extra_state(positions)
+            except ShapeError as error:
+                raise CheckpointError(f"{prefix.rstrip('.') or 'The layer'}: {error}") from error
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model: another thing, or a layer on its own, which nothing holds.
+
+    Raises:
+        SelectionError: saying what to give.
+    """
+    if not isinstance(model, nn.Module):
+        also = ", such as the .model of what came" if hasattr(model, "model") else ""
+        raise SelectionError(
+            f"A {type(model).__name__} came as the model; give a torch.nn.Module{also}."
+        )
+    if isinstance(model, nn.Linear | nn.Embedding | TensorLayer):
+        raise SelectionError(
+            f"A {type(model).__name__} on its own came as the model; put it in one, such as "
+            "nn.Sequential(layer)."
+        )
+
+
+def stored_numbers(layers: Iterable[TensorLayer]) -> int:
+    """Numbers that the weights of some layers store; what they share counts once.
+
+    Positions count as the bits they take, in numbers of the layers' dtype, rounded up.
+
+    >>> from bondwise import TensorLinear, lowrank
+    >>> stored_numbers([TensorLinear(lowrank(6, 4, 2))])
+    20
+    """
+    own = {id(layer): layer.stored() for layer in layers}.values()
+    numbers = {id(t): t for some, _ in own for t in some}.values()
+    width = max((8 * t.element_size() for t in numbers), default=1)
+    return sum(t.numel() for t in numbers) + ceil(sum(bits for _, bits in own) / width)
+
+
+def tensor_layers(model: nn.Module) -> Iterator[tuple[str, TensorLayer]]:
+    """Every layer of terms with each of its paths."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, TensorLayer):
+            yield path, module
+
+
+def _named(at: int, kind: Kind) -> tuple[str, ...]:
+    """Names of the parameters of a term: as they are for the first, unless a method has the name."""
+    plain = at == 0 and not any(hasattr(TensorLayer, name) for name in kind.names)
+    return tuple(name if plain else f"t{at}_{name}" for name in kind.names)
+
+
+def _made(terms: Sequence[Term]) -> Tensor:
+    if terms[0].numbers[0].is_meta:
+        raise SelectionError(
+            "A weight was read whose terms have no data here (meta, or offloaded by device_map); "
+            "load the model whole."
+        )
+    found = [term.dense() for term in terms]
+    return found[0] + sum(found[1:])
+
+
+def _words(kind: Kind) -> str:
+    if isinstance(kind, Cores):
+        form = ", gauge-free" if any(kind.pinned) else ""
+        return f"'{kind.network}', ranks={kind.network.bonds}{form}"
+    return str(kind)
