@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -17,21 +16,21 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 import bondwise as bw
-from bondwise.network.network import Network
+from bondwise.gauge.compact import compact
+from bondwise.layers.networks import compacted, network
+from bondwise.layers.terms import Term
 from bondwise.topology import registry
-from nets import layer_of, random_cores, reference, remainder_of, thorough
+from nets import BESIDE, beside_of, random_cores, reference, thorough
 
 OUT, IN, RANK = 12, 18, 3
 HOSTS = ("linear", "linear without bias", "conv1d", "embedding")
 STORAGES = ("plain", "gauge-free")
-BESIDE = ("columns", "entries")
 OFTEN = {  # where not all is run
     "linear": (False, True),
     "linear without bias": (False,),
     "conv1d": (True,),
     "embedding": (False, True),
 }
-MIXED = ("lowrank", "mpo")  # those that then have entries beside them
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,20 @@ class Cell:
         """The module, in float64; another seed has other numbers at other positions."""
         if self.topology == "dense":
             return _dense(self.host, _numbers(seed), seed)
-        net, cores, _ = _network(self.topology, seed)
-        options: dict[str, Any] = {}
+        terms = [_network(self.topology, self.gauge, seed)[0]]
         if self.beside:
-            options["remainder"], _ = remainder_of(self.beside, 4, net.shape, seed)
+            terms.append(_beside(self.beside, seed)[0])
         if self.host == "embedding":
-            return layer_of(bw.TensorEmbedding, net, cores, self.gauge, **options)
-        options["bias"] = _bias(self.host, seed)
-        options["origin"] = "Conv1D" if self.host == "conv1d" else "Linear"
-        return layer_of(bw.TensorLinear, net, cores, self.gauge, **options)
+            return bw.TensorEmbedding.of(terms)
+        host = "conv1d" if self.host == "conv1d" else "linear"
+        return bw.TensorLinear.of(terms, _bias(self.host, seed), host=host)
 
     def reference(self, seed: int = 0) -> Tensor:
         """Its weight by numpy, out x in."""
         if self.topology == "dense":
             return _numbers(seed)
-        W = _network(self.topology, seed)[2]
-        return W + remainder_of(self.beside, 4, (OUT, IN), seed)[1] if self.beside else W
+        W = _network(self.topology, self.gauge, seed)[1]
+        return W + _beside(self.beside, seed)[1] if self.beside else W
 
     def model(self, seed: int = 0) -> nn.Sequential:
         """The module in one that holds it, in eval mode."""
@@ -84,7 +81,7 @@ class Cell:
         """How many matrices the input meets, or the weight is a product of."""
         if self.topology == "dense":
             return 1
-        return len(_network(self.topology, 0)[1])
+        return len(registry.find(self.topology).sized(OUT, IN, RANK).cores)
 
     def __str__(self) -> str:
         """As in a test's name."""
@@ -97,7 +94,8 @@ class Cell:
 def often(cell: Cell) -> bool:
     """Whether it is tried where not all is run: each topology and host is."""
     if cell.beside:
-        return cell.gauge and cell.topology in MIXED
+        also = cell.topology == "lowrank" and cell.beside == "columns"
+        return cell.gauge and (cell.topology == "mpo" or also)
     return cell.gauge in OFTEN[cell.host]
 
 
@@ -169,13 +167,19 @@ def check_gradients(model: nn.Sequential, x: Tensor, run: Callable[..., Tensor] 
 
 
 @cache
-def _network(topology: str, seed: int) -> tuple[Network, list[Tensor], Tensor]:
-    """Random cores of a weight whose numbers are about 1 in size, and that weight."""
+def _network(topology: str, gauge: bool, seed: int) -> tuple[Term, Tensor]:
+    """Random cores of a weight whose numbers are about 1 in size, and that weight by numpy."""
     net = registry.find(topology).sized(OUT, IN, RANK)
     cores = random_cores(net, seed)
     size = reference(net, cores).square().mean().sqrt() ** (1 / len(cores))
     cores = [core / size for core in cores]
-    return net, cores, reference(net, cores)
+    term = compacted(compact(net, cores)) if gauge else network(net, cores)
+    return term, reference(net, cores)
+
+
+@cache
+def _beside(kind: str, seed: int) -> tuple[Term, Tensor]:
+    return beside_of(kind, (OUT, IN), seed)
 
 
 def _numbers(seed: int) -> Tensor:
