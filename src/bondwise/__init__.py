@@ -37,3 +37,5 @@ class _Lazy(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Lazy
+
+bondwise_autoload.register_layers()
