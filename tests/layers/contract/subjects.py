@@ -29,7 +29,7 @@ OFTEN = {  # where not all is run
     "linear": (False, True),
     "linear without bias": (False,),
     "conv1d": (True,),
-    "embedding": (False, True),
+    "embedding": (True,),
 }
 
 
@@ -94,8 +94,7 @@ class Cell:
 def often(cell: Cell) -> bool:
     """Whether it is tried where not all is run: each topology and host is."""
     if cell.beside:
-        also = cell.topology == "lowrank" and cell.beside == "columns"
-        return cell.gauge and (cell.topology == "mpo" or also)
+        return cell.gauge and cell.topology == "mpo" and cell.host in ("linear", "embedding")
     return cell.gauge in OFTEN[cell.host]
 
 
@@ -103,9 +102,7 @@ def few(cell: Cell) -> bool:
     """Where each takes long: every topology as it is stored, every host, every kind of entries."""
     if cell.topology == "dense":
         return True
-    if cell.topology == "mpo" and cell.host != "linear without bias":
-        return cell.gauge
-    return cell.host == "linear" and cell.gauge and not cell.beside
+    return often(cell) and cell.gauge and (cell.host == "linear" or cell.topology == "mpo")
 
 
 def cells() -> list[Cell]:

@@ -19,6 +19,7 @@ from layers.contract.subjects import (
     wanted,
     weight,
 )
+from nets import thorough
 
 BATCHES = [(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (70,)]
 
@@ -95,7 +96,7 @@ def close(y, exact, limit):
 
 
 @every_cell
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *thorough(torch.float16)])
 def test_to_another_dtype_and_back(cell: Cell, dtype):
     model, x = cell.model(), cell.inputs(5)
     before = check(model, x)

@@ -19,6 +19,7 @@ from layers.contract.subjects import (
     wanted,
     weight,
 )
+from nets import thorough
 
 
 def data_copied(model):
@@ -80,8 +81,8 @@ def swapped(model):
 
 
 WRITES = (
-    data_copied, data_assigned, data_in_place, detached_in_place, in_place, in_inference_mode,
-    by_numpy, set_anew, from_a_vector, by_an_optimizer, swapped,
+    data_copied, data_assigned, in_place, in_inference_mode, set_anew, by_an_optimizer,
+    from_a_vector, *thorough(data_in_place, detached_in_place, by_numpy, swapped),
 )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_a_state_dict_of_another_instance(cell: Cell, assign):
 
 
 @every_cell
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *thorough(torch.float16, torch.float32)])
 def test_a_state_dict_that_was_cast_whole(cell: Cell, dtype):
     one, two, x = cell.model(0), cell.model(1), cell.inputs(5)
     state = {name: value.to(dtype) for name, value in two.state_dict().items()}
