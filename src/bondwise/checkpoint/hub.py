@@ -112,7 +112,7 @@ def _keep_notice() -> None:
 
 
 def _describe_when_saved() -> None:
-    """Let ``save_pretrained`` write the manifest of what the model has then: layers may have changed.
+    """Let ``save_pretrained`` write the manifest of what the model has by then.
 
     A merged adapter is a term more, a resized embedding a network less.
     """
@@ -131,5 +131,5 @@ def _describe_when_saved() -> None:
             detach(self)
         return save(self, *args, **kwargs)
 
-    save_pretrained.describes_networks = True  # pyright: ignore[reportFunctionMemberAccess]
+    save_pretrained.describes_networks = True  # pyright: ignore[reportAttributeAccessIssue]
     Model.save_pretrained = save_pretrained
