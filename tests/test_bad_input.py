@@ -231,7 +231,6 @@ def test_a_gpu_that_is_not_there(capsys, shelf, desk):
         refused(capsys, *usual, code=2, says="device='cuda' came")
 
 
-NOT_OURS = "has no tensorized layer; give one that tensorize made, or a folder that compress wrote"
 ENCODER = "bert holds a BertModel, which does not predict the next token"
 EVAL = "eval --data {shelf}/text.txt --windows 4 --length 16 -q "
 
@@ -254,7 +253,7 @@ EVAL = "eval --data {shelf}/text.txt --windows 4 --length 16 -q "
         ("plan nosuch/at/all --keep 2", 2, "keep=2 came"),
         ("plan nosuch/at/all --format x", 2, "'x' is not known"),
         ("merge nosuch --out o -q", 1, "nosuch"),
-        ("merge {shelf}/llama --out o -q", 2, NOT_OURS),
+        ("merge {shelf}/llama --out o -q", 2, "holds no tensor networks; give a folder that comp"),
         (EVAL + "{shelf}/bert", 1, ENCODER),
         (EVAL + "{ours} --vs {shelf}/bert", 1, ENCODER),
         (EVAL + "{ours} --vs nosuch/at/all", 1, "There is no folder or file"),

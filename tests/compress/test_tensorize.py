@@ -101,12 +101,6 @@ def test_dtype_and_mode_are_kept_and_inplace_swaps_in_the_given_one(brief):
     assert torch.isfinite(output(model.eval(), tokens())).all()
 
 
-def test_unchanged_parameters_are_shared_and_changed_ones_are_not_kept():
-    model, result = cut("llama").dense, cut("llama").result
-    assert result.model.model.norm.weight is model.model.norm.weight
-    assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
-
-
 def test_embeddings_can_be_targets():
     model = nn.Sequential(nn.Embedding(50, 16, padding_idx=3), nn.Linear(16, 4))
     result = bw.tensorize(model, keep=0.7, targets=["embedding", "linear"])

@@ -11,6 +11,7 @@ from bondwise.choose.survey import Reference, resumed
 from bondwise.errors import DataError
 from bondwise.flow import blocks as rooms
 from bondwise.flow.blocks import Stream, capture, chains
+from bondwise.flow.calibrate import Inputs
 from bondwise.progress import silent
 from tiny import bert, gpt2, llama, tokens
 
@@ -196,6 +197,71 @@ def test_float64_blocks_stay_in_float64(monkeypatch, fast):
     x = torch.randn(3, 8, dtype=torch.float64)
     found = Stream((x,), (((), {}),), (None,)).after(block)
     assert torch.equal(found.hidden[0], block(x).detach())
+
+
+class Picky(Block):
+    """Cannot run in bfloat16: it fails as models do, or gives infinity."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails, self.runs = fails, 0
+
+    def forward(self, x, scale=1.0):
+        self.runs += 1
+        y = super().forward(x, scale)
+        if not torch.is_autocast_enabled("cpu"):
+            return y
+        return self.fails(y)
+
+
+def overflows(y):
+    return y.bfloat16().masked_fill(y > 0, torch.finfo(torch.float32).min)
+
+
+def of_another_dtype(y):
+    return y.bfloat16() @ torch.eye(8, dtype=torch.float64)
+
+
+def without_numbers(y):
+    return y / 0
+
+
+@pytest.mark.parametrize("fails", [overflows, of_another_dtype, without_numbers])
+def test_a_block_that_cannot_run_in_bfloat16_runs_in_float32(monkeypatch, fails):
+    monkeypatch.setattr(rooms, "fast_bfloat16", lambda _: True)
+    block, batches = Picky(fails), inputs()
+    stream = Stream(tuple(batches), (((), {}),) * 3, (None,) * 3)
+    seen = Inputs({"linear": block.linear})
+    found = stream.after(block, seen)
+    with torch.no_grad():
+        assert all(map(torch.equal, found.hidden, map(block, batches)))
+    assert seen.moments["linear"].tokens == sum(x[..., 0].numel() for x in batches)  # each once
+
+
+def test_what_is_wrong_in_every_precision_is_raised_once(monkeypatch):
+    def broken(_y):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(rooms, "fast_bfloat16", lambda _: True)
+    block = Picky(broken)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        Stream((torch.randn(2, 8),), (((), {}),), (None,)).after(block)
+    assert block.runs == 1
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_deberta_is_made_on_every_machine(monkeypatch, brief, fast):
+    """Its first version fills a mask with the least float32, which bfloat16 lacks."""
+    monkeypatch.setattr(rooms, "fast_bfloat16", lambda _: fast)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"vocab_size": 128, "intermediate_size": 64, "relative_attention": True}
+    dense = hf.DebertaModel(hf.DebertaConfig(**sizes, pos_att_type=["c2p", "p2c"])).eval()
+    data = tokens(8, 12)
+    result = bw.tensorize(dense, 0.6, data=data)
+    assert len(result.blocks) == 2
+    assert torch.isfinite(result.model(data).last_hidden_state).all()
+    healed = bw.heal(result.model, dense, data, steps=2)
+    assert healed.before is not None
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, bert])

@@ -11,6 +11,7 @@ from torch import nn
 
 import tiny
 from bondwise.errors import CheckpointError, DataError
+from bondwise.flow import blocks
 from bondwise.heal import teacher as module
 from bondwise.heal.head import (
     check_vocabularies,
@@ -33,7 +34,7 @@ LENGTH = 12
 def _small_shards(monkeypatch):
     monkeypatch.setattr(module, "SHARD", 4)
     # no bfloat16, whatever the machine is built for: the oracle has none
-    monkeypatch.setattr(module, "precision", lambda *_: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(blocks, "fast_bfloat16", lambda _device: False)
 
 
 def windows(count=10):

@@ -20,7 +20,7 @@ def made(net=None):
     return TensorLinear(net, random_cores(net), bias=torch.zeros(6).double())
 
 
-def test_it_is_the_dense_weight_out_by_in():
+def test_it_is_the_matrix_of_out_by_in():
     layer = made()
     W = layer.dense()
     assert isinstance(layer.weight, torch.Tensor)

@@ -7,6 +7,7 @@ as ours.
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Mapping
@@ -15,21 +16,26 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
+from bondwise.checkpoint.carry import carry_files, carry_tensors, look
 from bondwise.checkpoint.hub import (
     METHOD,
     attach,
-    detach,
     is_hub_model,
     need_transformers,
     without_bars,
 )
 from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
-from bondwise.errors import BondwiseError, CheckpointError
-from bondwise.layers.module import TensorLayer, check_model
+from bondwise.checkpoint.whole import check_whole
+from bondwise.checkpoint.written import check_written
+from bondwise.errors import BondwiseError, CheckpointError, DataError
+from bondwise.flow.copies import twins, view
+from bondwise.flow.doors import check_call, check_place
+from bondwise.layers.module import check_model
 from bondwise.layers.older import is_old
 
 MANIFEST = "bondwise.json"
@@ -44,6 +50,7 @@ def save(
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
+    source: str | Path | None = None,
     extra: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a model to a folder, whole or not at all.
@@ -54,12 +61,19 @@ def save(
         tokenizer: kept beside the model, if given.
         overwrite: replace a checkpoint of ours; a folder of anybody else is never replaced.
         max_shard_size: of one weights file of a Hugging Face model.
+        source: the folder that the model came from (``model.name_or_path``, where it is one): what
+            it holds beside the weights is carried along, so small files, subfolders, and tensors
+            that the model's class lacks. Weights in other forms, hidden files and links to
+            elsewhere are not; `bondwise.checkpoint.carry.look` says which.
         extra: called with the folder once the weights are in it; gives texts to keep beside
             them, by file name.
 
     Raises:
-        CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk).
-        SelectionError: what came is no model, or a layer on its own.
+        CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk),
+            or what was written is not the model.
+        SelectionError: what came is no model, a layer on its own, or a model that cannot be
+            written whole (adapters, tensors that are elsewhere or quantised).
+        DataError: what came as the tokenizer cannot be saved.
 
     >>> from tempfile import TemporaryDirectory
     >>> from bondwise import tensorize
@@ -70,18 +84,34 @@ def save(
     ['bondwise.json', 'model.safetensors']
     """
     check_model(model)
+    check_whole(model)
+    check_place("directory", directory)
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise DataError(
+            f"tokenizer={str(tokenizer)[:40]!r} came; give a tokenizer of transformers, such as "
+            "AutoTokenizer.from_pretrained(folder)."
+        )
+    check_call("extra", extra)
+    if not re.fullmatch(r"\d+|\d+(\.\d+)? ?[KMGT]B", str(max_shard_size), re.IGNORECASE):
+        raise CheckpointError(f"max_shard_size={max_shard_size!r} came; write one such as '5GB'.")
     target = Path(directory).absolute()
     check_folder(target, overwrite)
+    found = None if source is None else look(source, target)
     with _written_whole(target) as folder:
         if is_hub_model(model):
             _save_hub_model(model, folder, max_shard_size)
         else:
             _write_json(folder / MANIFEST, describe(model))
             save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
+        if found is not None:
+            carry_tensors(found, model, folder)
+        check_written(model, folder)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, folder)
         for name, text in (extra(folder) if extra else {}).items():
             (folder / name).write_text(text, encoding="utf-8")
+        if found is not None:
+            carry_files(found, folder)
     return target
 
 
@@ -92,7 +122,8 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
         directory: as `save` or ``save_pretrained`` wrote it.
         model: a dense instance of the class that was saved; it is copied, not changed. Hugging Face
             checkpoints do without it.
-        kwargs: handed to ``from_pretrained`` (dtype, device_map, ..).
+        kwargs: handed to ``from_pretrained`` (dtype, device_map, ..); for a plain module dtype
+            alone, which casts what was loaded.
 
     Raises:
         CheckpointError: corrupt, truncated, from a later version, or not of this model.
@@ -107,6 +138,9 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
     >>> bool((again[0].dense() == result.model[0].dense()).all())
     True
     """
+    check_place("directory", directory)
+    if model is not None:
+        check_model(model)
     folder = Path(directory)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; name one that bondwise.save wrote.")
@@ -116,19 +150,26 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
         raise CheckpointError(
             f"{folder} has neither {CONFIG} nor {MANIFEST}; name a folder that bondwise.save wrote."
         )
+    dtype = kwargs.pop("dtype", None)
+    dtype = None if dtype == "auto" else dtype
+    if not isinstance(dtype, torch.dtype | None) or (dtype and not dtype.is_floating_point):
+        raise CheckpointError(f"dtype={dtype!r} came; write a dtype such as torch.bfloat16.")
+    if kwargs:
+        raise CheckpointError(
+            f"{next(iter(kwargs))}=.. came for a plain module, which takes dtype alone; move what "
+            "load gives with .to(..)."
+        )
     if model is None:
         raise CheckpointError(
             f"{folder} holds a plain module, whose code is not in the checkpoint; "
             "give a dense instance of it: load(directory, model=..)."
         )
-    return _load_module(folder, model)
+    made = _load_module(folder, model)
+    return made if dtype is None else made.to(dtype)
 
 
 def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
-    if any(isinstance(module, TensorLayer) for module in model.modules()):
-        attach(model)
-    else:
-        detach(model)
+    attach(model)
     with without_bars():
         model.save_pretrained(str(folder), max_shard_size=max_shard_size)
     _write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})
@@ -149,11 +190,16 @@ def _load_hub_model(folder: Path, model: nn.Module | None, kwargs: dict[str, Any
     if isinstance(manifest, dict) and manifest.get("quant_method") == METHOD:
         read_specs(manifest)
     loader: Any = _class_of(folder, config) if model is None else type(model)
+    if not hasattr(loader, "from_pretrained"):
+        raise CheckpointError(
+            f"{folder} holds a Hugging Face model, and a {loader.__name__} came; leave model out, "
+            "or give an instance of the class that was saved."
+        )
     try:
         return loader.from_pretrained(str(folder), **kwargs)
     except BondwiseError:
         raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder} cannot be loaded: {reason[:300]}") from error
 
@@ -175,7 +221,7 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
-    copy = deepcopy(model)
+    copy = deepcopy(model, twins(model))
     layers = swap_in(copy, specs)
     check_tensors([weights], layers, specs)
     try:
@@ -195,9 +241,15 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
 def _take_dtypes(model: nn.Module, weights: Path) -> None:
     """Give every tensor the dtype that it was saved in; what is shared stays shared."""
     saved = load_file(str(weights))
-    for name, tensor in model.state_dict(keep_vars=True).items():  # shared ones under all names
-        if name in saved:
-            tensor.data = tensor.data.to(saved[name].dtype)
+    named = model.state_dict(keep_vars=True)  # shared ones under all names
+    shown = {id(tensor): view(tensor) for tensor in named.values()}
+    wanted = {shown[id(t)]: saved[name].dtype for name, t in named.items() if name in saved}
+    made: dict[Any, Tensor] = {}
+    for tensor in {id(t): t for t in named.values()}.values():
+        key = shown[id(tensor)]
+        if key in wanted:
+            made[key] = made[key] if key in made else tensor.data.to(wanted[key])
+            tensor.data = made[key]
 
 
 def check_folder(target: Path, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ bondwise, or was kept from asking it, then stops with that notice in every class
 random weights.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
 from types import ModuleType
@@ -63,30 +63,67 @@ def is_hub_model(model: nn.Module) -> bool:
 def attach(model: Any) -> None:
     """Write the manifest of a Hugging Face model into its config; other models are left alone.
 
-    Call it again after layers were swapped: the manifest is that of the moment.
+    The configs of its parts get it too, since a part is loaded from the whole by its own config
+    (``CLIPVisionModel`` from a ``CLIPModel``). Call it again after layers were swapped: the
+    manifest is that of the moment, and a model without networks has none.
     """
     if not is_hub_model(model):
+        return
+    manifest = {"quant_method": METHOD, **describe(model)}
+    if not manifest["modules"]:
+        detach(model)
         return
     _keep_notice()
     _describe_when_saved()
     resize_networks()
-    model.config.quantization_config = {"quant_method": METHOD, **describe(model)}
-    model.config._is_quantized = (
-        True  # flash attention then asks the config, not nn.Linear, for a dtype
-    )
+    for config in _configs_of(model.config):
+        config.quantization_config = manifest
+        config._is_quantized = (
+            True  # flash attention then asks the config, not nn.Linear, for a dtype
+        )
 
 
 def detach(model: Any) -> None:
     """Take the manifest out again, after the last network became dense."""
-    if is_hub_model(model) and is_ours(model.config):
-        del model.config.quantization_config
-        vars(model.config).pop("_is_quantized", None)
+    if not is_hub_model(model):
+        return
+    for config in _configs_of(model.config):
+        if is_ours(config):
+            del config.quantization_config
+            vars(config).pop("_is_quantized", None)
+
+
+def _configs_of(config: Any) -> list[Any]:
+    """A config and those of its parts, at any depth."""
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()]
+    there = [part for part in parts if hasattr(part, "to_dict")]
+    return [config, *(below for part in there for below in _configs_of(part))]
 
 
 def is_ours(config: Any) -> bool:
     """Whether a config holds a manifest of ours."""
     values = getattr(config, "quantization_config", None)
-    return isinstance(values, dict) and values.get("quant_method") == METHOD
+    if not isinstance(values, dict):  # as transformers holds it while it loads
+        return getattr(values, "quant_method", None) == METHOD
+    return values.get("quant_method") == METHOD
+
+
+def renaming(model: Any) -> Callable[[str], str]:
+    """What transformers calls a tensor of a file in a model that it loads it into.
+
+    Parts of a model, and models whose modules moved since their files were written, have other
+    names than the files have. Of any other model than one of transformers, names stay.
+    """
+    if not is_hub_model(model):
+        return str
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    own: Any = getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model)
+    joined = [step for step in own if isinstance(step, WeightConverter)]
+    moved = [step for step in own if not isinstance(step, WeightConverter)]
+    state, prefix = model.state_dict(keep_vars=True), model.base_model_prefix
+    return lambda name: rename_source_key(name, moved, joined, prefix, state)[0]
 
 
 def _keep_notice() -> None:

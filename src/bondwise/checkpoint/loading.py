@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from bondwise.checkpoint.cache import cache_directory, filling
-from bondwise.errors import BondwiseError, CheckpointError, MissingExtraError
+from bondwise.checkpoint.carry import IGNORED, networks_of
+from bondwise.errors import BondwiseError, CheckpointError, DataError, MissingExtraError
 
 Task = Literal["auto", "causal", "encoder"]
 
@@ -31,13 +32,15 @@ class Loaded:
 
     `tokenizer` is None where the folder has none. `source_file_bytes` is the size of the GGUF file
     that the weights came from, None for other sources. `notes` are the warnings of the libraries
-    that read the files: they are handed on instead of printed.
+    that read the files: they are handed on instead of printed. `folder` is where the files are,
+    None for a GGUF file: what a result carries along is there.
     """
 
     model: nn.Module
     tokenizer: Any
     source_file_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def load_model(
@@ -71,7 +74,31 @@ def load_model(
             bytes_, folder = None, source
         model = _read_model(folder, dtype, task).to(device).eval()
         tokenizer = _read_tokenizer(folder)
-    return Loaded(model, tokenizer, bytes_, tuple(notes))
+    return Loaded(model, tokenizer, bytes_, tuple(notes), None if bytes_ else folder)
+
+
+def check_source(path: str | Path, *, text: bool = False, networks: bool = False) -> None:
+    """Refuse a model that will not do, by its files alone; a name on the hub is not looked up.
+
+    Args:
+        path: as for `load_model`.
+        text: it must have a tokenizer.
+        networks: it must hold tensor networks.
+
+    Raises:
+        CheckpointError: there is nothing, no model, or no tokenizer.
+        DataError: there are no networks where they are asked for.
+    """
+    local = Path(path).expanduser()
+    if not local.exists() and _HUB_ID.fullmatch(str(path)):
+        return
+    source = _resolve(path)
+    if source.suffix != ".gguf":
+        _model_class(source, "auto")
+        if text and not _has_tokenizer(source):
+            raise _no_tokenizer(path)
+    if networks and not networks_of(source):
+        raise no_networks(path)
 
 
 def reader(loaded: Loaded, path: str | Path) -> Any:
@@ -81,11 +108,24 @@ def reader(loaded: Loaded, path: str | Path) -> Any:
         CheckpointError: none came with the model.
     """
     if loaded.tokenizer is None:
-        raise CheckpointError(
-            f"{path} has no tokenizer, which text needs; copy the model's tokenizer.json and "
-            "tokenizer_config.json into it"
-        )
+        raise _no_tokenizer(path)
     return loaded.tokenizer
+
+
+def no_networks(path: str | Path) -> DataError:
+    """What is said of a model that is dense where networks are asked for."""
+    return DataError(f"{path} holds no tensor networks; give a folder that compress wrote.")
+
+
+def _no_tokenizer(path: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has no tokenizer, which text needs; copy the model's tokenizer.json and "
+        "tokenizer_config.json into it"
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def _require(package: str, extra: str) -> None:
@@ -155,14 +195,13 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    """Downloads what stands at the top of a hub repository, unless it is cached already."""
+    """Downloads a hub repository without weights in other forms, unless it is cached already."""
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(f"There is no folder or file {name}; give the path of a model")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, ignore_patterns=IGNORED))
     except Exception as error:  # the hub client has a dozen classes for "not there"
         raise CheckpointError(
             f"There is no folder {name}, and the Hugging Face hub gave no model of that name "
@@ -246,7 +285,7 @@ def _check_predicts(folder: Path, name: str | None) -> None:
 
 
 def _read_tokenizer(folder: Path, **where: str) -> Any:
-    if not where and not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not where and not _has_tokenizer(folder):
         return None
     from transformers import AutoTokenizer
 

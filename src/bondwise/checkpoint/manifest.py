@@ -7,7 +7,7 @@ and its terms: a network with its sizes and pins, or entries and how many. Posit
 tensor file, as extra state. Schemas 1 and 2 are read (`bondwise.layers.older`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,11 @@ def read_specs(manifest: Any) -> dict[str, Spec]:
 
 
 def swap_in(
-    model: nn.Module, specs: Mapping[str, Spec], prefix: str = "", whole: bool = True
+    model: nn.Module,
+    specs: Mapping[str, Spec],
+    prefix: str = "",
+    whole: bool = True,
+    renamed: Callable[[str], str] = str,
 ) -> Layers:
     """Put empty layers in the place of dense ones; all are built before the first is placed.
 
@@ -69,7 +73,9 @@ def swap_in(
         model: changed in place, on whichever device it is (meta included).
         specs: by path, as the checkpoint names them.
         prefix: of the backbone in a model with a head; paths are looked for with and without it.
-        whole: every spec must have its place; otherwise a head that the model lacks is passed over.
+        whole: every spec must have its place; otherwise what the model lacks is passed over, as
+            its dense tensors would be.
+        renamed: what the model calls a tensor that the checkpoint has under another name.
 
     Returns:
         The new layers, by the path that the checkpoint has for them.
@@ -79,10 +85,10 @@ def swap_in(
     """
     places: dict[str, str] = {}
     for path in specs:
-        place = _place(model, path, prefix)
+        place = _place(model, path, prefix, renamed)
         if place is not None:
             places[path] = place
-        elif whole or path.startswith(f"{prefix}."):
+        elif whole:
             raise CheckpointError(
                 f"The checkpoint has a layer {path!r}, which {type(model).__name__} lacks; "
                 "load it into the class that was saved."
@@ -100,9 +106,10 @@ def swap_in(
     return layers
 
 
-def _place(model: nn.Module, path: str, prefix: str) -> str | None:
-    """Where the model has this path: as it stands, or with the prefix dropped or added."""
-    for place in (path, path.removeprefix(f"{prefix}."), f"{prefix}.{path}"):
+def _place(model: nn.Module, path: str, prefix: str, renamed: Callable[[str], str]) -> str | None:
+    """Where the model has this path: as it stands, renamed, or with the prefix dropped or added."""
+    moved = renamed(f"{path}.weight").removesuffix(".weight")
+    for place in (path, moved, path.removeprefix(f"{prefix}."), f"{prefix}.{path}"):
         try:
             model.get_submodule(place)
         except AttributeError:

@@ -12,7 +12,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bondwise.checkpoint.hub import METHOD, NOTICE_KEY, attach
+from bondwise.checkpoint.hub import METHOD, NOTICE_KEY, attach, renaming
 from bondwise.checkpoint.manifest import (
     LAYOUT,
     Layers,
@@ -22,6 +22,7 @@ from bondwise.checkpoint.manifest import (
     read_specs,
     swap_in,
 )
+from bondwise.checkpoint.written import still_networks
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.older import is_old
 from bondwise.layers.terms import Spec
@@ -66,11 +67,11 @@ class BondwiseQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # before 5.9 or so, renamed tensors of a pre-quantized checkpoint missed the dtype asked for
         self.pre_quantized = hasattr(HfQuantizer, "get_new_dtype")
-        specs = read_specs(vars(self.quantization_config))
+        self.files = kwargs.get("checkpoint_files") or []
+        specs = still_networks(read_specs(vars(self.quantization_config)), self.files)
         whole = type(model).__name__ in (model.config.architectures or [])
         self.specs = specs
-        self.layers = swap_in(model, specs, model.base_model_prefix, whole)
-        self.files = kwargs.get("checkpoint_files") or []
+        self.layers = swap_in(model, specs, model.base_model_prefix, whole, renaming(model))
         check_tensors(self.files, self.layers, specs)
         _pass_over(model, self.layers, specs)
         _untie(model)

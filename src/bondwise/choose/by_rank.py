@@ -71,7 +71,7 @@ def _cost(build: Build, out: int, inp: int, rank: int, bits: int) -> int:
     return cost(capped(build(out, inp, rank)), bits)
 
 
-def builder(form: str) -> Build:
+def builder(form: object) -> Build:
     """How a format makes a network from (out, in, rank).
 
     The format is a topology's name, or an einsum with free sizes: there the modes are split evenly,
@@ -80,6 +80,11 @@ def builder(form: str) -> Build:
     Raises:
         NetworkError: neither a known topology nor an einsum.
     """
+    if not isinstance(form, str):
+        raise NetworkError(
+            f"format={form!r} came; write auto, {', '.join(registry.names())}, or an einsum such "
+            "as 'o a, a i -> (o) (i)'."
+        )
     if form == "auto":
         return registry.find("lowrank").sized
     if "->" not in form:
@@ -112,6 +117,11 @@ def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
     free = [nets for nets in series if nets.top]
     room = budget - sum(nets.weight.numbers for nets in stuck)
     least = sum(nets.cost(1) for nets in free)
+    if series and all(nets.weight.protected for nets in series):
+        raise BudgetError(
+            "All weights that were chosen are protected, so that nothing is left to cut; "
+            "protect fewer, or write keep=1."
+        )
     if not free:
         raise BudgetError(
             "No weight stores less in this format than dense; write another, such as lowrank."

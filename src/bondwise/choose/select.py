@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import FitError, SelectionError
-from bondwise.layers.hosts.registry import find, matrix_of
-from bondwise.layers.module import TensorLayer, check_model
+from bondwise.flow.doors import check_bare, is_opaque
+from bondwise.layers.hosts.registry import find, matrix_of, near, own_way
+from bondwise.layers.module import TensorLayer
 
 Patterns = str | Sequence[str]
 
@@ -65,7 +66,7 @@ def select(
     Raises:
         SelectionError: a target matches no module of the model, or nothing is left to change.
     """
-    check_model(model)
+    check_bare(model)
     targets, ignore = listed(targets), listed(ignore)
     if not targets:
         raise SelectionError("No target came; write at least one, such as 'linear'.")
@@ -73,13 +74,15 @@ def select(
     modules = {names[0]: module for module, names in paths.items()}
     for pattern in targets:
         if not _anywhere(pattern, paths):
+            if any(isinstance(module, TensorLayer) for module in paths):
+                raise _nothing_left(model, ["already a tensor network"])
             raise SelectionError(
                 f"Target {pattern!r} matches nothing in {type(model).__name__}; its weights are in "
                 f"{_examples(modules)}."
             )
     unused = [pattern for pattern in ignore if not _anywhere(pattern, paths)]
     owners = _owners(paths)
-    inside = _read_directly(model)
+    inside, adapted = _read_directly(model), _adapted(model)
     weights = [
         _weight(
             name,
@@ -87,26 +90,33 @@ def select(
             module,
             names,
             _unfit(module, name, parameter, inside)
+            or ("an adapter of peft" if adapted.get(module) is False else "")
             or _tied(owners, parameter, name.removesuffix(".weight"))
             or _unwanted(names, module, model, targets, ignore),
         )
         for name, parameter, module, names in _parameters(paths)
     ]
-    if not any(weight.chosen for weight in weights):
+    carrying = [w.name for w in weights if w.chosen and adapted.get(modules[w.name])]
+    if carrying:
         raise SelectionError(
-            f"Nothing in {type(model).__name__} is left to change ({_why_nothing(weights)}); "
-            "name targets that can be."
+            f"{carrying[0]} carries an adapter of peft, which was trained on the weight as it is; "
+            "call merge_and_unload() on the peft model first, or ignore such layers."
         )
+    if not any(weight.chosen for weight in weights):
+        raise _nothing_left(model, [weight.reason for weight in weights])
     return weights, [f"ignore pattern {pattern!r} matches nothing" for pattern in unused]
 
 
-def _why_nothing(weights: list[Weight]) -> str:
+def _nothing_left(model: nn.Module, reasons: list[str]) -> SelectionError:
     """The reason that says most: what is a network already, then what a target matched."""
-    reasons = [weight.reason for weight in weights]
+    what = f"Nothing in {type(model).__name__} is left to change"
     if "already a tensor network" in reasons:
-        return "it holds tensor networks already"
+        return SelectionError(
+            f"{what} (it holds tensor networks already); give the dense model, or merge it first."
+        )
     matched = [reason for reason in reasons if reason != "no target matches it"]
-    return next((r for r in matched if r != "not a matrix"), next(iter(matched), "no weight"))
+    why = next((r for r in matched if r != "not a matrix"), next(iter(matched), "no weight"))
+    return SelectionError(f"{what} ({why}); name targets that can be.")
 
 
 def _weight(
@@ -129,8 +139,7 @@ def matches(pattern: str, path: str, module: nn.Module) -> bool:
         return re.search(pattern[3:], path) is not None
     if any(c in pattern for c in "*?["):
         return fnmatchcase(path, pattern)
-    kind = type(module).__name__
-    if kind in _GROUPS.get(pattern, (pattern,)):
+    if type(module).__name__ == pattern or pattern == getattr(near(module), "group", None):
         return True
     return bool(path) and f".{pattern}." in f".{path}."
 
@@ -139,13 +148,17 @@ def _anywhere(pattern: str, paths: dict[nn.Module, list[str]]) -> bool:
     return any(matches(pattern, name, module) for module in paths for name in paths[module])
 
 
-def listed(patterns: Patterns) -> list[str]:
+def listed(patterns: object) -> list[str]:
     """Patterns as a list.
 
     Raises:
-        SelectionError: one is no regular expression.
+        SelectionError: something else than names, or one that is no regular expression.
     """
-    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    given = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given):
+        raise SelectionError(
+            f"Patterns {patterns!r} came; write a name such as 'linear', or a list of names."
+        )
     for pattern in given:
         if pattern.startswith("re:"):
             try:
@@ -154,7 +167,7 @@ def listed(patterns: Patterns) -> list[str]:
                 raise SelectionError(
                     f"Pattern {pattern!r} is no regular expression ({error}); write one after re:"
                 ) from error
-    return given
+    return list(given)
 
 
 def _paths(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -183,6 +196,8 @@ def _owners(paths: dict[nn.Module, list[str]]) -> dict[tuple[int, ...], list[str
 
 
 def _storage(parameter: Tensor) -> tuple[int, ...]:
+    if is_opaque(parameter) or parameter.layout is not torch.strided:
+        return (id(parameter),)
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return (id(parameter),)
     return (parameter.untyped_storage().data_ptr(), int(parameter.storage_offset()))
@@ -203,6 +218,17 @@ def _group(module: nn.Module) -> str | None:
     return None if host is None else host.group
 
 
+def _adapted(model: nn.Module) -> dict[nn.Module, bool]:
+    """The modules in layers of peft that adapt another, and whether each is of what is adapted."""
+    found: dict[nn.Module, bool] = {}
+    for module in model.modules():
+        tuner = any(kind.__module__.startswith("peft.tuners") for kind in type(module).__mro__)
+        if tuner and hasattr(module, "base_layer"):
+            inner = dict(module.named_modules())
+            found |= {m: path.startswith("base_layer") for path, m in inner.items()}
+    return found
+
+
 def _read_directly(model: nn.Module) -> set[nn.Module]:
     return {
         inner
@@ -216,17 +242,28 @@ def _unfit(module: nn.Module, name: str, parameter: Tensor, inside: set[nn.Modul
     """Why this parameter cannot become a network, whatever the patterns say."""
     if isinstance(module, TensorLayer):
         return "already a tensor network"
+    if is_opaque(parameter):
+        return f"stored as {type(parameter).__name__}, which only its own code reads"
     if parameter.ndim < 2:
         return "not a matrix"
     if isinstance(module, nn.modules.conv._ConvNd):  # pyright: ignore[reportPrivateUsage]
         return "a convolution: these come later"
-    group = _group(module)
-    if group is None or not name.endswith("weight"):
+    is_weight = name.endswith("weight")
+    if is_weight and own_way(module):
+        return own_way(module)
+    if not is_weight or _group(module) is None:
         return f"a parameter of {type(module).__name__}, whose code uses it in its own way"
     if module in inside:
         return "torch's fused attention reads this weight directly"
-    if not parameter.is_floating_point():
-        return f"stored as {str(parameter.dtype).removeprefix('torch.')}"
+    return _special(module, parameter)
+
+
+def _special(module: nn.Module, parameter: Tensor) -> str:
+    """Why a weight of a known class is none of the usual."""
+    plain = parameter.layout is torch.strided
+    if not plain or not parameter.is_floating_point():
+        kind = str(parameter.dtype if plain else parameter.layout)
+        return f"stored as {kind.removeprefix('torch.')}"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return "an embedding with max_norm or sparse gradients"
     return ""

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from bondwise.choose.candidates import EXACT, Candidate, Group, candidates, grouped
 from bondwise.choose.scout import Scout
 from bondwise.fit.whitened import whitened_split
-from bondwise.flow.blocks import Stream, holds, precision
+from bondwise.flow.blocks import Products, Stream, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
-from bondwise.flow.data import Batch, evaluating, feed, fitted_on, tokens
+from bondwise.flow.data import Batch, evaluating, feed, fitted_on
+from bondwise.flow.padding import tokens
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress
 
@@ -54,18 +55,21 @@ class Reference:
     batch: Batch
     output: Tensor
     logits: bool
+    products: Products
 
     @classmethod
     def of(cls, model: nn.Module, batch: Batch) -> "Reference | None":
         """That of a model as it is now; None where it gives nothing that can be compared."""
-        output, logits = _answer(model, batch)
+        parameter = next(model.parameters())
+        products = Products.of(parameter.device, parameter.dtype)
+        output, logits = _answer(model, batch, products)
         if output is None or not torch.isfinite(output).all():
             return None
-        return cls(model, batch, output, logits)
+        return cls(model, batch, output, logits, products)
 
     def distance(self, model: nn.Module | None = None) -> float:
         """How far the output is now, of the model or of another."""
-        given, _ = _answer(model or self.model, self.batch)
+        given, _ = _answer(model or self.model, self.batch, self.products)
         assert given is not None
         one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.output))
         if not self.logits:
@@ -226,14 +230,19 @@ def _spread(measured: Mapping[str, float], chain: Chain) -> dict[str, float]:
     return found
 
 
-def _answer(model: nn.Module, batch: Batch) -> tuple[Tensor | None, bool]:
+def _answer(model: nn.Module, batch: Batch, products: Products) -> tuple[Tensor | None, bool]:
     """The model's output on a batch, without positions that hold no token; whether it is logits."""
-    parameter = next(model.parameters())
-    fast = precision(parameter.device, parameter.dtype)
-    with torch.no_grad(), evaluating(model), _exact_head(model), fast:
+
+    def run() -> tuple[Tensor | None, Any]:
         output = feed(model, batch)
-    logits = getattr(output, "logits", None)
-    values = _values(output) if logits is None else cast(Tensor, logits)
+        logits = getattr(output, "logits", None)
+        return (_values(output) if logits is None else cast(Tensor, logits)), logits
+
+    def usable(found: tuple[Tensor | None, Any]) -> bool:
+        return found[0] is None or bool(found[0].isfinite().all())
+
+    with torch.no_grad(), evaluating(model), _exact_head(model):
+        values, logits = products(run, usable)
     mask = None if values is None else tokens(batch, values)
     if values is not None and mask is not None:
         values = values[mask]

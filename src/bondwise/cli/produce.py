@@ -182,15 +182,24 @@ class Merge(Plain):
 
     def run(self) -> None:
         """Multiply every network out."""
+        from bondwise.checkpoint.carry import look
         from bondwise.checkpoint.checkpoint import check_folder, save
+        from bondwise.checkpoint.loading import check_source
         from bondwise.compress.merge import merge
 
         check_folder(self.out, self.force)
+        check_source(self.folder, networks=True)
         loaded = self.load(self.folder)
         dense = merge(loaded.model, inplace=True)
-        save(dense, self.out, tokenizer=loaded.tokenizer, overwrite=self.force)
+        notes = [] if loaded.folder is None else look(loaded.folder, self.out).notes
+        save(
+            dense, self.out, tokenizer=loaded.tokenizer, source=loaded.folder,
+            overwrite=self.force,
+        )  # fmt: skip
         self.say(f"Wrote {self.out}: dense weights that load without bondwise.")
+        for note in notes:
+            self.say(f"note: {note}")
         if self.shared.json:
             numbers = sum(parameter.numel() for parameter in dense.parameters())
             told = {"source": self.folder, "out": str(self.out), "seed": self.shared.seed}
-            print_json(told | {"parameters": numbers})
+            print_json(told | {"parameters": numbers, "notes": notes})

@@ -46,6 +46,11 @@ class Shown:
         """The batch that outputs of whole models are compared on."""
         return self.given[self.held_out[0] if self.held_out else 0]
 
+    @property
+    def first(self) -> Batch:
+        """The first batch, or as much of it as has outputs that are small enough to be kept."""
+        return _small(self.given[0])[0]
+
     def with_drawn(self, model: nn.Module, times: int, seed: int, progress: Progress) -> "Shown":
         """The same, and what the model draws from what is fitted on."""
         fitted = [self.given[k] for k in fitted_on(len(self.given), self.held_out)]
@@ -104,7 +109,7 @@ def calibrate(
     plain = [
         name
         for name, line in lines.items()
-        if line.weight.kind != "Embedding" and not line.weight.aliases
+        if not isinstance(model.get_submodule(name), nn.Embedding) and not line.weight.aliases
     ]
     found: list[Chain] = []
     for blocks in chains(model, plain):

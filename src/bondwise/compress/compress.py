@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
-from bondwise.checkpoint.loading import Loaded, load_model, reader
+from bondwise.checkpoint.loading import Loaded, check_source, load_model, reader
+from bondwise.checkpoint.whole import check_whole
 from bondwise.choose.by_rank import builder, check_keep
 from bondwise.compress.recipe import Recipe, check_choices, dtype
 from bondwise.compress.result import Result
@@ -45,9 +47,11 @@ def compress(
     if recipe.data is not None:
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
     data = None if recipe.data is None else read_text(Path(recipe.data))
+    check_source(recipe.model, text=data is not None)
     steps = Steps()
     with steps("load", progress):
         loaded = load_model(recipe.model, device=recipe.device)
+        check_whole(loaded.model)  # before hours of fitting, not after
         tokenizer = None if data is None else reader(loaded, recipe.model)
     result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
     steps.done.extend(dict(step) for step in result.steps)
@@ -84,8 +88,6 @@ def check_recipe(recipe: Recipe) -> None:
     builder(recipe.format)
     check_device(recipe.device)
     check_draw(recipe.windows, recipe.length)
-    if not 0 <= recipe.seed < 2**63:
-        raise BudgetError(f"seed={recipe.seed} came; write a whole number of 0 or more.")
     if not 0 <= recipe.threads <= THREADS:
         raise BudgetError(f"threads={recipe.threads} came; write a number from 0 to {THREADS}.")
 
@@ -116,8 +118,11 @@ def write(
 ) -> Report:
     """Leave the folder whole, or not at all; the report gets the bytes of the weights on disk.
 
-    The report in the folder holds the steps before this one, what is returned holds all.
+    What the model's folder held beside its weights is carried along, and what is not is said in a
+    note. The report in the folder holds the steps before this one, what is returned holds all.
     """
+    if loaded.folder is not None:
+        report["notes"] += look(loaded.folder, out).notes
     report |= {"steps": list(steps.done), "commands": _commands(out, model, recipe)}
 
     def beside(folder: Path) -> dict[str, str]:
@@ -130,7 +135,10 @@ def write(
         }
 
     with steps("save"):
-        save(model, out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+        save(
+            model, out, tokenizer=loaded.tokenizer, source=loaded.folder, extra=beside,
+            overwrite=overwrite,
+        )  # fmt: skip
     return report | {"steps": steps.done}
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bondwise.flow.blocks import fast_bfloat16
+from bondwise.flow.blocks import fast_bfloat16, of_precision
 from bondwise.flow.data import Batch, feed
 from bondwise.flow.watch import without_head
 from bondwise.progress import Progress
@@ -49,18 +49,31 @@ def continuations(
         return []
     feed(without_head(model), batches[0])  # tokens that the model lacks are named here
     every = torch.cat([ids[:, :length] for ids in windows])
+    starts = [k * (length - given) // times for k in range(times)]
+    beginnings = [rows[:, start : start + given] for start in starts for rows in every.split(ROWS)]
     writer = _writer(model)
-    drawn: list[Tensor] = []
-    rounds = [(k, rows) for k in range(times) for rows in every.split(ROWS)]
-    with torch.random.fork_rng(devices=_devices(every)):
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        for done, (k, rows) in enumerate(rounds):
-            progress("draw", done, len(rounds))
-            start = k * (length - given) // times
-            drawn.append(_draw(writer, rows[:, start : start + given], length))
-    progress("draw", len(rounds), len(rounds))
+    try:
+        drawn = _drawn(writer, beginnings, length, seed, progress)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if writer is model or not of_precision(error):
+            raise
+        drawn = _drawn(model, beginnings, length, seed, progress)
     size = len(windows[0])
     return list(islice(torch.cat(drawn).split(size), sum(map(len, drawn)) // size))
+
+
+def _drawn(
+    writer: Any, beginnings: Sequence[Tensor], length: int, seed: int, progress: Progress
+) -> list[Tensor]:
+    """All windows, one beginning after another; the global random state stays as it is."""
+    found: list[Tensor] = []
+    with torch.random.fork_rng(devices=_devices(beginnings[0])):
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        for done, rows in enumerate(beginnings):
+            progress("draw", done, len(beginnings))
+            found.append(_draw(writer, rows, length))
+    progress("draw", len(beginnings), len(beginnings))
+    return found
 
 
 def _draw(writer: Any, beginnings: Tensor, length: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The recipe of a compression, saved beside the weights: run again, it gives the same bits."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -87,8 +88,23 @@ def dtype(name: str) -> "torch.dtype | None":
     return getattr(torch, name)
 
 
+def dtype_name(given: object) -> str:
+    """The name of a dtype of torch; "auto" for None.
+
+    Raises:
+        BudgetError: one that results cannot have.
+    """
+    name = "auto" if given is None else str(given).removeprefix("torch.")
+    if name not in ("auto", *DTYPES):
+        raise BudgetError(
+            f"dtype={given} came; write {', '.join(f'torch.{each}' for each in DTYPES)}, or None "
+            "for each parameter's own."
+        )
+    return name
+
+
 def check_choices(recipe: Recipe, given: bool) -> None:
-    """Refuse an effort, a preference, a unit or a dtype that is none, or not to be had like this.
+    """Refuse a choice that is none, or not to be had like this.
 
     Args:
         recipe: the choices.
@@ -99,6 +115,12 @@ def check_choices(recipe: Recipe, given: bool) -> None:
     """
     from bondwise.choose.budget import UNITS
 
+    for what in ("seed", "windows", "length"):
+        value = getattr(recipe, what)
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise BudgetError(f"{what}={value!r} came; write a whole number.")
+    if not 0 <= recipe.seed < 2**63:
+        raise BudgetError(f"seed={recipe.seed} came; write a whole number of 0 or more.")
     choices = {"effort": EFFORTS, "prefer": PREFERENCES, "unit": UNITS}
     for what, values in choices.items():
         value = getattr(recipe, what)

@@ -16,7 +16,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from bondwise.flow.blocks import Stream, precision
+from bondwise.flow.blocks import Products, Stream
 from bondwise.flow.data import fitted_on
 from bondwise.train.schedule import scheduled
 
@@ -99,13 +99,15 @@ class _Goal:
         self.block, self.inputs, self.wanted = block, inputs, wanted
         means = [float(y.float().pow(2).mean()) for y in wanted]
         mean = sum(m for m in means if isfinite(m)) / len(means)
+        self.products = Products.of(inputs.hidden[0].device, inputs.hidden[0].dtype)
         self.tiny = TINY * mean * wanted[0].shape[-1] or TINY
 
     def loss(self, batch: int) -> Tensor:
         """Mean over the tokens of ``||y~ - y||^2 / ||y||^2``."""
-        x, y = self.inputs.hidden[batch], self.wanted[batch].float()
-        with precision(x.device, x.dtype):
-            given = self.inputs.run(self.block, batch)
+        y = self.wanted[batch].float()
+        given = self.products(
+            lambda: self.inputs.run(self.block, batch), lambda found: bool(found.isfinite().all())
+        )
         off = (given.float() - y).pow(2).sum(-1) / (y.pow(2).sum(-1) + self.tiny)
         mask = self.inputs.masks[batch]
         return off.mean() if mask is None else off[mask].mean()

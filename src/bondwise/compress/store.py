@@ -51,17 +51,11 @@ def store(
 
 
 def restore(block: nn.Module, dense: nn.Module) -> None:
-    """Give all but the networks the dtype, and the wish for gradients, that it had."""
+    """Give all but the networks the dtype that it had."""
     old = dict(dense.named_parameters()) | dict(dense.named_buffers())
     for path, tensor in [*block.named_parameters(), *block.named_buffers()]:
         if path in old and tuple(old[path].shape) == tuple(tensor.shape):
             tensor.data = tensor.data.to(old[path].dtype)
-            tensor.requires_grad_(old[path].requires_grad)
-    for layer in block.modules():
-        if isinstance(layer, TensorLayer):
-            for name, parameter in layer.named_parameters():
-                if name != "bias":  # a frozen one stays frozen
-                    parameter.requires_grad_(True)
 
 
 def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The way of a weight into a network: select, calibrate, survey, budget, fit, store, swap."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,14 @@ from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
 from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
 from bondwise.compress.effort import EFFORT, Effort
-from bondwise.compress.recipe import Recipe, check_choices
+from bondwise.compress.first_run import FirstRun
+from bondwise.compress.recipe import Recipe, check_choices, dtype_name
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
-from bondwise.compress.swap import cast, copied, footprint, own, swap
+from bondwise.compress.swap import apart, cast, check_copy, footprint, swap, with_modules
 from bondwise.flow.data import evaluating
+from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
+from bondwise.flow.watch import unpadded
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
 
@@ -58,8 +61,10 @@ def tensorize(
     ``r(m+n-r)`` numbers for low rank.
 
     Args:
-        model: any module. It is left as it was, and shares memory with the result only for
-            parameters that did not change; ``inplace=True`` swaps in the given one.
+        model: any module. It is left as it was, and shares nothing with the result: what did not
+            change is copied, which takes its bytes once more. ``inplace=True`` swaps in the given
+            one and copies nothing. What was frozen stays so: a parameter that is kept asks for
+            gradients where it did, and a network where the weight that it stands for did.
         keep: fraction of the targeted weights' numbers that stays; met within 2 %, never exceeded.
         data: text (path or string, with ``tokenizer``), a DataLoader, a list of batches, a tensor.
         tokenizer: a Hugging Face tokenizer, for text.
@@ -84,9 +89,11 @@ def tensorize(
         progress: called with (stage, done, total).
 
     Raises:
-        SelectionError: a target matches nothing, or a weight is not finite.
+        SelectionError: a target matches nothing, the model's numbers are not all here (on meta,
+            offloaded, sharded, quantised), or the result does not run on the first batch.
+        FitError: a weight is not finite.
         BudgetError: keep is outside (0, 1] or out of reach, or a choice is none.
-        DataError: data that cannot be used.
+        DataError: data or a tokenizer that cannot be used.
 
     >>> from bondwise import tensorize
     >>> result = tensorize(nn.Sequential(nn.Linear(64, 64)), keep=0.6, data=torch.randn(500, 64))
@@ -106,7 +113,7 @@ def tensorize(
         seed=seed,
         windows=windows,
         length=length,
-        dtype="auto" if dtype is None else str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
     )
     return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)
 
@@ -121,23 +128,25 @@ def follow(
     progress: Progress = silent,
 ) -> Result:
     """What `tensorize` does, with its choices in a recipe: every station once, in their order."""
+    check_whole(model)
     check_choices(recipe, given=data is not None)
+    check_switch("inplace", inplace)
+    check_tokenizer(tokenizer)
+    check_call("progress", progress)
     steps = Steps()
     work = _select(model, recipe, data is not None)
     if data is None:
+        if not inplace:
+            check_copy(model)
         with steps("fit"):
             done = _without_data(work, progress)
     else:
+        check_copy(model)
         done = _with_data(work, data, tokenizer, steps, progress)
     table = work.table.with_lines(done.lines)
     table = replace(table, notes=(*table.notes, *done.notes))
     before = footprint(model)
-    result = model if inplace else copied(model)
-    modules = done.fitted.modules
-    swap(result, modules | dict(_aliases(work, modules)))
-    if work.dtype is not None and not inplace:
-        own(result)
-    cast(result, recipe.dtype)
+    result = _changed(work, done, inplace)
     attach(result)
     after = footprint(result)
     return Result(result, table, recipe.seed, steps.done, before, after, done.fitted.refined)
@@ -173,11 +182,29 @@ class _Work:
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """New modules, the lines of the table that are known better now, and notes."""
+    """New modules, the lines of the table that are known better now, notes, and a first run."""
 
     fitted: Fitted
     lines: dict[str, Line]
     notes: Sequence[str]
+    first: FirstRun | None = None
+
+
+def _changed(work: _Work, done: _Done, inplace: bool) -> nn.Module:
+    """The model with its new layers, or a copy; where it does not run, all is as it was."""
+    model, modules, name = work.model, done.fitted.modules, work.recipe.dtype
+    if inplace:
+        if done.first:
+            shared = work.dtype is None
+            trial = with_modules(model, modules) if shared else apart(model, modules, work.dtype)
+            cast(trial, name)
+            done.first.check(trial)
+        swap(model, modules)
+    result = model if inplace else apart(model, modules, work.dtype)
+    cast(result, name)
+    if done.first and not inplace:
+        done.first.check(result)
+    return result
 
 
 def _select(model: nn.Module, recipe: Recipe, data: bool) -> _Work:
@@ -207,9 +234,13 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     listed, notes = listed_batches(model, recipe, data, tokenizer)
     if not work.lines:
         return _Done(Fitted(), {}, notes)
+    shown = held_apart(listed)
+    first = FirstRun.of(model, shown.first)
     with evaluating(model):
+        layers = {name: model.get_submodule(name) for name in work.lines}
+        listed = unpadded(model, layers, listed)
         with steps("draw"):
-            shown = held_apart(listed).with_drawn(model, work.effort.drawn, recipe.seed, progress)
+            shown = shown.with_drawn(model, work.effort.drawn, recipe.seed, progress)
         with steps("calibrate"):
             seen = calibrate(model, work.lines, shown, progress)
         with steps("survey"):
@@ -224,7 +255,7 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     notes += missed + (work.budget.spent(found, picks) if found else [])
     if not shown.held_out:
         notes.append("one sample came: errors are those of the tokens that were fitted on")
-    return _Done(fitted, _lines(work, picks, found, fitted), notes)
+    return _Done(fitted, _lines(work, picks, found, fitted), notes, first)
 
 
 def _survey(
@@ -274,10 +305,3 @@ def _lines(work: _Work, picks: Picks, found: Survey | None, fitted: Fitted) -> d
             line = replace(line, error=error, held_out=held_out)
         lines[name] = line
     return lines
-
-
-def _aliases(work: _Work, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Further paths of modules that are shared."""
-    for name, module in modules.items():
-        if name in work.lines:
-            yield from ((alias, module) for alias in work.lines[name].weight.aliases)

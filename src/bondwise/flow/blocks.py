@@ -1,22 +1,25 @@
 """A model as a chain of blocks: what enters each, so that one block at a time is worked on."""
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from operator import length_hint
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.data import Batch, evaluating, feed, tokens
+from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.flow.padding import masks, tokens
 from bondwise.flow.watch import watching
 from bondwise.progress import Progress
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+T = TypeVar("T")
+OF_PRECISION = ("bfloat16", "dtype", "scalar type", "overflow", "nan or infinity", "not finite")
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Stream:
     Attributes:
         hidden: the first argument of the block, one tensor per batch; dimension 0 is samples.
         calls: the other arguments of the block.
-        masks: per batch which positions are tokens and not padding; None where all are.
+        masks: per batch which rows of the state are tokens and not padding; None where all are.
         dtype: what a block gets them in; None for the dtype that they are kept in.
         later: the other arguments of each block that follows; empty where they are the same.
         beside: what the block before gave beside the state of batch 0; None for the state alone.
+        padding: per batch all of its masks, for layers that see other rows than the state's (cross
+            attention); empty where those of the state are all.
     """
 
     hidden: tuple[Tensor, ...]
@@ -38,6 +43,7 @@ class Stream:
     dtype: torch.dtype | None = None
     later: tuple[tuple[Call, ...], ...] = ()
     beside: tuple[Any, ...] | None = None
+    padding: tuple[tuple[Tensor, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -52,6 +58,7 @@ class Stream:
             self.dtype,
             tuple(tuple(calls[k] for k in chosen) for calls in self.later),
             self.beside if chosen[:1] == [0] else None,
+            tuple(self.padding[k] for k in chosen) if self.padding else (),
         )
 
     def to(self, dtype: torch.dtype) -> "Stream":
@@ -59,17 +66,27 @@ class Stream:
         return replace(self, dtype=dtype)
 
     def after(self, block: nn.Module, inputs: Inputs | None = None) -> "Stream":
-        """What enters the next block; ``inputs`` see what enters their layers on the way."""
+        """What enters the next block; ``inputs`` see what enters their layers on the way.
+
+        Where the block cannot run in bfloat16, or gives NaN or infinity in it, it runs in float32.
+        """
         if not self.hidden:
             return self
+        products = Products.of(self.hidden[0].device, self.hidden[0].dtype)
+        return products(
+            lambda: self._after(block, inputs),
+            usable=lambda found: all(bool(x.isfinite().all()) for x in found.hidden),
+            again=None if inputs is None else inputs.forget,
+        )
+
+    def _after(self, block: nn.Module, inputs: Inputs | None) -> "Stream":
         hidden: list[Tensor] = []
         beside: tuple[Any, ...] | None = None
         look = nullcontext() if inputs is None else watching(inputs.layers, inputs.see)
-        fast = precision(self.hidden[0].device, self.hidden[0].dtype)
-        with torch.no_grad(), look as begin, fast:
+        with torch.no_grad(), look as begin:
             for batch, x in enumerate(self.hidden):
                 if begin is not None:
-                    begin(self.masks[batch])
+                    begin(self.padding[batch] if self.padding else self.masks[batch])
                 output = self._output(block, batch)
                 hidden.append(first(output).to(x.dtype))
                 if batch == 0 and isinstance(output, tuple):
@@ -128,7 +145,8 @@ def capture(
     modules = [model.get_submodule(name) for name in blocks]
     hidden: list[Tensor] = []
     calls: list[list[Call]] = []
-    masks: list[Tensor | None] = []
+    own_masks: list[Tensor | None] = []
+    padding: list[tuple[Tensor, ...]] = []
     total = length_hint(batches)
     with torch.no_grad(), evaluating(model):
         for k, batch in enumerate(batches):
@@ -142,12 +160,13 @@ def capture(
                 modules = modules[:1]
             hidden.append(x)
             calls.append(others[: len(modules)])
-            masks.append(tokens(batch, x))
+            own_masks.append(tokens(batch, x))
+            padding.append(masks(batch))
             progress("calibrate", k + 1, max(total, k + 1))
     if not hidden:
         raise DataError("The data held no batch; give at least one.")
     own, *later = zip(*calls, strict=True)
-    return Stream(tuple(hidden), own, tuple(masks), later=tuple(later))
+    return Stream(tuple(hidden), own, tuple(own_masks), later=tuple(later), padding=tuple(padding))
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -168,12 +187,62 @@ def first(output: Any) -> Tensor:
     return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
 
 
-@contextmanager
-def precision(device: torch.device, dtype: torch.dtype | None = None) -> Generator[None]:
-    """Products of matrices in bfloat16 where the machine is built for it, sums in float32."""
-    fast = fast_bfloat16(device) and dtype in (None, torch.float32, torch.bfloat16)
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        yield
+@dataclass
+class Products:
+    """How products of matrices run: in bfloat16 or as the weights are; sums are in float32.
+
+    What cannot be run in bfloat16, or gives no usable numbers in it, runs again in float32, and so
+    does all that follows: whether a machine is built for bfloat16 decides how fast a result comes,
+    never whether there is one (DeBERTa fills its masks with the least float32).
+
+    Attributes:
+        device: where.
+        fast: whether in bfloat16.
+        asked: whether that was asked for; then it is kept to, and an error is raised.
+
+    >>> Products(torch.device("cpu"), fast=False)(lambda: torch.eye(2) @ torch.eye(2)).dtype
+    torch.float32
+    """
+
+    device: torch.device
+    fast: bool
+    asked: bool = False
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype | None = None) -> "Products":
+        """In bfloat16 where the machine is built for it, for weights of a dtype."""
+        return cls(device, fast_bfloat16(device) and dtype in (None, torch.float32, torch.bfloat16))
+
+    def __call__(
+        self,
+        run: Callable[[], T],
+        usable: Callable[[T], bool] = lambda _: True,
+        again: Callable[[], None] | None = None,
+    ) -> T:
+        """What ``run`` gives; ``again`` is called before it runs a second time."""
+        if self.fast:
+            try:
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    found = run()
+                if self.asked or usable(found):
+                    return found
+            except (RuntimeError, TypeError, ValueError) as error:
+                if self.asked or not of_precision(error):
+                    raise
+            self.fast = False
+            if again is not None:
+                again()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=False):
+            return run()
+
+
+def of_precision(error: Exception) -> bool:
+    """Whether an error may come of bfloat16, by its words.
+
+    >>> of_precision(RuntimeError("value cannot be converted to BFloat16 without overflow"))
+    True
+    """
+    return any(word in str(error).lower() for word in OF_PRECISION)
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -27,6 +27,11 @@ class Inputs:
         moments = self.moments.get(self.group.get(name, ""))
         return None if moments is None or moments.empty else moments.metric()
 
+    def forget(self) -> None:
+        """Let go of all that was counted."""
+        self.moments.clear()
+        self.group.clear()
+
     def watch(
         self, model: nn.Module, batches: Iterable[Batch], progress: Progress = silent
     ) -> None:

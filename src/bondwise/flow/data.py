@@ -92,14 +92,6 @@ def fitted_on(count: int, held_out: Iterable[int]) -> list[int]:
     return sorted(set(range(count)) - set(held_out))
 
 
-def tokens(batch: Batch, like: Tensor) -> Tensor | None:
-    """Which positions of ``like`` are tokens and not padding; None where all are."""
-    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != like.shape[:-1] or bool(mask.all()):
-        return None
-    return mask.to(like.device).bool()
-
-
 def _tensors(batch: Batch) -> list[Tensor]:
     given = [batch] if isinstance(batch, Tensor) else batch.values()
     return [value for value in given if isinstance(value, Tensor)]

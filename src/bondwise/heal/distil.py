@@ -137,6 +137,7 @@ class LanguageTask:
         self.student, self.called, self.head = student, called, head
         self.windows, self.held, self.answers, self.recipe = windows, held, answers, recipe
         self.places = micro_batches(recipe.batch, recipe.micro)
+        self.products = products(recipe.precision, self.student_device)
         if recipe.hidden and head is None:
             raise DataError(
                 f"hidden={recipe.hidden} came for {type(student).__name__}, whose head does more "
@@ -183,13 +184,16 @@ class LanguageTask:
         top = None if top is None else top.to(device)
         targets = ids[:, 1:].flatten()
         asked = {"input_ids": ids} | self._no_cache
-        with products(self.recipe.precision, device):
+
+        def run() -> Tensor:
             if self.head is None:
                 logits = feed(self.called, asked).logits[:, :-1].flatten(0, 1)
                 return logits_loss(logits, top, targets, mix)
             gives = partial(_spoken, self.head, top=top, hidden=hidden, targets=targets, mix=mix)
             with instead(self.head, gives):
                 return feed(self.called, asked).logits
+
+        return self.products(run)
 
     @property
     def _no_cache(self) -> dict[str, bool]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from bondwise.compress.swap import check_copy
 from bondwise.errors import BudgetError, DataError, SelectionError
 from bondwise.flow.allocator import kept
+from bondwise.flow.doors import check_call, check_place, check_switch, check_tokenizer, check_whole
 from bondwise.heal.distil import Teacher
 from bondwise.heal.modes import as_float32
 from bondwise.heal.run import Healed, Wrap, prepare
@@ -54,7 +56,8 @@ def heal(
         validation: other data to judge on; None holds out the end of ``data``.
         state: a folder in which the run is kept, so that it goes on after it was cut off.
         resume: go on with what the folder holds; otherwise it is emptied.
-        inplace: train the student itself and not a copy.
+        inplace: train the student itself and not a copy; what it shares with the teacher becomes
+            its own.
         wrap: called with the student before the first step, for DDP or FSDP.
         progress: is told a stage, what is done and what there is.
         tell: is told each entry of the history.
@@ -64,7 +67,7 @@ def heal(
         BudgetError: a choice outside its range.
         DataError: data that cannot be used, models that do not belong together, or numbers that
             are not finite before anything was trained.
-        SelectionError: nothing trains.
+        SelectionError: nothing trains, or the student's numbers are not all here.
         CheckpointError: a state of another run, or one that cannot be written (a full disk).
 
     >>> import torch
@@ -83,6 +86,15 @@ def heal(
                 f"A {name} of type {type(model).__name__} came; give a module, "
                 "such as the .model of what tensorize gives."
             )
+    check_whole(student)
+    if not inplace:
+        check_copy(student)
+    check_switch("inplace", inplace)
+    check_switch("resume", resume)
+    check_tokenizer(tokenizer)
+    check_place("state", state)
+    for name, call in {"wrap": wrap, "progress": progress, "tell": tell}.items():
+        check_call(name, call)
     steps = STEPS if steps is None and minutes is None else steps
     recipe = healing(steps=steps, minutes=minutes, **choices)
     if student is teacher:

@@ -8,19 +8,15 @@ import torch
 from torch import nn
 
 from bondwise.errors import BudgetError
-from bondwise.flow.blocks import precision
+from bondwise.flow.blocks import Products
 from bondwise.flow.data import evaluating
 
 
-@contextmanager
-def products(name: str, device: torch.device) -> Generator[None]:
+def products(name: str, device: torch.device) -> Products:
     """Products of matrices in the precision of a recipe; sums, and the weights, in float32."""
     if name == "auto":
-        with precision(device, torch.float32):
-            yield
-        return
-    with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
-        yield
+        return Products.of(device, torch.float32)
+    return Products(device, fast=name == "bfloat16", asked=True)
 
 
 DROPS = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")

@@ -1,6 +1,7 @@
 """The task of any other model: the student learns to give what the teacher gives."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.blocks import first
-from bondwise.flow.data import Batch, feed, part, samples, tokens
+from bondwise.flow.data import Batch, feed, part, samples
 from bondwise.flow.files import read, write
+from bondwise.flow.padding import tokens
 from bondwise.heal.losses import relative_error
 from bondwise.heal.modes import judging, products
 from bondwise.progress import Progress
@@ -73,6 +75,7 @@ class OutputTask:
         size = recipe.batch if rows else max(samples(batch) for batch in shown)
         self.size = min(size, len(shown)) if rows else ceil(size / world()) * world()
         self.places = micro_batches(self.size, recipe.micro)
+        self.products = products(recipe.precision, next(student.parameters()).device)
 
     @property
     def parts(self) -> int:
@@ -115,8 +118,7 @@ class OutputTask:
 
     def _of(self, batch: Batch, wanted: Tensor) -> Tensor:
         device = next(self.student.parameters()).device
-        with products(self.recipe.precision, device):
-            given = answer(feed(self.called, batch))
+        given = self.products(partial(_given, self.called, batch))
         return relative_error(given.float(), wanted.to(device), tokens(batch, given))
 
 
@@ -144,15 +146,15 @@ def cache_outputs(
     """Keep what a teacher gives, one file for each batch; what is there is taken."""
     whole = {"shown": batched(shown, recipe.batch), "held": batched(held, recipe.batch)}
     total, done = sum(len(each) for each in whole.values()), 0
-    device = next(teacher.parameters()).device
+    run = products(recipe.precision, next(teacher.parameters()).device)
     for name, data in whole.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for k, batch in enumerate(data):
             path = folder / name / f"{k:06d}.safetensors"
             if k % world() == rank() and not path.exists():
-                with judging(teacher), products(recipe.precision, device):
-                    given = answer(feed(teacher, batch)).float()
-                if not bool(torch.isfinite(given).all()):
+                with judging(teacher):
+                    given = run(partial(_given, teacher, batch), _finite).float()
+                if not _finite(given):
                     raise DataError(
                         f"The teacher gives NaN or infinity for batch {k}; clean the data."
                     )
@@ -160,6 +162,14 @@ def cache_outputs(
             done += 1
             progress("teacher", done, total)
     wait()
+
+
+def _given(model: nn.Module, batch: Batch) -> Tensor:
+    return answer(feed(model, batch))
+
+
+def _finite(given: Tensor) -> bool:
+    return bool(torch.isfinite(given).all())
 
 
 class _Kept:

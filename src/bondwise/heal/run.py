@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from bondwise.compress.swap import apart
 from bondwise.errors import DataError
+from bondwise.flow.copies import twins, view
 from bondwise.flow.identity import identity
 from bondwise.flow.text import fitting
 from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
@@ -89,15 +91,10 @@ class HealingRun:
     def own(self, inplace: bool) -> nn.Module:
         """The student that is trained: a copy, or itself, sharing nothing with the teacher."""
         if not inplace:
-            return deepcopy(self.student)
+            return apart(self.student)
         source = self.teacher.source
-        theirs = {id(p) for p in source.parameters()} if isinstance(source, nn.Module) else set()
-        made = dict[int, nn.Parameter]()
-        for module in self.student.modules():
-            for name, p in module.named_parameters(recurse=False):
-                if id(p) in theirs:
-                    fresh = nn.Parameter(p.detach().clone(), p.requires_grad)
-                    setattr(module, name, made.setdefault(id(p), fresh))
+        if isinstance(source, nn.Module):
+            _part(self.student, source)
         return self.student
 
     def run(
@@ -220,6 +217,23 @@ class HealingRun:
             answers.upto(needed(steps, recipe, len(windows)))
             self.teacher.forget()
         return answers
+
+
+def _part(student: nn.Module, teacher: nn.Module) -> None:
+    """Give a student what it shares with a teacher once more: modules, parameters and buffers."""
+    stored = [*student.parameters(), *student.buffers()]
+    theirs = {view(t) for t in (*teacher.parameters(), *teacher.buffers())}
+    alone = {t for t in stored if view(t) not in theirs}
+    made: dict[int, Any] = dict(twins(student, alone)) | {id(t): t for t in alone}
+    common = set(teacher.modules())
+    for path, module in list(student.named_modules(remove_duplicate=False)):
+        parent, _, name = path.rpartition(".")
+        if module in common and path:
+            setattr(student.get_submodule(parent), name, deepcopy(module, made))
+    for module in student.modules():
+        own = [*module.named_parameters("", False, False), *module.named_buffers("", False, False)]
+        for name, tensor in own:
+            setattr(module, name, made.get(id(tensor), tensor))
 
 
 def prepare(

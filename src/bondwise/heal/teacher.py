@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError, DataError
-from bondwise.flow.blocks import precision
+from bondwise.flow.blocks import Products
 from bondwise.flow.data import evaluating, feed
 from bondwise.flow.files import beside
 from bondwise.flow.identity import digest, identity
@@ -142,17 +142,19 @@ class _Asker:
     def __init__(self, teacher: nn.Module, k: int, temperature: float, hidden: bool) -> None:
         self.teacher, self.k, self.temperature, self.hidden = teacher, k, temperature, hidden
         self.parts: tuple[nn.Module, nn.Module] | None = None
+        like = next(teacher.parameters())
+        self.products = Products.of(like.device, like.dtype)
 
     @torch.no_grad()
     def ask(self, windows: Tensor, batch: int) -> dict[str, Tensor]:
         """The top of every token but the first, and the hidden state if it is kept."""
-        like = next(self.teacher.parameters())
-        found = list[dict[str, Tensor]]()
-        with evaluating(self.teacher), precision(like.device, like.dtype):
-            self.parts = self.parts or logits_head(self.teacher, windows[:1, :4])
-            for ids in windows.split(batch):
-                found.append(self._of(ids[:, :-1]))
+        with evaluating(self.teacher):
+            found = self.products(lambda: self._each(windows, batch))
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    def _each(self, windows: Tensor, batch: int) -> list[dict[str, Tensor]]:
+        self.parts = self.parts or logits_head(self.teacher, windows[:1, :4])
+        return [self._of(ids[:, :-1]) for ids in windows.split(batch)]
 
     def _of(self, ids: Tensor) -> dict[str, Tensor]:
         state, found = self._asked(ids)

@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
-from bondwise.checkpoint.loading import Loaded, load_model, reader
+from bondwise.checkpoint.loading import Loaded, check_source, load_model, no_networks, reader
 from bondwise.errors import DataError
 from bondwise.flow.text import read_text
 from bondwise.heal.folders import state_folder
@@ -115,6 +116,8 @@ class Healer:
         for path in (data, judged):
             if path is not None:
                 read_text(path)
+        check_source(self.student, text=True, networks=True)
+        check_source(self.teacher)
         if Path(self.student).absolute() == Path(self.teacher).absolute():
             raise DataError(
                 f"{self.student} came as student and as teacher; give the dense model that it was "
@@ -125,9 +128,7 @@ class Healer:
     def _student(self) -> Loaded:
         loaded = load_model(self.student, None, self.device)
         if not any(isinstance(module, TensorLayer) for module in loaded.model.modules()):
-            raise DataError(
-                f"{self.student} holds no tensor networks; give a folder that compress wrote."
-            )
+            raise no_networks(self.student)
         return loaded
 
     def _teacher(self, tokenizer: Any) -> nn.Module:
@@ -157,6 +158,8 @@ class Healer:
         measures = f"bondwise eval {folder} --vs {vs} --data FILE"
         head = getattr(model, "get_output_embeddings", lambda: None)()
         report |= {"steps": list(steps.done), "commands": [] if head is None else [measures]}
+        if loaded.folder is not None:
+            report["notes"] = [*report.get("notes", []), *look(loaded.folder, self.out).notes]
 
         def beside(made: Path) -> dict[str, str]:
             stored = report.get("bytes")
@@ -169,7 +172,10 @@ class Healer:
             return texts | ({"report.html": page(report)} if "targeted" in report else {})
 
         with steps("save"):
-            save(model, self.out, tokenizer=loaded.tokenizer, extra=beside, overwrite=overwrite)
+            save(
+                model, self.out, tokenizer=loaded.tokenizer, source=loaded.folder, extra=beside,
+                overwrite=overwrite,
+            )  # fmt: skip
         return report | {"steps": steps.done, "source": self.student}
 
     def _report(self) -> Report:

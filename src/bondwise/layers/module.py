@@ -37,8 +37,9 @@ class TensorLayer(nn.Module):
     The output depends on the parameters alone: nothing is kept from one call to the next. The
     parameters are those of the first term, ``core_0, core_1, ..`` of a network (2-D, in the layout
     that `bondwise.network.ranks.layouts` fixes), ``entries`` or, since ``dense`` is a method,
-    ``t0_dense``; and those of further terms, ``t1_entries``, ``t2_core_0``, ... Positions are plain attributes and travel as extra
-    state: packed bytes with a checksum, so that positions that were averaged or cast are refused.
+    ``t0_dense``; and those of further terms, ``t1_entries``, ``t2_core_0``, ... Positions are plain
+    attributes and travel as extra state: packed bytes with a checksum, so that positions that were
+    averaged or cast are refused.
 
     ``weight`` is the dense weight, out x in, made when it is read. Assigning a whole weight makes
     it the one term of the layer. In a state dict stands a guard of one element under that name, so
@@ -162,6 +163,11 @@ class TensorLayer(nn.Module):
     def placed(self) -> bool:
         """Whether the positions of all terms are known."""
         return all(own is not None for own in self._places)
+
+    @property
+    def trains(self) -> bool:
+        """Whether numbers of a term ask for gradients."""
+        return any(own.requires_grad for own in self.stored()[0])
 
     def dense(self) -> Tensor:
         """The dense weight, out x in: the sum of all terms; differentiable."""
@@ -401,7 +407,7 @@ def tensor_layers(model: nn.Module) -> Iterator[tuple[str, TensorLayer]]:
 
 
 def _named(at: int, kind: Kind) -> tuple[str, ...]:
-    """Names of the parameters of a term: as they are for the first, unless a method has the name."""
+    """Names of a term's parameters: those of its kind for the first, if no method has the name."""
     plain = at == 0 and not any(hasattr(TensorLayer, name) for name in kind.names)
     return tuple(name if plain else f"t{at}_{name}" for name in kind.names)
 

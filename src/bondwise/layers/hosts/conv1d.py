@@ -36,7 +36,7 @@ def dense(layer: TensorLinear) -> nn.Module:
     from transformers.pytorch_utils import Conv1D  # only where the model came from there
 
     made = Conv1D(layer.out_features, layer.in_features)
-    made.weight = nn.Parameter(layer.dense().detach().T.contiguous())
+    made.weight = nn.Parameter(layer.dense().detach().T.contiguous(), layer.trains)
     assert layer.bias is not None
     made.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
     return made.train(layer.training)

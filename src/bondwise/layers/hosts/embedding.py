@@ -33,8 +33,8 @@ def build(module: nn.Embedding, terms: Sequence[Term]) -> TensorEmbedding:
 
 def dense(layer: TensorEmbedding) -> nn.Embedding:
     """The table multiplied out."""
-    table = layer.dense().detach()
-    made = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=layer.padding_idx)
+    table, at = layer.dense().detach(), layer.padding_idx
+    made = nn.Embedding.from_pretrained(table, freeze=not layer.trains, padding_idx=at)
     return made.train(layer.training)
 
 

@@ -34,7 +34,7 @@ def dense(layer: TensorLinear) -> nn.Linear:
     """The weight multiplied out."""
     biased = layer.bias is not None
     made = nn.Linear(layer.in_features, layer.out_features, biased, device="meta")
-    made.weight = nn.Parameter(layer.dense().detach().contiguous())
+    made.weight = nn.Parameter(layer.dense().detach().contiguous(), layer.trains)
     if layer.bias is not None:
         made.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
     return made.train(layer.training)

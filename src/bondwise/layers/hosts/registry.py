@@ -43,11 +43,26 @@ class Host:
     dense: Callable[[Any], nn.Module]
 
     def takes(self, module: nn.Module) -> bool:
-        """Whether a module is of this kind: of its class, or of one with the same forward."""
-        for kind in type(module).__mro__:
-            if f"{kind.__module__}.{kind.__qualname__}" == self.base:
-                return type(module).forward is kind.forward  # pyright: ignore
-        return False
+        """Whether a module is of this kind: of its class, or of one that computes as it does."""
+        return self.parent(module) is not None and not self.own_way(module)
+
+    def parent(self, module: nn.Module) -> type[nn.Module] | None:
+        """Its class among those that a module derives from."""
+        named = ((kind, f"{kind.__module__}.{kind.__qualname__}") for kind in type(module).__mro__)
+        return next((kind for kind, name in named if name == self.base), None)
+
+    def own_way(self, module: nn.Module) -> str:
+        """Why a module derived from its class does not compute as that; empty where it does."""
+        kind, parent = type(module), self.parent(module)
+        assert parent is not None
+        hooked = "_hf_hook" in vars(module)  # accelerate puts its own before that of the class
+        same: Any = (parent.forward, parent.__call__)
+        if (kind.forward, kind.__call__) != same or ("forward" in vars(module) and not hooked):
+            return f"a {kind.__name__} with a forward of its own"
+        own = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
+        if kind is not parent and own - {"weight", "bias"}:
+            return f"a {kind.__name__}, which is more than a {parent.__name__}"
+        return ""
 
 
 @cache
@@ -62,6 +77,17 @@ def hosts() -> dict[str, Host]:
 def find(module: nn.Module) -> Host | None:
     """The host of a dense module, or None."""
     return next((host for host in hosts().values() if host.takes(module)), None)
+
+
+def near(module: nn.Module) -> Host | None:
+    """The host of a class that a module derives from, or None."""
+    return next((host for host in hosts().values() if host.parent(module) is not None), None)
+
+
+def own_way(module: nn.Module) -> str:
+    """Why no host takes a module though it derives from a class that one knows; empty else."""
+    host = near(module)
+    return "" if host is None else host.own_way(module)
 
 
 def host_of(module: object, layer: type | None = None) -> Host:

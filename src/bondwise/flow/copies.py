@@ -1,0 +1,77 @@
+"""Tensors of a model once more, in memory of their own, tied to one another as they were."""
+
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def twins(
+    model: nn.Module, without: AbstractSet[Tensor] = frozenset(), kind: torch.dtype | None = None
+) -> dict[int, Tensor]:
+    """A tensor of its own for each parameter and buffer: the memo of a `copy.deepcopy`.
+
+    Where two parameters show the same numbers, so do their twins; a view takes the memory of what
+    it shows, not of all that it is a view of. Both are otherwise lost. What is more than numbers in
+    memory (quantised, sparse, on meta) is left to ``deepcopy``.
+
+    Args:
+        model: it is only read.
+        without: tensors that need none.
+        kind: dtype of the parameters; None for each its own.
+
+    Returns:
+        The twins, by identity of the tensor.
+
+    >>> from copy import deepcopy
+    >>> one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> two.weight = nn.Parameter(one.weight.data)
+    >>> model = nn.Sequential(one, two)
+    >>> copy = deepcopy(model, twins(model))
+    >>> copy[0].weight.data_ptr() == copy[1].weight.data_ptr() != one.weight.data_ptr()
+    True
+    """
+    made: dict[Any, Tensor] = {}
+    found: dict[int, Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor in without or not is_plain(tensor):
+            continue
+        is_cast = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        key = view(tensor), kind if is_cast else None
+        if key not in made:
+            made[key] = _own(tensor, kind if is_cast else None)
+        found[id(tensor)] = _like(tensor, made[key])
+    return found
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is no more than its numbers, in memory."""
+    numbers = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return numbers and not tensor.is_meta and not tensor.is_quantized
+
+
+def view(tensor: Tensor) -> Any:
+    """What tensors have in common that show the same numbers."""
+    if not is_plain(tensor) or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _own(tensor: Tensor, kind: torch.dtype | None) -> Tensor:
+    """The numbers in memory of their own, and no others of that memory; expanded ones stay so."""
+    small = tensor.detach()
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            small = small.narrow(dim, 0, 1)
+    return small.to(kind or tensor.dtype, copy=True).expand(tensor.shape)
+
+
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    """The same kind of tensor, with the attributes that others gave it."""
+    if isinstance(tensor, nn.Parameter):
+        made: Tensor = nn.Parameter(data, tensor.requires_grad)
+    else:
+        made = data.detach().requires_grad_(tensor.requires_grad)
+    vars(made).update(vars(tensor))
+    return made
