@@ -18,7 +18,6 @@ from torch import nn
 from bondwise.checkpoint.manifest import describe
 from bondwise.checkpoint.resize import resize_networks
 from bondwise.errors import MissingExtraError
-from bondwise.layers.module import TensorLayer
 
 METHOD = "bondwise"
 NOTICE = "this checkpoint holds tensor networks and needs bondwise: pip install 'bondwise[hf]'"
@@ -161,11 +160,8 @@ def _describe_when_saved() -> None:
 
     @wraps(save)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
-        adapters = getattr(self, "_hf_peft_config_loaded", False)  # then these alone are written
-        if not adapters and any(isinstance(module, TensorLayer) for module in self.modules()):
+        if not getattr(self, "_hf_peft_config_loaded", False):  # adapters are written alone
             attach(self)
-        elif not adapters:
-            detach(self)
         return save(self, *args, **kwargs)
 
     save_pretrained.describes_networks = True  # pyright: ignore[reportAttributeAccessIssue]
