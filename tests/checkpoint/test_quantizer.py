@@ -14,7 +14,8 @@ from transformers import (
 import tiny
 from bondwise.bench.count import networks
 from bondwise.checkpoint.checkpoint import load, save
-from bondwise.checkpoint.hub import NOTICE, attach, detach
+from bondwise.checkpoint.hub import NOTICE, attach
+from bondwise.compress.merge import merge
 from bondwise.errors import CheckpointError
 from bondwise.layers.linear import TensorLinear
 from bondwise.topology.lowrank import lowrank
@@ -93,13 +94,12 @@ def test_save_pretrained_takes_the_state_dict_it_is_given(folder, tmp_path):
     assert not any(bool(value.any()) for value in saved.values())
 
 
-def test_attached_models_save_themselves_and_detached_ones_are_plain(llama, tmp_path):
+def test_attached_models_save_themselves_and_merged_ones_are_plain(llama, tmp_path):
     attach(llama)
     llama.save_pretrained(tmp_path / "own")
     own = AutoModelForCausalLM.from_pretrained(tmp_path / "own")
     assert torch.equal(logits(own), logits(llama))
-    detach(llama)
-    llama.save_pretrained(tmp_path / "plain")
+    merge(llama).save_pretrained(tmp_path / "plain")
     assert not {"quantization_config", "transformers_weights"} & set(
         manifest_of(tmp_path / "plain")
     )
