@@ -4,6 +4,7 @@ A message says what came, what was expected and what to write instead.
 """
 
 from importlib import import_module
+from operator import index
 from typing import Any
 
 
@@ -45,6 +46,25 @@ class CheckpointError(BondwiseError):
 
 class MissingExtraError(BondwiseError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+def whole_number(
+    name: str, value: object, error: type[BondwiseError] = DataError, example: int = 64
+) -> int:
+    """A whole number of any library: an int, numpy's integers, a tensor of one.
+
+    >>> whole_number("windows", 8)
+    8
+
+    Raises:
+        BondwiseError: it is none, of the kind given.
+    """
+    try:
+        if not isinstance(value, bool):
+            return index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        pass
+    raise error(f"{name}={value!r} came; write a whole number such as {example}.")
 
 
 def optional(module: str, extra: str) -> Any:

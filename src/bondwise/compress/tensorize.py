@@ -62,8 +62,10 @@ def tensorize(
         model: any module. It is left as it was, and shares memory with the result only for
             parameters that did not change; ``inplace=True`` swaps in the given one.
         keep: fraction of the targeted weights' numbers that stays; met within 2 %, never exceeded.
-        data: text (path or string, with ``tokenizer``), a DataLoader, a list of batches, a tensor.
-        tokenizer: a Hugging Face tokenizer, for text.
+        data: text (a path, a string or a list of strings) or chats, with ``tokenizer``; a tensor, a
+            list of rows or batches, a ``datasets.Dataset``, a DataLoader, a generator: see
+            `bondwise.flow.forms`.
+        tokenizer: a Hugging Face tokenizer, for text, chats and padding.
         targets: see `plan_model`.
         ignore: see `plan_model`.
         protect: see `plan_model`.
@@ -77,8 +79,9 @@ def tensorize(
             "seconds"; other than params with data and ``format="auto"`` only. A note of the table
             says what was kept in another unit.
         seed: which windows of the text, and the starts of fits that have random ones.
-        windows: windows of text.
-        length: tokens of a window, at most as many as the model has positions for.
+        windows: windows of text, rows of a data set, or samples of a generator, at most.
+        length: tokens of a window, or of a piece of a chat; at most as many as the model has
+            positions for.
         dtype: of the result's parameters, each by default its own. Networks are rounded to it
             where they are stored, in the metric of their inputs: a cast afterwards loses more.
         inplace: change the given model.

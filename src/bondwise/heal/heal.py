@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from bondwise.errors import BudgetError, DataError, SelectionError
-from bondwise.flow.allocator import kept
 from bondwise.heal.distil import Teacher
 from bondwise.heal.modes import as_float32
 from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.progress import Progress, silent
+from bondwise.train.allocator import kept
 from bondwise.train.loop import Callback, no_callback
 from bondwise.train.rates import groups
 from bondwise.train.recipe import healing
@@ -47,8 +47,9 @@ def heal(
     Args:
         student: a model with networks in it; a dense one learns likewise.
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
-        data: text with a tokenizer, token ids, batches, or samples.
-        tokenizer: for text.
+        data: text, chats (what the assistant says is learned), token ids, rows, batches, samples, a
+            ``datasets.Dataset``, a DataLoader or a generator: see `bondwise.flow.forms`.
+        tokenizer: for text, chats and padding.
         steps: of AdamW; or give ``minutes``. Without either there are `STEPS`.
         minutes: of steps.
         validation: other data to judge on; None holds out the end of ``data``.
