@@ -1,5 +1,6 @@
 """Data in the forms people have comes out as the same batches; what cannot is one sentence."""
 
+from inspect import unwrap
 from itertools import count as counting
 
 import numpy as np
@@ -276,7 +277,7 @@ ASKED = {"no windows": {"count": 0}, "half a window": {"length": 2.5}}
 def test_what_cannot_be_used_is_said_in_one_sentence(kind):
     data, tokenizer, says = REFUSED[kind]
     with pytest.raises(DataError, match=says) as error:
-        opened.__wrapped__(data, tokenizer, **ASKED.get(kind, {}))
+        unwrap(opened)(data, tokenizer, **ASKED.get(kind, {}))
     assert "\n" not in str(error.value)
 
 

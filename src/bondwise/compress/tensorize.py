@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from bondwise.compress.recipe import Recipe, check_choices
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import cast, copied, footprint, own, swap
+from bondwise.errors import BudgetError, number, whole_number
 from bondwise.flow.data import evaluating
 from bondwise.flow.watch import unpadded
 from bondwise.layers.layers import dense_weight
@@ -31,7 +32,7 @@ from bondwise.progress import Progress, Steps, silent
 
 def tensorize(
     model: nn.Module,
-    keep: float = 0.6,
+    keep: SupportsFloat = 0.6,
     data: Any = None,
     *,
     tokenizer: Any = None,
@@ -42,9 +43,9 @@ def tensorize(
     effort: str = "fast",
     prefer: str = "speed",
     unit: str = "params",
-    seed: int = 0,
-    windows: int = 64,
-    length: int = 256,
+    seed: SupportsIndex = 0,
+    windows: SupportsIndex = 64,
+    length: SupportsIndex = 256,
     dtype: torch.dtype | None = None,
     inplace: bool = False,
     progress: Progress = silent,
@@ -99,7 +100,7 @@ def tensorize(
     """
     recipe = Recipe(
         type(model).__name__,
-        keep=keep,
+        keep=number("keep", keep, BudgetError),
         targets=tuple(listed(targets)),
         ignore=tuple(listed(ignore)),
         protect=tuple(listed(protect)),
@@ -107,9 +108,9 @@ def tensorize(
         effort=effort,
         prefer=prefer,
         unit=unit,
-        seed=seed,
-        windows=windows,
-        length=length,
+        seed=whole_number("seed", seed, BudgetError, 0),
+        windows=whole_number("windows", windows),
+        length=whole_number("length", length, example=256),
         dtype="auto" if dtype is None else str(dtype).removeprefix("torch."),
     )
     return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)

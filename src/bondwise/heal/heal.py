@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import nn
 
@@ -28,8 +28,8 @@ def heal(
     data: Any,
     *,
     tokenizer: Any = None,
-    steps: int | None = None,
-    minutes: float | int | None = None,
+    steps: SupportsIndex | None = None,
+    minutes: SupportsFloat | None = None,
     validation: Any = None,
     state: str | Path | None = None,
     resume: bool = True,
