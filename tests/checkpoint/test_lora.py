@@ -220,7 +220,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("says", REFUSED)
-def test_what_needs_a_dense_weight_is_refused_in_a_sentence(says):
+def test_what_needs_a_matrix_of_is_refused_in_a_sentence(says):
     with pytest.raises(SelectionError, match=f"^{says} came for .*merge the model first.$"):
         adapted(with_networks(), target_modules=["q_proj"], **REFUSED[says])
 
