@@ -12,7 +12,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from bondwise.checkpoint.hub import (
 )
 from bondwise.checkpoint.manifest import check_tensors, describe, read_specs, swap_in
 from bondwise.errors import BondwiseError, CheckpointError, DataError
-from bondwise.flow.copies import twins, view
+from bondwise.flow.copies import copied, twins, view
 from bondwise.flow.doors import check_call, check_place
 from bondwise.layers.storage import TensorLayer, check_model
 
@@ -207,7 +206,7 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
-    copy = deepcopy(model, twins(model))
+    copy = copied(model, twins(model))
     check_tensors([weights], swap_in(copy, specs))
     try:
         _take_dtypes(copy, weights)

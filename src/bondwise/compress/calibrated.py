@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bondwise.choose.candidates import Group
 from bondwise.choose.survey import outside_groups
@@ -83,9 +83,10 @@ def listed_batches(
     is_text = isinstance(data, str | Path)
     length = fitting(model, recipe.length) if is_text else recipe.length
     found = batches(data, tokenizer, count=recipe.windows, length=length, seed=recipe.seed)
+    listed = [_normal(batch) for batch in found]
     if length == recipe.length:
-        return list(found), []
-    return list(found), [f"windows of {length} tokens were shown: the model has no more positions"]
+        return listed, []
+    return listed, [f"windows of {length} tokens were shown: the model has no more positions"]
 
 
 def held_apart(batches: Sequence[Batch]) -> Shown:
@@ -121,6 +122,14 @@ def calibrate(
     rest = {name: model.get_submodule(name) for name in lines if name not in inside}
     outside = outside_groups(model, rest, shown.given, shown.held_out, progress)
     return Calibrated(shown, found, outside)
+
+
+def _normal(batch: Batch) -> Batch:
+    """A batch through which gradients can be taken: none made under `torch.inference_mode`."""
+    if isinstance(batch, Tensor):
+        return batch.clone() if batch.is_inference() else batch
+    return {n: v.clone() if isinstance(v, Tensor) and v.is_inference() else v
+            for n, v in batch.items()}  # fmt: skip
 
 
 def _small(batch: Batch) -> list[Batch]:
