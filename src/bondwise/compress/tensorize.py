@@ -19,7 +19,6 @@ from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
 from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
 from bondwise.compress.effort import EFFORT, Effort
-from bondwise.compress.first_run import FirstRun
 from bondwise.compress.recipe import Recipe, check_choices, dtype_name
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
@@ -27,6 +26,7 @@ from bondwise.compress.swap import apart, cast, check_copy, footprint, swap, wit
 from bondwise.flow.copies import normal
 from bondwise.flow.data import evaluating
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
+from bondwise.flow.first_run import FirstRun
 from bondwise.layers.layers import dense_weight
 from bondwise.progress import Progress, Steps, silent
 
