@@ -210,7 +210,9 @@ def _linear_paths(model: Any) -> set[str]:
     if head is None:
         head = next((h for name in _HEADS if (h := getattr(model, name, None)) is not None), None)
     wrapped = tuple(
-        f"{path}." for path, m in model.named_modules() if isinstance(m, tuners_utils.BaseTunerLayer)
+        f"{path}."
+        for path, m in model.named_modules()
+        if isinstance(m, tuners_utils.BaseTunerLayer)
     )
     return {
         path
@@ -249,4 +251,6 @@ def _check_merge(layer: TensorLayer, name: str, bias: Tensor | None, finite: lis
             "cannot be merged; train it with lora_bias=False."
         )
     if not all(bool(torch.isfinite(own).all()) for own in finite):
-        raise SelectionError(f"The adapter {name!r} is not finite and was not merged; train it again.")
+        raise SelectionError(
+            f"The adapter {name!r} is not finite and was not merged; train it again."
+        )
