@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import bondwise as bw
 import tiny
 from bondwise.errors import DataError
-from bondwise.flow.chat import rendered
 from bondwise.flow.data import checked
-from bondwise.flow.forms import batches, opened
+from bondwise.flow.forms.chat import rendered
+from bondwise.flow.forms.door import batches, opened
 
 IDS = tiny.tokens(10, 12)
 RAGGED = [row[: 3 + k].tolist() for k, row in enumerate(IDS)]

@@ -14,7 +14,7 @@ from bondwise.compress.recipe import Recipe
 from bondwise.flow.blocks import capture, chains, holds
 from bondwise.flow.chain import Chain
 from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
-from bondwise.flow.forms import Texts, opened
+from bondwise.flow.forms.door import Texts, opened
 from bondwise.flow.text import fitting
 from bondwise.progress import Progress
 

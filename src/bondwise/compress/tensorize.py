@@ -70,7 +70,7 @@ def tensorize(
         keep: fraction of the targeted weights' numbers that stays; met within 2 %, never exceeded.
         data: text (a path, a string or a list of strings) or chats, with ``tokenizer``; a tensor, a
             list of rows or batches, a ``datasets.Dataset``, a DataLoader, a generator: see
-            `bondwise.flow.forms`.
+            `bondwise.flow.forms.door`.
         tokenizer: a Hugging Face tokenizer, for text, chats and padding.
         targets: see `plan_model`.
         ignore: see `plan_model`.

@@ -53,7 +53,7 @@ def heal(
         student: a model with networks in it; a dense one learns likewise.
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
         data: text, chats (what the assistant says is learned), token ids, rows, batches, samples, a
-            ``datasets.Dataset``, a DataLoader or a generator: see `bondwise.flow.forms`.
+            ``datasets.Dataset``, a DataLoader or a generator: see `bondwise.flow.forms.door`.
         tokenizer: for text, chats and padding.
         steps: of AdamW; or give ``minutes``. Without either there are `STEPS`.
         minutes: of steps.

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bondwise.errors import DataError
 from bondwise.flow.data import IGNORED, Batch
-from bondwise.flow.forms import Texts, opened
+from bondwise.flow.forms.door import Texts, opened
 from bondwise.flow.padding import masks
 from bondwise.flow.text import fitting, windows
 from bondwise.train.recipe import Healing
@@ -48,7 +48,7 @@ def training_data(
 
     Args:
         model: whose positions bound the length of a window.
-        data: as `bondwise.flow.forms` has it.
+        data: as `bondwise.flow.forms.door` has it.
         tokenizer: for text, chats and padding.
         recipe: how many windows, how long, and how many are held out.
         validation: other data to judge on, of the same kind.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bondwise.errors import DataError
-from bondwise.flow.chat import is_chat
 from bondwise.flow.data import IGNORED
+from bondwise.flow.forms.chat import is_chat
 
 AXES = {  # of one sample; one more, and it is a batch
     "input_ids": 1, "attention_mask": 1, "token_type_ids": 1, "position_ids": 1,

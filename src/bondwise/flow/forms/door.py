@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from bondwise.errors import DataError, whole_number
-from bondwise.flow.chat import is_chat, is_message, rendered
 from bondwise.flow.data import IGNORED, SAMPLES, Batch, is_vectors, samples
-from bondwise.flow.rows import (
+from bondwise.flow.forms.chat import is_chat, is_message, rendered
+from bondwise.flow.forms.rows import (
     GIVE,
     Row,
     collated,
