@@ -27,7 +27,7 @@ EVERY_RANK = 512  # a weight with at most so many ranks gets a candidate for eac
 
 
 Terms = tuple[Network | Kind, ...]
-"""Terms that are chosen among: networks, priced as they are stored without their gauge, and more."""
+"""What a weight may become the sum of; a network stands for itself without its gauge."""
 
 
 def network_of(terms: Terms) -> Network | None:

@@ -101,6 +101,7 @@ def network(net: Network, bits: int) -> Cost:
 def entries(kind: Placed, bits: int) -> Cost:
     """Entries beside a network: their numbers, and the bits of their positions.
 
+    >>> from bondwise.layers.entries import Columns
     >>> entries(Columns(2, (4, 100)), 32).numbers, entries(Columns(2, (4, 100)), 32).macs
     (10, 8)
     """
