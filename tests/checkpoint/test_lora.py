@@ -233,7 +233,9 @@ def test_an_adapter_that_cannot_be_merged_leaves_the_layer_as_it_was():
         model.merge_adapter()
     assert torch.equal(logits(model), before)
     model = adapted(with_networks(), target_modules=["q_proj"])
-    model.get_parameter(next(n for n, _ in model.named_parameters() if "lora_A" in n)).data[0] = float("nan")
+    model.get_parameter(next(n for n, _ in model.named_parameters() if "lora_A" in n)).data[0] = (
+        float("nan")
+    )
     with pytest.raises(SelectionError, match="not finite"):
         model.merge_adapter(safe_merge=True)
     assert not any(isinstance(m, TensorLayer) and len(m.parts) > 1 for m in model.modules())

@@ -15,13 +15,12 @@ from bondwise.gauge.compact import (
     GaugeForm,
     compact,
     expand,
-    free_shapes,
     gauge_form,
     gauge_forms,
     pivot_bits,
-    positions,
     stored_numbers,
 )
+from bondwise.gauge.forms import core_forms
 from bondwise.gauge.pivots import BOUND, dominant_rows, pack, unpack
 from bondwise.topology import registry
 from nets import assert_same, numpy_dense, random_cores, thorough
@@ -67,9 +66,10 @@ def assert_compact(net, cores):
     assert c.parameters == stored_numbers(net) == sum(free.numel() for free in c.free)
     assert c.parameters <= net.parameters
     assert c.bits == pivot_bits(net)
-    shapes, pivots = free_shapes(net, c.form)
-    assert [tuple(free.shape) for free in c.free] == shapes
-    assert [None if p is None else (len(p), p.dtype) for p in c.pivots] == pivots
+    forms = core_forms(net, c.form.pinned)
+    assert [tuple(free.shape) for free in c.free] == [form.free for form in forms]
+    stored = [None if p is None else (len(p), p.dtype) for p in c.pivots]
+    assert stored == [form.pivots for form in forms]
     for free, pin in zip(c.free, c.form.pinned, strict=True):
         assert pin is None or free.numel() == 0 or free.abs().max() <= BOUND + 1e-9
     return c
@@ -240,9 +240,6 @@ def test_positions_are_packed_and_unpacked(count, data):
     assert np.flatnonzero(mask).tolist() == chosen
     if stored.dtype == torch.uint8:
         assert (np.packbits(mask) == stored.numpy()).all()
-    pivots, rest = positions(stored, count)
-    assert pivots.tolist() == chosen
-    assert sorted([*pivots.tolist(), *rest.tolist()]) == list(range(count))
     assert stored.numel() * stored.element_size() <= min(-(-count // 8), 4 * len(chosen))
 
 
@@ -267,17 +264,6 @@ def test_a_large_weight_is_quick():
     assert c.bits == 1536
     product = cores[0] @ cores[1]
     assert (c.free[0] @ c.cores()[1] - product).abs().max() <= 1e-10 * product.abs().max()
-
-
-@pytest.mark.parametrize(
-    "net", [bw.lowrank(6, 8, 3), bw.btt((4, 2), (3, 5), 2), bw.cp(4, (3, 2), 3)]
-)
-def test_meta_tensors_have_the_right_shapes(net):
-    shapes, pivots = free_shapes(net, gauge_form(net))
-    free = [torch.empty(shape, device="meta") for shape in shapes]
-    held = [None if p is None else torch.empty(p[0], dtype=p[1], device="meta") for p in pivots]
-    cores = expand(net, gauge_form(net), free, held)
-    assert [tuple(core.shape) for core in cores] == list(net.core_shapes)
 
 
 def test_errors_say_what_came():

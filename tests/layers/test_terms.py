@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 import bondwise as bw
 from bondwise.errors import CheckpointError, ShapeError
-from bondwise.layers import entries
+from bondwise.layers import entries, places
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import stored_numbers
-from nets import BESIDE, beside_of, layer_of
+from nets import BESIDE, beside_of, layer_of, random_cores
 
 OUT, WIDTH = 7, 10
 PLACED = ("columns", "rows", "entries")
@@ -182,11 +182,29 @@ def test_positions_that_are_not_those_stored_are_refused(change, gauge):
 @both_forms
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64])
 def test_positions_come_through_a_cast_of_the_whole_state_dict(dtype, gauge):
-    layer, W = make("columns", gauge)
+    layer, _ = make("columns", gauge)
     state = {name: tensor.to(dtype) for name, tensor in layer.state_dict().items()}
     other = make("columns", gauge)[0]
     other.set_extra_state(state["_extra_state"])
     assert torch.equal(other.get_extra_state(), layer.get_extra_state())
+
+
+@pytest.mark.parametrize("kind", ["columns", "rows", "entries", "network"])
+@pytest.mark.parametrize("change", ["repeat", "outside", "below", "order"])
+def test_wrong_positions_with_a_right_checksum_are_refused(kind, change):
+    """Few of many: they are stored one by one, not as a mask."""
+    net = bw.lowrank(400, 400, 2)
+    layer = layer_of(TensorLinear, net, random_cores(net), True)
+    if kind != "network":
+        layer.add(beside_of(kind, (400, 400), count=2)[0])
+    kept = [own for part in layer.parts for own in part.kind.kept]
+    stored = places.unpacked(layer.get_extra_state(), kept)
+    at = stored[-1]
+    assert at.dtype == torch.int32
+    wrong = {"repeat": [5, 5], "outside": [5, 400**2], "below": [-1, 5], "order": [7, 5]}
+    stored[-1] = torch.tensor(wrong[change], dtype=torch.int32)
+    with pytest.raises(CheckpointError, match=r"^The layer: .*each once, in ascending order"):
+        layer.load_state_dict(layer.state_dict() | {"_extra_state": places.packed(stored)})
 
 
 def test_a_layer_without_positions_has_no_extra_state():

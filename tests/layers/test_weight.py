@@ -125,7 +125,7 @@ def test_freezing_it_freezes_what_it_is_made_from():
 
 def test_what_would_stand_for_it_is_refused():
     layer = made()
-    with pytest.raises(SelectionError, match="weight_orig.*such as core_0"):
+    with pytest.raises(SelectionError, match=r"weight_orig.*such as core_0"):
         prune.l1_unstructured(layer, "weight", amount=0.5)
     with pytest.raises(ValueError, match="does not have a parameter"):
         parametrize.register_parametrization(layer, "weight", nn.Identity())

@@ -76,14 +76,6 @@ def pivot_bits(net: Network, form: GaugeForm | None = None) -> int:
     return sum(count * dtype.itemsize * 8 for count, dtype in filter(None, stored))
 
 
-def free_shapes(
-    net: Network, form: GaugeForm
-) -> tuple[list[tuple[int, int]], list[tuple[int, torch.dtype] | None]]:
-    """Shape of the free entries of each core, and length and dtype of its pivots if it has any."""
-    forms = _core_forms(net, form)
-    return [core.free for core in forms], [core.pivots for core in forms]
-
-
 @dataclass(frozen=True, eq=False)
 class Compact:
     """A weight without its gauge: the free entries of each core, and where its identity blocks sit.

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from bondwise.errors import ShapeError
+
 BOUND = 1.05
 """Largest entry, in absolute value, that is left beside an identity block."""
 
@@ -57,9 +59,21 @@ def packed(chosen: int, count: int) -> tuple[int, torch.dtype]:
 
 
 def unpack(stored: Tensor, count: int) -> Tensor:
-    """The mask (bool, ``count``) of stored positions; its shapes do not depend on their values."""
+    """The mask (bool, ``count``) of stored positions.
+
+    Raises:
+        ShapeError: positions that repeat, are out of order, or lie outside.
+
+    >>> unpack(torch.tensor([1, 3], dtype=torch.int32), 4)
+    tensor([False,  True, False,  True])
+    """
     if stored.dtype != torch.uint8:
-        mask = torch.zeros(count, dtype=torch.bool, device=stored.device)
-        return mask.index_fill(0, stored.long(), True)
+        at = stored.long()
+        if bool((at < 0).any() | (at >= count).any() | (at[1:] <= at[:-1]).any()):
+            raise ShapeError(
+                f"Positions {at[:3].tolist()}.. came out of {count}; write each once, in ascending "
+                f"order, from 0 to {count - 1}."
+            )
+        return torch.zeros(count, dtype=torch.bool, device=stored.device).index_fill(0, at, True)
     shifts = torch.arange(7, -1, -1, device=stored.device, dtype=torch.uint8)
     return ((stored[:, None] >> shifts) & 1).reshape(-1)[:count].bool()

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from bondwise.heal.distil import Teacher
 from bondwise.heal.modes import as_float32
 from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.progress import Progress, silent
+from bondwise.train.allocator import kept
 from bondwise.train.loop import Callback, no_callback
 from bondwise.train.rates import groups
 from bondwise.train.recipe import healing
@@ -30,8 +31,8 @@ def heal(
     data: Any,
     *,
     tokenizer: Any = None,
-    steps: int | None = None,
-    minutes: float | int | None = None,
+    steps: SupportsIndex | None = None,
+    minutes: SupportsFloat | None = None,
     validation: Any = None,
     state: str | Path | None = None,
     resume: bool = True,
@@ -49,8 +50,9 @@ def heal(
     Args:
         student: a model with networks in it; a dense one learns likewise.
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
-        data: text with a tokenizer, token ids, batches, or samples.
-        tokenizer: for text.
+        data: text, chats (what the assistant says is learned), token ids, rows, batches, samples, a
+            ``datasets.Dataset``, a DataLoader or a generator: see `bondwise.flow.forms`.
+        tokenizer: for text, chats and padding.
         steps: of AdamW; or give ``minutes``. Without either there are `STEPS`.
         minutes: of steps.
         validation: other data to judge on; None holds out the end of ``data``.

@@ -96,11 +96,7 @@ class Placed(Kind):
         Raises:
             ShapeError: they repeat, are out of order, or lie outside.
         """
-        (own,) = stored
-        if own.dtype == torch.uint8:
-            found = unpack(own, self.total).nonzero().flatten()
-        else:
-            found = own.long()
+        found = unpack(stored[0], self.total).nonzero().flatten()
         self.check(found)
         return (found,)
 
