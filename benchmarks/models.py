@@ -31,8 +31,9 @@ from bondwise.checkpoint.cache import cache_directory, filling
 from bondwise.compress.compress import threads
 from bondwise.compress.recipe import dtype
 from bondwise.demo import assets
-from bondwise.gauge.compact import free_shapes, gauge_form
 from bondwise.gauge.pivots import pack
+from bondwise.layers.networks import Cores
+from bondwise.layers.terms import Term
 from bondwise.progress import Bars
 from bondwise.report.units import count, instant, rate, size
 
@@ -103,14 +104,13 @@ def randomly_low_rank(model: nn.Module, keep: float) -> nn.Module:
 
 def random_layer(net: bw.Network, linear: nn.Module) -> bw.TensorLinear:
     """A layer with random entries beside an identity block at random inputs."""
-    (rank,) = net.bonds.values()
-    inp, form = net.shape[1], gauge_form(net)
-    outer, inner = (torch.randn(shape) for shape in free_shapes(net, form)[0])
+    ((bond, rank),) = net.bonds.items()
+    kind, inp = Cores(net, (None, bond)), net.shape[1]
+    outer, inner = (torch.randn(shape) for shape in kind.shapes)
     outer *= 0.02 * rank**-0.5  # so that the weight has entries of about 0.02, as at its start
     pivots = pack(torch.randperm(inp)[:rank].sort().values, inp)
-    return bw.TensorLinear(
-        net, (outer, inner.clamp(-1, 1)), linear.bias, form=form, pivots=(None, pivots)
-    )
+    term = Term(kind, (outer, inner.clamp(-1, 1)), kind.places((pivots,)))
+    return bw.TensorLinear.of([term], linear.bias)
 
 
 SUBJECTS: dict[str, Callable[[argparse.Namespace], tuple[Path, Path]]] = {

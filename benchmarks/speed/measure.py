@@ -34,7 +34,7 @@ class Setting:
 
 
 def measure(case: Case, setting: Setting) -> Iterator[Entry]:
-    """One cell for every batch. Layers are built once for each, so that no cache is left over."""
+    """One cell for every batch; layers are built anew for each."""
     cores = random_cores(case.network, setting.dtype, setting.seed)
     for batch in case.batches:
         yield _cell(case, cores, batch, setting)

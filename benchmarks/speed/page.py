@@ -9,7 +9,7 @@ from typing import Any
 from comparison.page import write_between
 
 from speed import plot
-from speed.subjects import DENSE, EINSUM, NOTHING_KEPT, OURS, PEERS, TLTORCH, TORCHTT
+from speed.subjects import DENSE, EINSUM, OURS, PEERS, TLTORCH, TORCHTT
 from speed.summary import (
     SLOWER,
     Ask,
@@ -32,6 +32,7 @@ from speed.summary import (
 
 PICTURE = "pictures/benchmarks/layers-{dtype}.svg"
 LISTED = 20
+KEPT_READY = "074b317"  # the last commit measured whose layers did that
 ABOUT = f"""Every layer of the grid has random cores and no bias, and is timed beside `nn.Linear`
 with the multiplied-out weight and beside each peer that can hold the same cores:
 
@@ -41,13 +42,13 @@ with the multiplied-out weight and beside each peer that can hold the same cores
 - **{TORCHTT}** 0.5.0: `LinearLayerTT` and `TT @ x`, of MPO; the better counts.
 
 They take turns in one process on the same threads, after outputs (and gradients of x) were found
-to agree; a time is the median of the turns. Forward is ours in `eval()` under `no_grad`, where it
-may keep the multiplied-out weight between calls, as no peer does: the means without that stand
-below the table. Forward + backward is ours in `train()`, which keeps none, and gives the gradients
-of x and of all parameters. Ratios are speeds: above 1 ours is faster. Means are geometric. The
-ideal time is dense's times the ratio of multiplications, ours the least that
-`bw.plan(.., goal="macs")` finds. Peak memory is what torch's allocator holds at once in a step of
-training: parameters, caches, inputs, gradients and whatever lies between."""
+to agree; a time is the median of the turns. Ours are layers as built: the plan of fewest
+multiplications, nothing kept between calls. Cells of {KEPT_READY} and before are of layers that
+were planned by time, and in forward kept weights ready. Forward is under `no_grad`; forward +
+backward gives the gradients of x and of all parameters. Ratios are speeds: above 1 ours is
+faster. Means are geometric. The ideal time is dense's times the ratio of multiplications, ours the
+least that `bw.plan(.., goal="macs")` finds. Peak memory is what torch's allocator holds at once in
+a step of training: parameters, caches, inputs, gradients and whatever lies between."""
 
 
 def refresh(folder: Path, page: Path) -> None:
@@ -86,7 +87,6 @@ def _section(setting: Entry, cells: Sequence[Entry]) -> list[str]:
             f"Forward: speed over dense, and over the fastest peer, mean over {_weights(forward)}:",
             _table(forward, lambda own: _pair(mean(own, over_dense), mean(own, over_best))),
         ]
-        parts += _nothing_kept(forward)
     if half := at_most_half(forward):
         parts += [
             "Share of the ideal speed where the least multiplications are at most half, mean:",
@@ -150,16 +150,6 @@ def _table(cells: Sequence[Entry], show: Any) -> str:
     row = [show([cell for cell in cells if cell["batch"] == batch]) for batch in across]
     lines.append("| all |" + "".join(f" {shown} |" for shown in row))
     return "\n".join(lines)
-
-
-def _nothing_kept(cells: Sequence[Entry]) -> list[str]:
-    """The means for layers that may not keep a dense weight: a peer's layer does not either."""
-    against = (("dense", DENSE), ("the best peer", *PEERS), (f"{TLTORCH}'s best mode", TLTORCH))
-    means = {label: mean(cells, over(*who, own=NOTHING_KEPT)) for label, *who in against}
-    shown = [f"{_number(value)} over {label}" for label, value in means.items() if value]
-    if not shown:
-        return []
-    return [f"With `cache_bytes=0`, so that no dense weight is kept, mean: {', '.join(shown)}."]
 
 
 def _against_each(kinds: Sequence[tuple[str, Sequence[Entry]]]) -> list[str]:

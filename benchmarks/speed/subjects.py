@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import bondwise as bw
 from speed.grid import Case
 
-NOTHING_KEPT = "ours, no dense weight kept"  # in eval() a layer may keep one; see `cache_bytes`
 OURS, DENSE, EINSUM = "ours", "dense", "opt_einsum"
 TLTORCH, TORCHTT = "TensorLy-Torch", "torchTT"
 PEERS = (EINSUM, TLTORCH, TORCHTT)  # a subject's name begins with its peer's
@@ -65,8 +64,6 @@ def makers(
         OURS: lambda: ours(case.network, cores, train),
         DENSE: lambda: dense(case.network, cores),
     }
-    if case.kind == "forward":
-        made[NOTHING_KEPT] = lambda: ours(case.network, cores, train, keep=False)
     if EINSUM in peers:
         made[EINSUM] = lambda: expression(case.network, cores, batch)
     if TLTORCH in peers and peer(TLTORCH) and case.family in FACTORIZED:
@@ -79,12 +76,10 @@ def makers(
     return made
 
 
-def ours(net: bw.Network, cores: Sequence[Tensor], train: bool, keep: bool = True) -> Subject:
-    layer = bw.TensorLinear(net, [core.clone() for core in cores], dtype=cores[0].dtype)
-    layer = layer.train(train)
-    if not keep:
-        layer.cache_bytes = 0
-    return Subject(OURS if keep else NOTHING_KEPT, layer, list(layer.parameters()))
+def ours(net: bw.Network, cores: Sequence[Tensor], train: bool) -> Subject:
+    """A layer as it is built: the plan of fewest multiplications, and nothing kept."""
+    layer = bw.TensorLinear(net, cores).train(train)
+    return Subject(OURS, layer, list(layer.parameters()))
 
 
 def dense(net: bw.Network, cores: Sequence[Tensor]) -> Subject:

@@ -13,7 +13,6 @@ from speed.measure import Setting, _run, measure
 from speed.subjects import (
     DENSE,
     EINSUM,
-    NOTHING_KEPT,
     OURS,
     PACKAGES,
     TLTORCH,
@@ -60,7 +59,7 @@ def test_a_run_without_peers_makes_results_and_a_page(
     counts = {kind: len(summary.of_kind(found["cells"], kind)) for kind in KINDS}
     assert counts == {"forward": 12, "training": 12, "overhead": 8, "memory": 12}
     for own in summary.of_kind(found["cells"], "forward"):
-        assert set(own["seconds"]) == {OURS, NOTHING_KEPT, DENSE, EINSUM}
+        assert set(own["seconds"]) == {OURS, DENSE, EINSUM}
         assert own["left_out"] == {}
         assert own["dense_macs"] == own["batch"] * 24 * 16
     text = target.read_text("utf-8")
@@ -94,7 +93,7 @@ def test_all_subjects_hold_the_same_cores(kind: str, backend: None) -> None:
     absent = missing()  # `make bench-layers` installs the peers; without them the rest is compared
     for case in cases([(48, 36)], list(FORMATS), [3], [kind]):
         (found,) = measure(case, Setting(torch.float64, repeats=1, least=1e-6))
-        expected = {OURS, DENSE, EINSUM} | ({NOTHING_KEPT} if kind == "forward" else set())
+        expected = {OURS, DENSE, EINSUM}
         if TLTORCH not in absent and case.family in ("mpo", "lowrank", "tucker", "cp"):
             expected |= {f"{TLTORCH}, factorized", f"{TLTORCH}, reconstructed"}
         if TORCHTT not in absent and case.family == "mpo":
@@ -116,7 +115,7 @@ def test_a_peer_that_crashes_or_is_wrong_is_named_and_left_out(
     monkeypatch.setattr("speed.subjects.expression", broken)
     (case,) = cases([(8, 6)], ["low rank, 1/3"], [2], ["forward"])
     (found,) = measure(case, Setting(repeats=1, least=1e-6, peers=(EINSUM,)))
-    assert set(found["seconds"]) == {OURS, NOTHING_KEPT, DENSE}
+    assert set(found["seconds"]) == {OURS, DENSE}
     said = {"crash": "RuntimeError: no memory", "wrong": "off by 3.0e+00"}[error]
     assert found["left_out"] == {EINSUM: said}
 
@@ -199,7 +198,6 @@ def test_figures_are_ratios_of_the_cells_that_have_them() -> None:
 
 def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     lost = cell(ours=2.0, dense=1.0, opt_einsum=2.1)
-    lost["seconds"][NOTHING_KEPT] = 4.0
     lost["left_out"] = {f"{TORCHTT}, layer": "RuntimeError: why"}
     setting = {"dtype": "float32", "threads": 1, "repeats": 3, "least": 0.02, "missing": []}
     setting |= {"tuned": False, "command": "benchmarks/layers.py", "torch": "2", "commit": "c"}
@@ -207,7 +205,7 @@ def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     assert "- 0.50 of dense: forward, low rank, 1/8, 8 x 8, batch 256" in text
     assert "- torchTT, layer, RuntimeError: 1 cells" in text
     assert "| low rank, 1/8 | 0.50, 1.05 |" in text
-    assert "no dense weight is kept, mean: 0.25 over dense, 0.53 over the best peer." in text
+    assert f"Cells of {page.KEPT_READY} and before are of layers" in text
     assert "| 0.50 (not met), low rank, 1/8, 8 x 8, batch 256 | 1 of 1 |" in text
     assert page.sections([]) == ""
 

@@ -22,7 +22,9 @@ def test_a_random_layer_is_low_rank_and_stores_no_gauge(shape):
     torch.testing.assert_close(layer(x), x @ layer.dense().T + linear.bias, atol=1e-5, rtol=1e-4)
     assert torch.linalg.matrix_rank(layer.dense().double(), rtol=1e-6) == rank
     assert sum(core.numel() for core in layer.matrices()) == rank * (out + inp - rank)
-    assert int(unpack(layer.pivots_1, inp).sum()) == rank
+    (term,) = layer.terms
+    (pivots,) = term.kind.stored(term.places)
+    assert int(unpack(pivots, inp).sum()) == rank
 
 
 @pytest.fixture

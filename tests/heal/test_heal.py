@@ -77,13 +77,20 @@ def test_a_student_comes_near_its_teacher_and_nothing_given_changes(pair):
 @pytest.mark.parametrize("tied", [False, True])
 def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not(tied):
     student, teacher = cut(tiny.llama(tied))
-    assert {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    student.model.embed_tokens = teacher.model.embed_tokens  # a module, parameters, a view
+    student.lm_head.weight = teacher.lm_head.weight
+    student.model.layers[0].input_layernorm = teacher.model.layers[0].input_layernorm
+    student.model.norm.weight = torch.nn.Parameter(teacher.model.norm.weight.data)
+    ids, wanted = tiny.tokens(2), teacher(tiny.tokens(2)).logits
     before = values(student), values(teacher)
     assert heal(student, teacher, windows(), steps=4, inplace=True, **CALM).model is student
     assert same(values(teacher), before[1])
     assert not same(values(student), before[0])
     assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
-    assert not tied or student.lm_head.weight is not teacher.lm_head.weight
+    mine, theirs = ({p.data_ptr() for p in m.parameters()} for m in (student, teacher))
+    assert not mine & theirs
+    assert not set(student.modules()) & set(teacher.modules())
+    assert torch.equal(teacher(ids).logits, wanted)
 
 
 def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):

@@ -6,7 +6,6 @@ what the whole block is refined towards (Wang et al. 2025, AA-SVD).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -19,7 +18,7 @@ from bondwise.compress.calibrated import Calibrated
 from bondwise.compress.fit_group import New, fit_group, shrunk
 from bondwise.compress.refine import Refined, refine
 from bondwise.compress.store import Weighing, restore, store
-from bondwise.compress.swap import with_modules
+from bondwise.compress.swap import apart, with_modules
 from bondwise.flow.blocks import Stream, capture, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
@@ -200,7 +199,7 @@ class _Block:
         self, entering: Stream, given: int, held_out: Sequence[int], found: Fitted
     ) -> tuple[nn.Module, dict[str, Weighing]]:
         """The block with its networks in plain form and float32; the metric of each weight."""
-        block = deepcopy(self.dense)
+        block = apart(self.dense)
         layers = {w: block.get_submodule(self._inside(w)) for w in self.picks}
         seen, unseen = Inputs(layers), Inputs(layers)
         entering.part(fitted_on(given, held_out)).after(block, seen)

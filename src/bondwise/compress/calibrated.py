@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bondwise.choose.candidates import Group
 from bondwise.choose.survey import outside_groups
@@ -86,7 +86,7 @@ def listed_batches(
         found = found.batches(tokenizer, recipe.windows, length, recipe.seed)
         if length < recipe.length:
             notes = [f"windows of {length} tokens were shown: the model has no more positions"]
-    return checked(model, found), notes
+    return [_normal(batch) for batch in checked(model, found)], notes
 
 
 def held_apart(batches: Sequence[Batch]) -> Shown:
@@ -122,6 +122,14 @@ def calibrate(
     rest = {name: model.get_submodule(name) for name in lines if name not in inside}
     outside = outside_groups(model, rest, shown.given, shown.held_out, progress)
     return Calibrated(shown, found, outside)
+
+
+def _normal(batch: Batch) -> Batch:
+    """A batch through which gradients can be taken: none made under `torch.inference_mode`."""
+    if isinstance(batch, Tensor):
+        return batch.clone() if batch.is_inference() else batch
+    return {n: v.clone() if isinstance(v, Tensor) and v.is_inference() else v
+            for n, v in batch.items()}  # fmt: skip
 
 
 def _small(batch: Batch) -> list[Batch]:

@@ -19,14 +19,15 @@ from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
 from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
 from bondwise.compress.effort import EFFORT, Effort
-from bondwise.compress.first_run import FirstRun
 from bondwise.compress.recipe import Recipe, check_choices, dtype_name
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import apart, cast, check_copy, footprint, swap, with_modules
 from bondwise.errors import BudgetError, number, whole_number
+from bondwise.flow.copies import normal
 from bondwise.flow.data import evaluating
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
+from bondwise.flow.first_run import FirstRun
 from bondwise.flow.watch import unpadded
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
@@ -122,6 +123,7 @@ def tensorize(
     return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)
 
 
+@torch.inference_mode(False)
 def follow(
     recipe: Recipe,
     model: nn.Module,
@@ -138,7 +140,7 @@ def follow(
     check_tokenizer(tokenizer)
     check_call("progress", progress)
     steps = Steps()
-    work = _select(model, recipe, data is not None)
+    work = _select(normal(model), recipe, data is not None)
     if data is None:
         if not inplace:
             check_copy(model)
@@ -150,7 +152,7 @@ def follow(
     table = work.table.with_lines(done.lines)
     table = replace(table, notes=(*table.notes, *done.notes))
     before = footprint(model)
-    result = _changed(work, done, inplace)
+    result = _changed(model, work, done, inplace)
     attach(result)
     after = footprint(result)
     return Result(result, table, recipe.seed, steps.done, before, after, done.fitted.refined)
@@ -194,9 +196,9 @@ class _Done:
     first: FirstRun | None = None
 
 
-def _changed(work: _Work, done: _Done, inplace: bool) -> nn.Module:
+def _changed(model: nn.Module, work: _Work, done: _Done, inplace: bool) -> nn.Module:
     """The model with its new layers, or a copy; where it does not run, all is as it was."""
-    model, modules, name = work.model, done.fitted.modules, work.recipe.dtype
+    modules, name = done.fitted.modules, work.recipe.dtype
     if inplace:
         if done.first:
             shared = work.dtype is None

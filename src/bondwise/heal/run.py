@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 
 from bondwise.compress.swap import apart
 from bondwise.errors import DataError
-from bondwise.flow.copies import twins, view
+from bondwise.flow.copies import copied, twins, view
 from bondwise.flow.data import Batch, checked
+from bondwise.flow.doors import check_whole
 from bondwise.flow.identity import identity
 from bondwise.flow.text import fitting
 from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
@@ -232,7 +232,7 @@ def _part(student: nn.Module, teacher: nn.Module) -> None:
     for path, module in list(student.named_modules(remove_duplicate=False)):
         parent, _, name = path.rpartition(".")
         if module in common and path:
-            setattr(student.get_submodule(parent), name, deepcopy(module, made))
+            setattr(student.get_submodule(parent), name, copied(module, made))
     for module in student.modules():
         own = [*module.named_parameters("", False, False), *module.named_buffers("", False, False)]
         for name, tensor in own:
@@ -255,6 +255,7 @@ def prepare(
     Raises:
         DataError: data that cannot be used, or models that do not belong together.
     """
+    check_whole(teacher.get())
     found = training_data(student, data, tokenizer, recipe, validation)
     found = replace(found, shown=_run(student, found.shown), held=_run(student, found.held))
     ids = token_ids(found)

@@ -24,7 +24,7 @@ def inputs(module: nn.Embedding, args: tuple[Any, ...]) -> None:
     """None: ids select rows, and no row of inputs meets the table."""
 
 
-def build(module: nn.Embedding, terms: Sequence[Term]) -> TensorEmbedding:
+def build(module: Any, terms: Sequence[Term]) -> TensorEmbedding:
     """A table of terms; a padding row that is zero stays zero."""
     at = module.padding_idx
     zero = at is not None and not bool(module.weight[at].any())

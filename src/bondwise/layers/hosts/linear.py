@@ -25,7 +25,7 @@ def inputs(module: nn.Linear, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
     return args[0]
 
 
-def build(module: nn.Linear, terms: Sequence[Term]) -> TensorLinear:
+def build(module: Any, terms: Sequence[Term]) -> TensorLinear:
     """A layer of terms; the bias is copied."""
     return TensorLinear.of(terms, module.bias)
 
