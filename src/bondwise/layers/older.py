@@ -53,7 +53,7 @@ def modern(state_dict: MutableMapping[str, Any], prefix: str, kinds: Sequence[Ki
 
 
 def names(path: str, spec: Mapping[str, Any]) -> dict[str, str]:
-    """Where a file of schema 1 or 2 has each tensor of a layer; some that are named may be none."""
+    """Where a file of schema 1 or 2 has each tensor that a layer may have; it need not have all."""
     shared = spec.get("shared", {})
     found = {name: f"{path}.{name}" for name in ("remainder", "remainder_at")}
     for k in range(_cores(spec)):
