@@ -101,7 +101,7 @@ def healed(
 
 
 def _adapt(model: nn.Module) -> None:
-    """Adapters of rank 8 on every core that one layer alone has."""
+    """Adapters of rank 8 on every core."""
     from peft import LoraConfig, inject_adapter_in_model
 
     cores = [
@@ -109,7 +109,6 @@ def _adapt(model: nn.Module) -> None:
         for path, layer in model.named_modules()
         if isinstance(layer, bw.TensorLinear)
         for k in range(len(layer.network.cores))
-        if k not in layer.sharing
     ]
     inject_adapter_in_model(LoraConfig(r=8, target_modules=[], target_parameters=cores), model)
 

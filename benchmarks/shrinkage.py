@@ -24,7 +24,7 @@ from bondwise.evaluate.language import compare
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.data import batches
+from bondwise.flow.forms.door import batches
 from bondwise.flow.text import windows
 
 FIXED = (1e-6, 0.02, 0.2, 0.4)

@@ -35,8 +35,8 @@ def listing() -> str:
             lines.append(f"- **`{name}.py`** {sentence(place.with_suffix('.py'))}")
             continue
         lines.append(f"- **`{name}/`** {sentence(place / '__init__.py')}")
-        files = sorted(file for file in place.glob("*.py") if file.name != "__init__.py")
-        lines += [f"    - `{file.name}` {sentence(file)}" for file in files]
+        files = sorted(file for file in place.rglob("*.py") if file.name != "__init__.py")
+        lines += [f"    - `{file.relative_to(place)}` {sentence(file)}" for file in files]
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ import bondwise as bw
 from bondwise.choose.select import select
 from bondwise.fit.metric import Metric
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.data import batches
+from bondwise.flow.forms.door import batches
 from bondwise.flow.text import fitting
 from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.shapes import balanced

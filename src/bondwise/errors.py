@@ -4,7 +4,8 @@ A message says what came, what was expected and what to write instead.
 """
 
 from importlib import import_module
-from typing import Any
+from operator import index
+from typing import Any, SupportsFloat
 
 
 class BondwiseError(ValueError):
@@ -45,6 +46,52 @@ class CheckpointError(BondwiseError):
 
 class MissingExtraError(BondwiseError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+def as_whole(value: object) -> int | None:
+    """A whole number of any library (an int, numpy's, a tensor of one) as int; None for others.
+
+    >>> as_whole(8), as_whole(8.0), as_whole(True)
+    (8, None, None)
+    """
+    try:
+        return None if isinstance(value, bool) else index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return None
+
+
+def whole_number(
+    name: str, value: object, error: type[BondwiseError] = DataError, example: int = 64
+) -> int:
+    """A value as `as_whole` has it, where it has to be one.
+
+    >>> whole_number("windows", 8)
+    8
+
+    Raises:
+        BondwiseError: it is none, of the kind given.
+    """
+    found = as_whole(value)
+    if found is None:
+        raise error(f"{name}={value!r} came; write a whole number such as {example}.")
+    return found
+
+
+def number(name: str, value: object, error: type[BondwiseError] = DataError) -> float:
+    """A number of any library as a float.
+
+    >>> number("keep", 1)
+    1.0
+
+    Raises:
+        BondwiseError: it is none, of the kind given.
+    """
+    try:
+        if isinstance(value, SupportsFloat) and not isinstance(value, bool | str):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise error(f"{name}={value!r} came; write a number such as 0.6.")
 
 
 def optional(module: str, extra: str) -> Any:

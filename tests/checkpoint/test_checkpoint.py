@@ -79,9 +79,9 @@ def test_a_skeleton_takes_the_saved_layers_and_stays_as_it_was(toy, folder):
 def test_the_files_are_json_and_safetensors_and_what_is_shared_or_tied_stays_so(folder):
     assert set(files(folder)) == {"bondwise.json", "model.safetensors"}
     manifest, loaded = manifest_of(folder, "bondwise.json"), load(folder, model=Toy())
-    assert (manifest["schema"], manifest["layout"]) == (1, "matrices")
+    assert (manifest["schema"], manifest["layout"]) == (3, "matrices")
     assert set(manifest["modules"]) == {"first", "again", "body.0", "body.1"}
-    assert not any({"shared", "remainder"} & spec.keys() for spec in manifest["modules"].values())
+    assert all(len(spec["terms"]) == 1 for spec in manifest["modules"].values())
     assert loaded.first is loaded.again
     assert loaded.head.weight is loaded.table.weight
     saved = load_file(folder / "model.safetensors")
@@ -121,7 +121,7 @@ def changed(index: int, layer: nn.Module) -> Toy:
         (None, r"load\(directory, model="),
         (nn.Sequential(nn.Linear(3, 3)), "which Sequential lacks"),
         (More(), r"does not fit More: .*more\.weight"),
-        (changed(1, nn.Linear(16, 24)), r"'body.1' is \(12, 16\) .* \(24, 16\)"),
+        (changed(1, nn.Linear(16, 24)), r"'body.1' is linear \(12, 16\) .* linear \(24, 16\)"),
         (changed(0, nn.Identity()), "the model a Identity"),
     ],
 )
@@ -137,16 +137,26 @@ def test_a_manifest_that_is_none(folder, text):
         load(folder, model=Toy())
 
 
+def network(manifest):
+    """What it says of one network."""
+    return manifest["modules"]["body.1"]["terms"][0]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=3), "schema version 3, this bondwise reads up to 2"),
-        (lambda m: m["modules"]["body.1"].update(kind="hologram"), "hologram"),
-        (lambda m: m["modules"]["body.1"].update(network="o a"), "'body.1' cannot be read"),
-        (lambda m: m["modules"]["body.1"].update(sizes=[1]), "'body.1' cannot be read"),
-        (lambda m: m["modules"]["body.1"].update(pinned=["z", "z"]), "'body.1' cannot be read"),
-        (lambda m: m["modules"]["body.1"]["sizes"].update(a=-1), "'body.1' cannot be read"),
-        (lambda m: m["modules"]["body.1"]["sizes"].update(a=10**15), "'body.1' cannot be read"),
+        (lambda m: m.update(schema=4), "schema version 4, this bondwise reads up to 3"),
+        (lambda m: m["modules"]["body.1"].update(host="hologram"), "Host 'hologram' came"),
+        (lambda m: network(m).update(kind="hologram"), "term 'hologram' came"),
+        (lambda m: m["modules"]["body.1"].update(terms=[]), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"].update(terms=3), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"].update(terms=[3]), "'body.1' cannot be read"),
+        (lambda m: m["modules"]["body.1"].update(host="embedding"), "'body.1'"),
+        (lambda m: network(m).update(network="o a"), "'body.1' cannot be read"),
+        (lambda m: network(m).update(sizes=[1]), "'body.1' cannot be read"),
+        (lambda m: network(m).update(pinned=["z", "z"]), "'body.1' cannot be read"),
+        (lambda m: network(m)["sizes"].update(a=-1), "'body.1' cannot be read"),
+        (lambda m: network(m)["sizes"].update(a=10**15), "'body.1' cannot be read"),
         (lambda m: m["modules"].update(first=1), "no table of modules"),
         (lambda m: m["modules"].update(nowhere=m["modules"]["first"]), "'nowhere'"),
     ],

@@ -160,13 +160,17 @@ def test_a_layer_that_became_dense_since_is_dense(tmp_path):
     attach(model)
     twin = merge(model)
     model.model.layers[0].mlp.up_proj = twin.model.layers[0].mlp.up_proj
-    model.save_pretrained(tmp_path / "mixed")  # the manifest still calls it a network
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "mixed")
-    assert networks(loaded) == networks(model)
-    assert torch.equal(logits(loaded), logits(model))
-    assert set(loaded.config.quantization_config["modules"]) < set(
-        model.config.quantization_config["modules"]
-    )
+    stale = set(model.config.quantization_config["modules"])
+    before = transformers.PreTrainedModel.save_pretrained.__wrapped__
+    before(model, tmp_path / "stale")  # the manifest still calls it a network
+    model.save_pretrained(tmp_path / "mixed")
+    for name in ("stale", "mixed"):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert networks(loaded) == networks(model)
+        assert torch.equal(logits(loaded), logits(model))
+        assert set(loaded.config.quantization_config["modules"]) < stale
+    written = manifest_of(tmp_path / "mixed")["quantization_config"]["modules"]
+    assert set(written) < stale
 
 
 def test_networks_whose_tensors_are_gone_are_not_taken_for_dense(tmp_path):

@@ -14,7 +14,8 @@ from transformers import (
 import tiny
 from bondwise.bench.count import networks
 from bondwise.checkpoint.checkpoint import load, save
-from bondwise.checkpoint.hub import NOTICE, attach, detach
+from bondwise.checkpoint.hub import NOTICE, attach
+from bondwise.compress.merge import merge
 from bondwise.errors import CheckpointError
 from bondwise.layers.linear import TensorLinear
 from bondwise.topology.lowrank import lowrank
@@ -37,8 +38,9 @@ READERS = (AutoModelForCausalLM.from_pretrained, load)
 def test_the_config_says_schema_layout_and_gauge_form(folder):
     config = manifest_of(folder)
     said = config["quantization_config"]
-    assert (said["quant_method"], said["schema"], said["layout"]) == ("bondwise", 1, "matrices")
-    spec = said["modules"][Q]
+    assert (said["quant_method"], said["schema"], said["layout"]) == ("bondwise", 3, "matrices")
+    assert said["modules"][Q]["host"] == "linear"
+    (spec,) = said["modules"][Q]["terms"]
     assert (spec["network"], spec["pinned"]) == ("o a, a i -> (o) (i)", [None, "a"])
     assert config["transformers_weights"] == NOTICE
     saved = load_file(folder / "model.safetensors")  # guards have the names of the dense weights
@@ -92,13 +94,12 @@ def test_save_pretrained_takes_the_state_dict_it_is_given(folder, tmp_path):
     assert not any(bool(value.any()) for value in saved.values())
 
 
-def test_attached_models_save_themselves_and_detached_ones_are_plain(llama, tmp_path):
+def test_attached_models_save_themselves_and_merged_ones_are_plain(llama, tmp_path):
     attach(llama)
     llama.save_pretrained(tmp_path / "own")
     own = AutoModelForCausalLM.from_pretrained(tmp_path / "own")
     assert torch.equal(logits(own), logits(llama))
-    detach(llama)
-    llama.save_pretrained(tmp_path / "plain")
+    merge(llama).save_pretrained(tmp_path / "plain")
     assert not {"quantization_config", "transformers_weights"} & set(
         manifest_of(tmp_path / "plain")
     )
@@ -115,15 +116,18 @@ def test_a_truncated_file(folder):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=3), "schema version 3, this bondwise reads up to 2"),
+        (lambda m: m.update(schema=4), "schema version 4, this bondwise reads up to 3"),
         (lambda m: m.update(layout="blocks"), "lays its cores out as 'blocks'"),
-        (lambda m: m["modules"][Q].update(kind="hologram"), "hologram"),
+        (lambda m: m["modules"][Q].update(host="hologram"), "Host 'hologram' came"),
         (
             lambda m: m["modules"].update({Q.replace("0", "7"): m["modules"].pop(Q)}),
             "'model.layers.7.self_attn.q_proj', which LlamaForCausalLM lacks",
         ),
-        (lambda m: m["modules"][Q]["sizes"].update(o=40), r"is \(40, 48\) .* and \(48, 48\) in"),
-        (lambda m: m["modules"][Q].pop("network"), "'network' is missing"),
+        (
+            lambda m: m["modules"][Q]["terms"][0]["sizes"].update(o=40),
+            r"is linear \(40, 48\) .*\(48, 48\) in",
+        ),
+        (lambda m: m["modules"][Q]["terms"][0].pop("network"), "'network' is missing"),
         (pop("modules"), "no table of modules"),
     ],
 )

@@ -12,29 +12,29 @@ from bondwise.choose.candidates import Candidate, Group, candidates
 from bondwise.errors import BudgetError
 
 
-def plain(weights, numbers, errors, form="lowrank"):
+def plain(weight, numbers, error, form="lowrank"):
     size = (float(numbers), float(numbers))
-    return Candidate(weights, form, (), numbers, 4 * numbers, numbers, size, 4 * numbers, errors)
+    return Candidate(weight, form, None, numbers, 4 * numbers, numbers, size, 4 * numbers, error)
 
 
 def curve(name, steps, dense):
     """A made-up weight: (numbers, error) pairs and its dense form."""
-    found = [plain((name,), n, (e,)) for n, e in steps]
-    return [*found, plain((name,), dense, (0.0,), "dense")]
+    found = [plain(name, n, e) for n, e in steps]
+    return [*found, plain(name, dense, 0.0, "dense")]
 
 
 def total(chosen):
-    return sum(c.numbers for c in {id(c): c for c in chosen.values()}.values())
+    return sum(c.numbers for c in chosen.values())
 
 
 def loss(chosen, sensitivity):
-    return sum(sensitivity[w] * c.errors[c.weights.index(w)] for w, c in chosen.items())
+    return sum(sensitivity[w] * c.error for w, c in chosen.items())
 
 
 def by_force(curves, sensitivity, budget):
     """The least loss over all combinations of single weights."""
     return min(
-        sum(sensitivity[c.weights[0]] * c.errors[0] for c in picks)
+        sum(sensitivity[c.weight] * c.error for c in picks)
         for picks in product(*curves)
         if sum(c.numbers for c in picks) <= budget
     )
@@ -78,23 +78,6 @@ def test_convex_curves_get_the_best_of_all_and_any_the_best_of_one_step_less(con
         assert lost == pytest.approx(by_force(curves, sensitivity, budget), abs=1e-9)
     largest = max(max(each) - min(each) for each in sizes)
     assert lost <= by_force(curves, sensitivity, max(least, budget - largest)) + 1e-9
-
-
-def test_a_shared_core_is_taken_where_both_together_lose_less():
-    single = curve("q", [(40, 0.5), (60, 0.2)], 100) + curve("k", [(40, 0.5), (60, 0.2)], 100)
-    shared = plain(("q", "k"), 90, (0.1, 0.1), "shared lowrank")
-    chosen = allocate([[*single, shared]], 0.5)
-    assert chosen == {"q": shared, "k": shared}
-    chosen = allocate([[*single, plain(("q", "k"), 90, (0.6, 0.6), "shared lowrank")]], 0.5)
-    assert [c.format for c in chosen.values()] == ["lowrank", "lowrank"]
-
-
-def test_three_weights_may_pair_in_any_way():
-    singles = [curve(n, [(50, 0.4)], 100) for n in "qkv"]
-    pair = plain(("k", "v"), 80, (0.1, 0.1), "shared lowrank")
-    chosen = allocate([[*(c for s in singles for c in s), pair]], 0.5)
-    assert chosen["k"] is pair
-    assert chosen["q"].format == "lowrank"
 
 
 def random_sites(shapes, seed=0):
@@ -163,7 +146,7 @@ def test_never_worse_than_one_fraction_for_all():
     sites = random_sites([(64, 48), (48, 64), (80, 80)])
     shapes = {"w0": 3072, "w1": 3072, "w2": 6400}
     uniform = {
-        name: min((c for c in site if c.numbers <= 0.6 * shapes[name]), key=lambda c: c.errors[0])
+        name: min((c for c in site if c.numbers <= 0.6 * shapes[name]), key=lambda c: c.error)
         for name, site in zip(shapes, sites, strict=True)
     }
     even = dict.fromkeys(shapes, 1.0)
@@ -190,9 +173,9 @@ def test_sensitivities_are_mixed_by_powers():
 
 
 def test_speed_leaves_out_what_is_slower_than_dense():
-    dense = plain(("a",), 100, (0.0,), "dense")
-    slow = replace(plain(("a",), 50, (0.1,), "mpo"), seconds=(200.0, 50.0))
-    quick = replace(plain(("a",), 50, (0.3,)), seconds=(50.0, 50.0))
+    dense = plain("a", 100, 0.0, "dense")
+    slow = replace(plain("a", 50, 0.1, "mpo"), seconds=(200.0, 50.0))
+    quick = replace(plain("a", 50, 0.3), seconds=(50.0, 50.0))
     site = [dense, slow, quick]
     assert allocate([site], 0.5)["a"] is slow
     assert allocate([site], 0.5, prefer="speed")["a"] is quick

@@ -26,12 +26,12 @@ def test_a_kronecker_weight_is_won_by_an_mpo():
     here = site()
     exact = candidates(here)
     others = list(fitted(here, (0.3,), prefer="size", formats=["mpo"]))
-    best = min(others, key=lambda c: c.errors[0])
+    best = min(others, key=lambda c: c.error)
     chosen = allocate([[*exact, *others]], 0.3)["w"]
     assert chosen.format == "mpo"
     assert best.numbers <= 0.3 * 1024
-    rival = min(c.errors[0] for c in exact if c.numbers <= best.numbers)
-    assert best.errors[0] < 0.5 * rival
+    rival = min(c.error for c in exact if c.numbers <= best.numbers)
+    assert best.error < 0.5 * rival
 
 
 def test_speed_leaves_out_what_is_slower_than_dense():
@@ -41,7 +41,7 @@ def test_speed_leaves_out_what_is_slower_than_dense():
     every = list(fitted(here, prefer="size"))
     assert len(quick) < len(every)
     for c in quick:  # two cores may take the time of one more call
-        more = 1.4e-6 if len(c.networks[0].cores) == 2 else 0.0
+        more = 1.4e-6 if len(c.network.cores) == 2 else 0.0
         assert all(took <= dense + more for took, dense in zip(c.seconds, limit, strict=True))
 
 

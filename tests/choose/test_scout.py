@@ -45,7 +45,7 @@ def test_errors_at_other_ranks_are_near_what_a_fit_gives():
     near = min(found, key=lambda c: abs(c.numbers - 1024))
     (again,) = fitted(here, (near.numbers / 2048,), prefer="size", among={won})
     assert near.numbers == again.numbers
-    assert near.errors[0] == pytest.approx(again.errors[0], rel=0.5)
+    assert near.error == pytest.approx(again.error, rel=0.5)
 
 
 def test_a_gain_below_a_few_percent_is_not_offered():

@@ -1,10 +1,16 @@
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.pytorch_utils import Conv1D
 
+from bondwise import merge, tensorize
 from bondwise.choose.dry_run import plan_model
-from bondwise.choose.select import matches, select
+from bondwise.choose.select import listed, matches, select
+from bondwise.errors import SelectionError
+from bondwise.layers.module import TensorLayer
 from tiny import bert, gpt2, llama, untouched
 
 
@@ -106,6 +112,97 @@ def test_what_cannot_be_swapped_says_why():
     assert "sparse" in why["sparse"]
     assert why["plain"] == ""
     assert [w.name for w in select(model, ["linear", "embedding"])[0] if w.chosen] == ["plain"]
+
+
+class Counting(nn.Linear):
+    """No forward of its own."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.kind = "counted"
+
+    def count(self):
+        return self.weight.numel()
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Gained(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(1))
+
+
+class Called(nn.Linear):
+    def __call__(self, x):
+        return -super().__call__(x)
+
+
+class Table(nn.Embedding):
+    pass
+
+
+class ScaledTable(nn.Embedding):
+    def forward(self, ids):
+        return 3 * super().forward(ids)
+
+
+class Turned(Conv1D):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def replaced():
+    layer = nn.Linear(16, 16)
+    layer.forward = lambda x: 5 * F.linear(x, layer.weight, layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Counting(16, 16), ""),
+        (lambda: Scaled(16, 16), "a Scaled with a forward of its own"),
+        (lambda: Called(16, 16), "a Called with a forward of its own"),
+        (lambda: Gained(16, 16), "a Gained, which is more than a Linear"),
+        (lambda: Turned(16, 16), "a Turned with a forward of its own"),
+        (lambda: Table(16, 16), ""),
+        (lambda: ScaledTable(16, 16), "a ScaledTable with a forward of its own"),
+        (replaced, "a Linear with a forward of its own"),
+    ],
+)
+def test_a_subclass_is_changed_only_where_it_computes_as_its_parent(make, why, brief):
+    layer = make()
+    is_table = isinstance(layer, nn.Embedding)
+    model = nn.Sequential(layer, nn.Linear(16, 16))
+    x = torch.randint(16, (40, 3)) if is_table else torch.randn(40, 16)
+    asked = {"keep": 0.7, "targets": ["linear", "embedding"] if is_table else "linear"}
+    for data in (None, x):
+        result = tensorize(model, data=data, format="lowrank", **asked)
+        row = next(row for row in result.table if row.name in ("0", "0.weight"))
+        assert row.reason == why
+        assert isinstance(result.model[0], TensorLayer) is not bool(why)
+        merged = merge(result.model)
+        assert torch.allclose(merged(x), result.model(x), atol=1e-5)
+        assert type(merged[0]) is (type(layer) if why else type(layer).__mro__[1])
+        if why:
+            assert torch.equal(merged[0](x), layer(x))
+
+
+def test_a_model_of_networks_says_so_whatever_its_targets_match():
+    for model in (llama(), nn.Sequential(nn.Linear(16, 16))):
+        small = tensorize(model, 0.5).model
+        with pytest.raises(SelectionError, match=r"already\); give the dense model, or merge"):
+            tensorize(small, 0.5)
+
+
+@pytest.mark.parametrize("given", [3, [3], None, {"linear"}])
+def test_patterns_are_names(given):
+    with pytest.raises(SelectionError, match="came; write a name such as 'linear', or a list"):
+        listed(given)
 
 
 def test_shared_modules_have_one_row():

@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bondwise.layers.remainder import Columns, Entries
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import bondwise as bw
 from bondwise.checkpoint.hub import attach
-from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.entries import columns, entries, rows
+from bondwise.layers.hosts.registry import host_of
 from bondwise.layers.linear import TensorLinear
-from bondwise.layers.module import share
+from bondwise.layers.networks import compacted
+from bondwise.layers.terms import Term
 
 WIDTH, INNER, WORDS = 32, 48, 96
-SHARED = ("q_proj", "k_proj", "v_proj")
 ROWS, LENGTH, STEPS = 8, 12, 4
 IDS = torch.randint(WORDS, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
 def llama() -> LlamaForCausalLM:
-    """Gauge-free low rank (q, k, v share a core), BTT, MPO, an embedding, both remainders."""
+    """Gauge-free low rank, BTT, MPO, an embedding; columns, rows and single entries beside them."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=2,
@@ -32,38 +32,25 @@ def llama() -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     for block in model.model.layers:
         attention, mlp = block.self_attn, block.mlp
-        for name in SHARED:
+        for name in ("q_proj", "k_proj", "v_proj"):
             dense = getattr(attention, name)
             setattr(attention, name, _gauge_free(dense, bw.lowrank(*dense.weight.shape, 7)))
-        share([getattr(attention, name) for name in SHARED])
+        attention.v_proj.add(rows(torch.tensor([0, 5]), torch.randn(2, WIDTH) / 10, (16, WIDTH)))
         attention.o_proj = TensorLinear.from_linear(attention.o_proj, bw.btt((4, 8), (8, 4), 2))
-        columns = Columns(torch.tensor([3, 30]), torch.randn(INNER, 2) / 10)
-        mlp.gate_proj = _gauge_free(mlp.gate_proj, bw.lowrank(INNER, WIDTH, 8), columns)
+        some = columns(torch.tensor([3, 30]), torch.randn(INNER, 2) / 10, (INNER, WIDTH))
+        mlp.gate_proj = _gauge_free(mlp.gate_proj, bw.lowrank(INNER, WIDTH, 8), some)
         mlp.up_proj = _gauge_free(mlp.up_proj, bw.mpo((6, 8), (4, 8), 5))
-        entries = Entries(torch.tensor([0, 700, 1535]), torch.randn(3) / 10)
-        mlp.down_proj = _gauge_free(mlp.down_proj, bw.lowrank(WIDTH, INNER, 8), entries)
-    table = model.model.embed_tokens
-    net = bw.lowrank(WORDS, WIDTH, 16)
-    stored = bw.compact(net, bw.fit(table.weight.detach(), net).cores)
-    model.model.embed_tokens = TensorEmbedding.from_compact(stored, table)
+        few = entries(torch.tensor([0, 700, 1535]), torch.randn(3) / 10, (WIDTH, INNER))
+        mlp.down_proj = _gauge_free(mlp.down_proj, bw.lowrank(WIDTH, INNER, 8), few)
+    table = bw.lowrank(WORDS, WIDTH, 16)
+    model.model.embed_tokens = _gauge_free(model.model.embed_tokens, table)
     attach(model)
     return model.train()
 
 
-def _gauge_free(
-    dense: nn.Module, net: bw.Network, remainder: Columns | Entries | None = None
-) -> TensorLinear:
+def _gauge_free(dense: nn.Module, net: bw.Network, *beside: Term) -> Any:
     stored = bw.compact(net, bw.fit(dense.weight.detach(), net).cores)
-    return TensorLinear.from_compact(stored, dense, remainder)
-
-
-def is_tied(model: Any) -> bool:
-    """Whether q, k and v of every block have one parameter and one tensor of pivots."""
-    for block in model.model.layers:
-        layers = [getattr(block.self_attn, name) for name in SHARED]
-        if len({id(own.core_1) for own in layers}) + len({id(own.pivots_1) for own in layers}) > 2:
-            return False
-    return True
+    return host_of(dense).build(dense, [compacted(stored), *beside])
 
 
 @torch.no_grad()
@@ -82,9 +69,9 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, rows: Tensor) -> float:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> float:
     """One step, the gradient clipped; the loss before it."""
-    loss = model(input_ids=rows, labels=rows).loss
+    loss = model(input_ids=batch, labels=batch).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -95,8 +82,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, rows: Tensor) -> fl
 def trained(model: Any, rank: int = 0, world: int = 1) -> Any:
     """The model after a few steps of AdamW, all processes together taking the same rows."""
     optimizer = optimizer_of(model)
-    for rows in batches(rank, world):
-        step(model, optimizer, rows)
+    for part in batches(rank, world):
+        step(model, optimizer, part)
     return model
 
 
@@ -114,6 +101,6 @@ def trainer(model: nn.Module, folder: Path, *, batch: int = ROWS, **settings: An
         disable_tqdm=True,
         **(defaults | settings),
     )
-    rows = torch.randint(8, (4 * ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
-    data = [{"input_ids": row, "labels": row} for row in rows]
+    texts = torch.randint(8, (4 * ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
+    data = [{"input_ids": row, "labels": row} for row in texts]
     return Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)

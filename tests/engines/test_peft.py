@@ -1,7 +1,6 @@
 """LoRA of peft on the cores trains, saves, loads and merges; the cores stay as they are."""
 
 import warnings
-from copy import deepcopy
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import bondwise as bw
 from bondwise.layers.module import TensorLayer
 from tiny import same, values
 
-from .models import IDS, is_tied, llama, logits, step, trainer
+from .models import IDS, llama, logits, step, trainer
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'bondwise[peft]'")
 lora = pytest.importorskip("peft.tuners.lora")
@@ -20,20 +19,19 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def own_cores(model: nn.Module) -> list[str]:
-    """All cores that belong to one layer alone, as docs/training.md finds them."""
+def all_cores(model: nn.Module) -> list[str]:
+    """All cores, as docs/training.md finds them."""
     return [
         f"{path}.core_{k}"
         for path, layer in model.named_modules()
         if isinstance(layer, TensorLayer)
         for k in range(len(layer.network.cores))
-        if k not in layer.sharing
     ]
 
 
 def adapted(model: nn.Module, targets: list[str] | None = None, seed: int = 0):
     torch.manual_seed(seed)
-    chosen = own_cores(model) if targets is None else targets
+    chosen = all_cores(model) if targets is None else targets
     config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=[], target_parameters=chosen)
     return peft.get_peft_model(model, config)
 
@@ -59,7 +57,7 @@ def test_only_adapters_train_and_each_of_them_does(done):
     model, _, losses = done
     assert losses[-1] < losses[0] - 0.2
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * len(own_cores(llama()))
+    assert len(trained) == 2 * len(all_cores(llama()))
     assert all(".lora_" in name for name in trained)
     still = [name for name, p in trained.items() if "lora_B" in name and not p.any()]
     assert not still  # each starts at zero
@@ -98,15 +96,14 @@ def test_merged_it_is_a_tensorized_model_again(done, tmp_path):
     merged = peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
     assert type(merged) is type(base)
     assert torch.allclose(logits(merged), logits(model), atol=1e-4)
-    assert is_tied(merged)
     shapes = {name: p.shape for name, p in llama().named_parameters()}
     assert {name: p.shape for name, p in merged.named_parameters()} == shapes
     again = bw.load(bw.save(merged, tmp_path / "merged"))
     assert torch.equal(logits(again), logits(merged))
 
 
-def test_what_is_kept_ready_follows_the_adapter(done):
-    """A layer keeps weights between calls without gradients; an adapter is no parameter of it."""
+def test_what_comes_out_follows_the_adapter(done):
+    """An adapter on a core is no parameter of its layer."""
     model = adapted(llama().eval(), seed=1).eval()
     plain = logits(model)
     assert torch.allclose(plain, logits(llama().eval()), atol=1e-5)  # a new one changes nothing
@@ -126,25 +123,6 @@ def test_what_is_kept_ready_follows_the_adapter(done):
     assert torch.equal(logits(model), one)
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(llama().eval()))
-
-
-def test_an_adapter_on_a_shared_core_serves_the_layer_it_is_named_for():
-    model, layers = llama().eval(), ("q_proj", "v_proj")
-    q, v = (deepcopy(getattr(model.model.layers[0].self_attn, name)) for name in layers)
-    wrapped = adapted(model, [f"layers.0.self_attn.{name}.core_1" for name in layers])
-    x = torch.randn(2, 3, 32)
-    block = wrapped.get_base_model().model.layers[0].self_attn
-    with torch.no_grad():
-        for sign, name in zip((1, -1), layers, strict=True):
-            getattr(block, name).lora_B["default"].weight.fill_(sign / 10)
-        found = [getattr(block, name)(x) for name in (*layers, "k_proj")]
-        low = [getattr(block, name).lora_A["default"].weight for name in layers]
-        for own, sign, A in zip((q, v), (1, -1), low, strict=True):
-            own.sharing = {}
-            core = own.core_1 + 4 * sign / 10 * torch.ones(len(own.core_1), 2) @ A
-            own._parameters["core_1"] = nn.Parameter(core)
-        for said, own in zip(found, (q, v, block.k_proj), strict=True):
-            assert torch.allclose(said, x @ own.dense().T, atol=1e-4)
 
 
 def test_trainer_saves_and_resumes_the_adapter_alone(tmp_path):

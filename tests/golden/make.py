@@ -1,6 +1,6 @@
 """Writes the golden checkpoints: run once per version of the schema, then kept for ever.
 
-    python tests/golden/make.py 2      # writes llama-tiny-v2 and module-v2 beside this file
+    python tests/golden/make.py 3      # writes llama-tiny-v3 and module-v3 beside this file
 
 Existing ones are never written again: that they load is the promise.
 """
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import torch
-from bondwise.layers.remainder import Columns, Entries
 from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,18 +16,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bondwise import btt, kron, lowrank, mpo, ring
 from bondwise.checkpoint.checkpoint import save
 from bondwise.gauge.compact import compact
-from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.entries import columns, dense, entries, rows
+from bondwise.layers.hosts.registry import host_of
 from bondwise.layers.linear import TensorLinear
-from bondwise.layers.module import share
+from bondwise.layers.networks import compacted, drawn
 
 HERE = Path(__file__).parent
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])
 
 
-def gauge_free(net, dense: nn.Module, **kept):
-    """A random layer of this network, stored without its gauge."""
-    kind = TensorEmbedding if isinstance(dense, nn.Embedding) else TensorLinear
-    return kind.from_compact(compact(net, kind(net).cores()), dense, **kept)
+def gauge_free(net, module: nn.Module, *beside):
+    """A random layer of this network in the place of a module, stored without its gauge."""
+    own = compacted(compact(net, TensorLinear(net).cores()))
+    return host_of(module).build(module, [own, *beside])
 
 
 def llama() -> nn.Module:
@@ -45,11 +45,10 @@ def llama() -> nn.Module:
     attention.k_proj = gauge_free(lowrank(16, 32, 8), attention.k_proj)
     attention.v_proj = TensorLinear(lowrank(16, 32, 4), bias=True)
     attention.o_proj = TensorLinear(btt((4, 8), (4, 8), 2), bias=True)
-    share([attention.q_proj, attention.k_proj])
-    columns = Columns(torch.tensor([2, 31]), torch.randn(48, 2))
-    mlp.gate_proj = gauge_free(mpo((4, 3, 4), (4, 2, 4), 4), mlp.gate_proj, remainder=columns)
-    entries = Entries(torch.tensor([0, 33, 1535]), torch.randn(3))
-    mlp.up_proj = TensorLinear(kron((6, 8), (4, 8), 2), remainder=entries)
+    some = columns(torch.tensor([2, 31]), torch.randn(48, 2), (48, 32))
+    mlp.gate_proj = gauge_free(mpo((4, 3, 4), (4, 2, 4), 4), mlp.gate_proj, some)
+    few = entries(torch.tensor([0, 33, 1535]), torch.randn(3), (48, 32))
+    mlp.up_proj = TensorLinear.of([drawn(kron((6, 8), (4, 8), 2)), few])
     mlp.down_proj = gauge_free(ring((4, 8), (6, 8), 3), mlp.down_proj)
     model.model.embed_tokens = gauge_free(lowrank(64, 32, 8), model.model.embed_tokens)
     return model
@@ -58,11 +57,17 @@ def llama() -> nn.Module:
 def module() -> nn.Module:
     """A plain module; its dense skeleton is built in the test."""
     torch.manual_seed(0)
-    columns = Columns(torch.tensor([11]), torch.randn(16, 1))
+    beside = [
+        columns(torch.tensor([11]), torch.randn(16, 1), (16, 12)),
+        rows(torch.tensor([0, 3]), torch.randn(2, 12), (16, 12)),
+        entries(torch.arange(0, 192, 3), torch.randn(64), (16, 12)),  # as many as make a mask
+        compacted(compact(lowrank(16, 12, 2), drawn(lowrank(16, 12, 2)).numbers)),
+    ]
+    several = [dense(torch.randn(8, 16)), drawn(mpo((2, 4), (4, 4), 3))]
     return nn.Sequential(
-        gauge_free(lowrank(16, 12, 4), nn.Linear(12, 16), remainder=columns),
+        gauge_free(lowrank(16, 12, 4), nn.Linear(12, 16), *beside),
         nn.ReLU(),
-        TensorLinear(mpo((2, 4), (4, 4), 3), bias=True),
+        TensorLinear.of(several, bias=True),
     )
 
 

@@ -5,6 +5,7 @@ import json
 import weakref
 from copy import deepcopy
 from inspect import isfunction, unwrap
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from bondwise import lowrank, tensorize
 from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError
 from bondwise.evaluate.language import compare
 from bondwise.heal.heal import heal
-from bondwise.heal.training_data import as_windows, training_data
+from bondwise.heal.training_data import as_windows, told_windows, training_data
 from bondwise.layers.linear import TensorLinear
 from bondwise.train.recipe import Healing, suited
 from nets import thorough
@@ -76,13 +77,20 @@ def test_a_student_comes_near_its_teacher_and_nothing_given_changes(pair):
 @pytest.mark.parametrize("tied", [False, True])
 def test_in_place_the_student_is_trained_and_the_teacher_it_shares_with_is_not(tied):
     student, teacher = cut(tiny.llama(tied))
-    assert {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    student.model.embed_tokens = teacher.model.embed_tokens  # a module, parameters, a view
+    student.lm_head.weight = teacher.lm_head.weight
+    student.model.layers[0].input_layernorm = teacher.model.layers[0].input_layernorm
+    student.model.norm.weight = torch.nn.Parameter(teacher.model.norm.weight.data)
+    ids, wanted = tiny.tokens(2), teacher(tiny.tokens(2)).logits
     before = values(student), values(teacher)
     assert heal(student, teacher, windows(), steps=4, inplace=True, **CALM).model is student
     assert same(values(teacher), before[1])
     assert not same(values(student), before[0])
     assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
-    assert not tied or student.lm_head.weight is not teacher.lm_head.weight
+    mine, theirs = ({p.data_ptr() for p in m.parameters()} for m in (student, teacher))
+    assert not mine & theirs
+    assert not set(student.modules()) & set(teacher.modules())
+    assert torch.equal(teacher(ids).logits, wanted)
 
 
 def test_a_student_in_bfloat16_is_trained_in_float32_and_given_back(pair):
@@ -271,6 +279,60 @@ def test_batches_of_tokens_become_windows():
     assert torch.equal(found.flatten(), flat[:55])
     with pytest.raises(DataError, match="The data has 55 tokens, but a window needs 100"):
         as_windows([{"input_ids": ids, "attention_mask": mask}], 100)
+
+
+def conversations():
+    """Rows of several lengths, of which some tokens count: padded left, right and not at all."""
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for length in (6, 9, 12, 7, 12, 10, 8, 11, 12, 5):
+        ids = torch.randint(1, 128, (length,), generator=draw)
+        said = torch.rand(length, generator=draw) < 0.4
+        said[2] = True
+        rows.append({"input_ids": ids, "labels": ids.where(said, torch.tensor(-100))})
+    return rows
+
+
+def nats(model, rows):
+    """Of every token that counts, as transformers has it, each row by itself."""
+    total = counted = 0.0
+    for row in rows:
+        told = int(row["labels"][1:].ne(-100).sum())
+        with torch.no_grad():
+            total += told * float(model(**{n: v[None] for n, v in row.items()}).loss)
+        counted += told
+    return total / counted
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("micro", [3, 16])
+def test_only_tokens_that_count_are_learned_and_judged(pair, micro):
+    rows, student = conversations(), pair[0]
+    shown = {"validation": rows, "rate": 0.0, "distil": 0.0, "task": 1.0, "micro": micro}
+    healed = heal(*pair, rows, steps=1, batch=len(rows), **shown)
+    assert healed.before == pytest.approx(exp(nats(student, rows)), rel=1e-4)
+    assert healed.history[0]["loss"] == pytest.approx(nats(student, rows), rel=1e-4)
+
+
+def test_nothing_of_what_does_not_count_is_learned(pair):
+    """Whatever the teacher says there: the student is trained by the tokens that count alone."""
+    rows = conversations()
+    for row in rows:
+        row["labels"][:] = -100
+    with pytest.raises(DataError, match="No token of the data counts in the loss"):
+        heal(*pair, rows, steps=1)
+
+
+def test_windows_of_what_counts_are_rows_cut_to_length():
+    ids = torch.arange(1, 13).view(2, 6)
+    told = torch.tensor([[0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1]]).bool()
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(told, -100)}
+    found, counts = told_windows([batch], 4)
+    assert found.tolist() == [[1, 2, 3, 4], [9, 10, 11, 12]]
+    assert counts.tolist() == [[False, True, False, False], [False, False, False, True]]
+    plain = batch | {"labels": ids.where(mask.bool(), -100)}
+    assert told_windows([plain], 4)[1] is None  # labels that only leave out padding
 
 
 def mlps(norm=False):

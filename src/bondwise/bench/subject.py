@@ -11,8 +11,8 @@ from torch import nn
 from bondwise.bench.run import Load, vocabulary, writes
 from bondwise.checkpoint.loading import load_model
 from bondwise.errors import DataError
-from bondwise.flow.allocator import give_back
 from bondwise.flow.text import fitting
+from bondwise.train.allocator import give_back
 
 
 @dataclass(frozen=True)

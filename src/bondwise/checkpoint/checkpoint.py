@@ -12,7 +12,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read
 from bondwise.checkpoint.whole import check_whole
 from bondwise.checkpoint.written import check_written
 from bondwise.errors import BondwiseError, CheckpointError, DataError
-from bondwise.flow.copies import twins, view
+from bondwise.flow.copies import copied, twins, view
 from bondwise.flow.doors import check_call, check_place
 from bondwise.layers.module import check_model
 from bondwise.layers.older import is_old
@@ -221,7 +220,7 @@ def _load_module(folder: Path, model: nn.Module) -> nn.Module:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
-    copy = deepcopy(model, twins(model))
+    copy = copied(model, twins(model))
     layers = swap_in(copy, specs)
     check_tensors([weights], layers, specs)
     try:

@@ -18,7 +18,6 @@ from torch import nn
 from bondwise.checkpoint.manifest import describe
 from bondwise.checkpoint.resize import resize_networks
 from bondwise.errors import MissingExtraError
-from bondwise.layers.module import TensorLayer
 
 METHOD = "bondwise"
 NOTICE = "this checkpoint holds tensor networks and needs bondwise: pip install 'bondwise[hf]'"
@@ -149,7 +148,7 @@ def _keep_notice() -> None:
 
 
 def _describe_when_saved() -> None:
-    """Let ``save_pretrained`` write the manifest of what the model has then: layers may have changed.
+    """Let ``save_pretrained`` write the manifest of what the model has by then.
 
     A merged adapter is a term more, a resized embedding a network less.
     """
@@ -161,12 +160,9 @@ def _describe_when_saved() -> None:
 
     @wraps(save)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
-        adapters = getattr(self, "_hf_peft_config_loaded", False)  # then these alone are written
-        if not adapters and any(isinstance(module, TensorLayer) for module in self.modules()):
+        if not getattr(self, "_hf_peft_config_loaded", False):  # adapters are written alone
             attach(self)
-        elif not adapters:
-            detach(self)
         return save(self, *args, **kwargs)
 
-    save_pretrained.describes_networks = True  # pyright: ignore[reportFunctionMemberAccess]
+    save_pretrained.describes_networks = True  # pyright: ignore[reportAttributeAccessIssue]
     Model.save_pretrained = save_pretrained

@@ -35,10 +35,10 @@ def register() -> None:
 
     `bondwise` calls it once peft is imported.
     """
-    dispatch: Any = lora_model.dispatch_default
-    if hasattr(dispatch, "wraps_terms"):
+    model: Any = lora_model
+    if hasattr(model.dispatch_default, "wraps_terms"):
         return
-    lora_model.dispatch_default = _dispatch(dispatch)
+    model.dispatch_default = _dispatch(model.dispatch_default)
     name = "_maybe_include_all_linear_layers"
     setattr(tuners_utils, name, _all_linear(getattr(tuners_utils, name)))
     tokens: Any = TrainableTokensLayer
@@ -51,6 +51,8 @@ class _OnTerms:
     get_base_layer: Callable[[], Any]
     merged_adapters: list[str]
     scaling: dict[str, float]
+    lora_bias: dict[str, bool]
+    lora_B: Any  # noqa: N815
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter.
@@ -120,11 +122,9 @@ class _OnTerms:
         return vars(self).setdefault("_merged_parts", {})
 
     def _bias(self, name: str) -> Tensor | None:
-        own = getattr(self.lora_B[name], "bias", None) if self._biased(name) else None
-        return None if own is None else own.detach() * self.scaling[name]
-
-    def _biased(self, name: str) -> bool:
-        return bool(getattr(self, "lora_bias", {}).get(name))
+        if not self.lora_bias.get(name):
+            return None
+        return self.lora_B[name].bias.detach() * self.scaling[name]
 
 
 class TensorLoraLinear(_OnTerms, Linear):
@@ -134,8 +134,8 @@ class TensorLoraLinear(_OnTerms, Linear):
         """(out x r, r x in) of an adapter, scaled; None where this layer has none of that name."""
         if adapter not in self.lora_A:
             return None
-        A, B = self.lora_A[adapter].weight.detach(), self.lora_B[adapter].weight.detach()
-        return B * self.scaling[adapter], A
+        A: Any = self.lora_A[adapter]
+        return self.lora_B[adapter].weight.detach() * self.scaling[adapter], A.weight.detach()
 
 
 class TensorLoraEmbedding(_OnTerms, Embedding):
@@ -153,9 +153,9 @@ class TensorLoraEmbedding(_OnTerms, Embedding):
         A, B = self.lora_embedding_A[adapter].detach(), self.lora_embedding_B[adapter].detach()
         return A.T * self.scaling[adapter], B.T
 
-    def _embed(self, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
-        at = self.get_base_layer().padding_idx
-        return F.embedding(input, weight, padding_idx=at)
+    def _embed(self, ids: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+        base: Any = self.get_base_layer()
+        return F.embedding(ids, weight, padding_idx=base.padding_idx)
 
 
 _LAYERS = {TensorLinear: TensorLoraLinear, TensorEmbedding: TensorLoraEmbedding}
@@ -174,7 +174,7 @@ def _dispatch(default: Any) -> Any:
             warnings.filterwarnings("ignore", "Unsupported layer type")
             return made(target, adapter_name, **kwargs)
 
-    dispatch_default.wraps_terms = True  # pyright: ignore[reportFunctionMemberAccess]
+    dispatch_default.wraps_terms = True  # pyright: ignore[reportAttributeAccessIssue]
     return dispatch_default
 
 
@@ -183,9 +183,9 @@ def _all_linear(include: Any) -> Any:
     def include_linear(config: Any, model: Any) -> Any:
         targets = getattr(config, "target_modules", None)
         found = include(config, model)
-        if isinstance(targets, str) and targets.lower() == "all-linear":
-            if isinstance(config, LoraConfig):
-                found.target_modules = set(found.target_modules) | _linear_paths(model)
+        asked = isinstance(targets, str) and targets.lower() == "all-linear"
+        if asked and isinstance(config, LoraConfig):
+            found.target_modules = set(found.target_modules) | _linear_paths(model)
         return found
 
     return include_linear

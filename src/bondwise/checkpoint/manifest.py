@@ -200,10 +200,13 @@ def read_old(
     for path in old.keys() & layers.keys():
         layer = layers[path]
         for name, key in old[path].items():
-            if key in held:
-                with safe_open(str(held[key]), framework="pt") as opened:
-                    read[f"{path}.{name}"] = opened.get_tensor(key)
-        state = {n: read[f"{path}.{n}"] for n in old[path] if f"{path}.{n}" in read}
+            if key not in held:
+                raise CheckpointError(
+                    f"The checkpoint lacks {key!r} of layer {path!r}; copy or save it again."
+                )
+            with safe_open(str(held[key]), framework="pt") as opened:
+                read[f"{path}.{name}"] = opened.get_tensor(key)
+        state = {name: read[f"{path}.{name}"] for name in old[path]}
         layer.hides_positions = False
         if layer.like.is_meta and len(layer.parts) + len(specs[path].get("shared", {})) > 1:
             raise CheckpointError(
@@ -211,15 +214,20 @@ def read_old(
                 "whole and save it again first."
             )
         try:
-            missing = layer.load_state_dict(state, strict=False).missing_keys
-        except (ShapeError, RuntimeError) as error:
-            raise CheckpointError(f"Layer {path!r} cannot be read: {error}") from error
-        lost = [name for name in missing if name != "bias"]
-        if lost:
-            raise CheckpointError(
-                f"The checkpoint lacks '{path}.{lost[0]}'; copy or save it again."
-            )
+            layer.load_state_dict(state, strict=False)
+        except (CheckpointError, RuntimeError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise CheckpointError(f"Layer {path!r} cannot be read: {reason}") from error
     return read
+
+
+def check_positions(files: Iterable[str | Path], layers: Layers) -> None:
+    """See that the positions in some files are right, before anything is read.
+
+    Raises:
+        CheckpointError: they are not, with the layer's path; that some are missing is no matter.
+    """
+    _positions(files, layers, lambda layer, state: layer.positions(state))
 
 
 def read_positions(files: Iterable[str | Path], layers: Layers) -> None:
@@ -229,17 +237,27 @@ def read_positions(files: Iterable[str | Path], layers: Layers) -> None:
         CheckpointError: they are not there, or wrong.
     """
     waiting = {path: layer for path, layer in layers.items() if not layer.placed}
-    held = {key: file for file in files for key in _shapes([file])} if waiting else {}
+    _positions(files, waiting, lambda layer, state: layer.set_extra_state(state))
     for path, layer in waiting.items():
-        key = f"{path}._extra_state"
-        if key not in held:
-            raise CheckpointError(f"The checkpoint lacks {key!r}; copy or save it again.")
-        with safe_open(str(held[key]), framework="pt") as opened:
-            state = opened.get_tensor(key)
-        try:
-            layer.set_extra_state(state)
-        except ShapeError as error:
-            raise CheckpointError(f"Layer {path!r}: {error}") from error
+        if not layer.placed:
+            raise CheckpointError(
+                f"The checkpoint lacks '{path}._extra_state'; copy or save it again."
+            )
+
+
+def _positions(
+    files: Iterable[str | Path], layers: Layers, use: Callable[[TensorLayer, Tensor], object]
+) -> None:
+    named = {f"{path}._extra_state": path for path in layers}
+    for file in files if named else ():
+        with safe_open(str(file), framework="pt") as opened:
+            found = {key: opened.get_tensor(key) for key in named.keys() & set(opened.keys())}
+        for key, state in found.items():
+            path = named[key]
+            try:
+                use(layers[path], state)
+            except ShapeError as error:
+                raise CheckpointError(f"Layer {path!r}: {error}") from error
 
 
 def _check_tensor(name: str, tensor: Tensor, saved: Mapping[str, tuple[int, ...]]) -> None:

@@ -16,6 +16,7 @@ from bondwise.checkpoint.hub import METHOD, NOTICE_KEY, attach, renaming
 from bondwise.checkpoint.manifest import (
     LAYOUT,
     Layers,
+    check_positions,
     check_tensors,
     read_old,
     read_positions,
@@ -73,6 +74,7 @@ class BondwiseQuantizer(HfQuantizer):
         self.specs = specs
         self.layers = swap_in(model, specs, model.base_model_prefix, whole, renaming(model))
         check_tensors(self.files, self.layers, specs)
+        check_positions(self.files, self.layers)
         _pass_over(model, self.layers, specs)
         _untie(model)
         return model

@@ -47,7 +47,7 @@ def _resized(resize: Any) -> Any:
             _check_here(self, end)
         return resize(self, *args, **kwargs)
 
-    resize_token_embeddings.resizes_networks = True  # pyright: ignore[reportFunctionMemberAccess]
+    resize_token_embeddings.resizes_networks = True  # pyright: ignore[reportAttributeAccessIssue]
     return resize_token_embeddings
 
 

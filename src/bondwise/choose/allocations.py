@@ -49,8 +49,8 @@ class Budget:
         if self.unit == "params":
             return []
         price = counted(self.unit, found.groups)
-        dense = sum(price(c) for group in found.groups for c in group if not c.networks)
-        kept = sum(map(price, set(picks.values()))) / dense
+        dense = sum(price(c) for group in found.groups for c in group if c.format == "dense")
+        kept = sum(map(price, picks.values())) / dense
         return [f"kept {kept:.4f} of {self.keep:g} asked, counted in {self.unit}"]
 
     def _different(self, found: Survey) -> list[Allocation]:
@@ -72,9 +72,9 @@ class Budget:
 
     def _left(self, found: Survey) -> float:
         """The fraction that weights which are not protected may keep, in numbers; 0 for none."""
-        dense = [c for group in found.groups for c in group if not c.networks]
+        dense = [c for group in found.groups for c in group if c.format == "dense"]
         total = sum(c.numbers for c in dense)
-        free = sum(c.numbers for c in dense if c.weights[0] not in self.protect)
+        free = sum(c.numbers for c in dense if c.weight not in self.protect)
         return max(0.0, self.keep * total - (total - free)) / free if free else 0.0
 
 
@@ -89,6 +89,6 @@ def mixed(sensitivity: Mapping[str, float], alpha: float) -> dict[str, float]:
 
 def _known(found: Survey) -> dict[str, float]:
     """A sensitivity for every weight: the median of the others where it could not be measured."""
-    names = {name for group in found.groups for c in group for name in c.weights}
+    names = {c.weight for group in found.groups for c in group}
     middle = median(found.sensitivity.values()) if found.sensitivity else 1.0
     return {name: found.sensitivity.get(name, middle) for name in sorted(names)}

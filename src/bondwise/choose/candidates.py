@@ -20,59 +20,59 @@ from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank
 
 COLUMNS = "lowrank + columns"
-EXACT = ("dense", "lowrank", "shared lowrank")  # the formats whose curves are in closed form
+EXACT = ("dense", "lowrank")  # the formats whose curves are in closed form
 EVERY_RANK = 512  # a weight with at most so many ranks gets a candidate for each of them
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to store one weight, or several that share a core.
+    """One way to store one weight.
 
     Attributes:
-        weights: one name, or the names that share.
-        format: "dense", "lowrank", "shared lowrank", "mpo", ..
-        networks: one per weight; none for dense.
+        weight: its name.
+        format: "dense", "lowrank", "mpo", ..
+        network: what it becomes; None for dense.
         numbers: stored numbers; pivots and positions as the numbers whose bits they take.
         bytes: on disk.
         macs: multiplications for one token.
         seconds: modelled, for a batch of 1 and of 256 tokens.
         resident: bytes in memory.
-        errors: of each weight, ``||(W - W~) X||^2 / ||W X||^2`` on held-out tokens.
-        remainder: dense columns kept beside each network.
+        error: ``||(W - W~) X||^2 / ||W X||^2`` on held-out tokens.
+        remainder: dense columns kept beside the network.
     """
 
-    weights: tuple[str, ...]
+    weight: str
     format: str
-    networks: tuple[Network, ...]
+    network: Network | None
     numbers: int
     bytes: int
     macs: int
     seconds: tuple[float, float]
     resident: int
-    errors: tuple[float, ...]
+    error: float
     remainder: int = 0
 
     @classmethod
     def of(
         cls,
-        weights: tuple[str, ...],
+        weight: str,
         form: str,
-        networks: tuple[Network, ...],
+        network: Network | None,
         price: Cost,
-        errors: tuple[float, ...],
+        error: float,
         remainder: int = 0,
     ) -> "Candidate":
         """The candidate of a cost."""
         return cls(
-            weights,
+            weight,
             form,
-            networks,
+            network,
             price.numbers,
             price.bytes,
             price.macs,
             price.seconds,
             price.resident,
-            errors,
+            error,
             remainder,
         )
 
@@ -82,7 +82,7 @@ class Candidate:
 
         Small ranks, below 16, are left as they are.
         """
-        ranks = [size for net in self.networks for size in net.bonds.values()]
+        ranks = () if self.network is None else self.network.bonds.values()
         return all(rank % STEP == 0 or rank < 2 * STEP for rank in ranks)
 
 
@@ -120,7 +120,7 @@ def candidates(
     bits: int = 32,
     formats: Sequence[str] = EXACT,
 ) -> list[Candidate]:
-    """Every candidate of a group: of each weight, and of all of them with a common core.
+    """Every candidate of each weight of a group.
 
     The errors of low rank are exact and cost one decomposition for all ranks
     (`bondwise.choose.curves.curve`). A weight whose outputs are zero has no error in any format.
@@ -133,22 +133,16 @@ def candidates(
 
     >>> found = candidates(Group({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
     >>> sorted({c.format for c in found}), max(c.numbers for c in found)
-    (['dense', 'lowrank', 'shared lowrank'], 4094)
+    (['dense', 'lowrank'], 2048)
     """
     wide = {name: weight.detach().to(torch.float64) for name, weight in group.weights.items()}
     fitting, held = group.moments()
     norms = {name: float(((w @ held) * w).sum()) for name, w in wide.items()}
     found = [_dense(name, weight, bits) for name, weight in wide.items()]
-    names = tuple(wide)
-    together: list[tuple[str, ...]] = []
-    if "lowrank" in formats:
-        together += [(name,) for name in names]
-    if "shared lowrank" in formats and len(names) > 1:
-        together.append(names)
-    for some in together:
-        found += _low_rank({name: wide[name] for name in some}, norms, (fitting, held), bits)
-    if COLUMNS in formats and group.metric is not None:  # the loudest inputs are not known else
-        for name, weight in wide.items():
+    for name, weight in wide.items():
+        if "lowrank" in formats:
+            found += _low_rank(name, weight, norms[name], (fitting, held), bits)
+        if COLUMNS in formats and group.metric is not None:  # the loudest inputs are not known else
             found += _with_columns(name, weight, norms[name], (fitting, held), bits)
     return found
 
@@ -179,52 +173,45 @@ def _with_columns(
     positions = loudest(weight, moments[0], count)
     predicted = regression(moments[0], positions)
     fitting, held = (rest(moment, positions, predicted) for moment in moments)
-    (errors,) = _relative(curve([weight], fitting, held).held_out, [norm])
+    errors = _relative(curve(weight, fitting, held).held_out, norm)
     beside = cost.columns(out, count, bits)
-    for rank in grid((out,), inp, bits):
-        price = cost.low_rank((out,), inp, rank, bits) + beside
+    for rank in grid(out, inp, bits):
+        price = cost.low_rank(out, inp, rank, bits) + beside
         if price.numbers < out * inp:
-            nets = (_network(out, inp, rank),)
-            yield Candidate.of((name,), COLUMNS, nets, price, (errors[rank],), count)
+            net = _network(out, inp, rank)
+            yield Candidate.of(name, COLUMNS, net, price, errors[rank], count)
 
 
 def _dense(name: str, weight: Tensor, bits: int) -> Candidate:
     out, inp = weight.shape
-    return Candidate.of((name,), "dense", (), cost.dense(out, inp, bits), (0.0,))
+    return Candidate.of(name, "dense", None, cost.dense(out, inp, bits), 0.0)
 
 
 def _low_rank(
-    weights: Mapping[str, Tensor],
-    norms: Mapping[str, float],
-    moments: tuple[Tensor, Tensor],
-    bits: int,
+    name: str, weight: Tensor, norm: float, moments: tuple[Tensor, Tensor], bits: int
 ) -> Iterator[Candidate]:
-    """Low rank of one weight, or of several with a common ``V``, at a grid of ranks."""
-    names, tensors = tuple(weights), list(weights.values())
-    outs, inp = tuple(len(w) for w in tensors), tensors[0].shape[1]
-    ranks = grid(outs, inp, bits)
+    """Low rank at a grid of ranks."""
+    out, inp = weight.shape
+    ranks = grid(out, inp, bits)
     if not ranks:
         return
-    errors = _relative(curve(tensors, *moments).held_out, [norms[name] for name in names])
-    form = "lowrank" if len(names) == 1 else "shared lowrank"
+    errors = _relative(curve(weight, *moments).held_out, norm)
     for rank in ranks:
-        nets = tuple(_network(out, inp, rank) for out in outs)
-        price = cost.low_rank(outs, inp, rank, bits)
-        yield Candidate.of(names, form, nets, price, tuple(row[rank] for row in errors))
+        price = cost.low_rank(out, inp, rank, bits)
+        yield Candidate.of(name, "lowrank", _network(out, inp, rank), price, errors[rank])
 
 
 @cache
-def grid(outs: tuple[int, ...], inp: int, bits: int) -> tuple[int, ...]:
+def grid(out: int, inp: int, bits: int) -> tuple[int, ...]:
     """Ranks worth a look: all up to the last that stores less than dense, or multiples of 8.
 
-    >>> grid((64,), 64, 32)[-1], len(grid((2048,), 2048, 32))
+    >>> grid(64, 64, 32)[-1], len(grid(2048, 2048, 32))
     (62, 257)
     """
-    limit = sum(outs) * inp - 1
     most = bisect_right(
-        range(1, min(sum(outs), inp) + 1),
-        limit,
-        key=lambda r: cost.low_rank(outs, inp, r, bits).numbers,
+        range(1, min(out, inp) + 1),
+        out * inp - 1,
+        key=lambda r: cost.low_rank(out, inp, r, bits).numbers,
     )
     if most <= EVERY_RANK:
         return tuple(range(1, most + 1))
@@ -236,8 +223,5 @@ def _network(out: int, inp: int, rank: int) -> Network:
     return lowrank(out, inp, rank)
 
 
-def _relative(errors: Tensor, norms: Sequence[float]) -> list[list[float]]:
-    return [
-        (row / norm if norm > 0 else torch.zeros_like(row)).tolist()
-        for row, norm in zip(errors, norms, strict=True)
-    ]
+def _relative(errors: Tensor, norm: float) -> list[float]:
+    return (errors / norm if norm > 0 else torch.zeros_like(errors)).tolist()

@@ -20,7 +20,7 @@ MACS_PER_SECOND, BYTES_PER_SECOND, SECONDS_PER_STEP = 68e9, 55e9, 1.4e-6
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one weight, or several that share a core, take.
+    """What one weight takes.
 
     Attributes:
         numbers: stored numbers; pivots and positions as the numbers whose bits they take.
@@ -67,23 +67,22 @@ def dense(out: int, inp: int, bits: int) -> Cost:
 
 
 @cache
-def low_rank(outs: tuple[int, ...], inp: int, rank: int, bits: int) -> Cost:
-    """Weights of ``outs`` rows on one input with one common ``V``: ``r (sum of outs + in - r)``.
+def low_rank(out: int, inp: int, rank: int, bits: int) -> Cost:
+    """Low rank, stored and run without the gauge: ``r (out + in - r)`` numbers.
 
-    One weight is plain low rank. Stored and run without the gauge: every layer gathers its inputs,
-    adds ``(in - r) r`` products to r of them, and multiplies by its own ``r x out``.
+    The layer gathers its inputs, adds ``(in - r) r`` products to r of them, and multiplies by its
+    ``r x out``.
 
-    >>> low_rank((6,), 4, 2, 32).macs, low_rank((6, 6), 4, 2, 32).numbers
-    (16, 29)
+    >>> low_rank(6, 4, 2, 32).macs, low_rank(6, 4, 2, 32).numbers
+    (16, 17)
     """
-    net = lowrank(sum(outs), inp, rank)
+    net = lowrank(out, inp, rank)
     numbers, size = stored(stored_numbers(net), pivot_bits(net), bits)
     order = 8 * inp  # the gathered positions of the inputs, int64
-    macs = sum(rank * (inp - rank + out) for out in outs)
-    products = [step for out in outs for step in ((1, rank, inp - rank), (1, out, rank))]
-    gather = (_read(2 * inp, bits) * len(outs), _read(2 * inp * BATCHES[1], bits) * len(outs))
-    once, many = _matmuls(products, bits)
-    return Cost(numbers, size, macs, (once + gather[0], many + gather[1]), size + order)
+    once, many = _matmuls([(1, rank, inp - rank), (1, out, rank)], bits)
+    gather = [_read(2 * inp * batch, bits) for batch in BATCHES]
+    seconds = (once + gather[0], many + gather[1])
+    return Cost(numbers, size, rank * (inp - rank + out), seconds, size + order)
 
 
 @cache
@@ -104,15 +103,15 @@ def columns(out: int, count: int, bits: int) -> Cost:
 
 
 def slower(
-    seconds: Sequence[float], dense_seconds: Sequence[float], networks: Sequence[Network]
+    seconds: Sequence[float], dense_seconds: Sequence[float], network: Network | None
 ) -> bool:
-    """Whether networks take longer than dense for either batch; two cores may take one more call.
+    """Whether a network takes longer than dense for either batch; two cores may take one more call.
 
     >>> net = lowrank(4, 6, 2)
-    >>> slower((2e-6, 5e-6), (1e-6, 4e-6), [net]), slower((3e-6, 5e-6), (1e-6, 4e-6), [net])
+    >>> slower((2e-6, 5e-6), (1e-6, 4e-6), net), slower((3e-6, 5e-6), (1e-6, 4e-6), net)
     (False, True)
     """
-    more = SECONDS_PER_STEP * sum(len(net.cores) == 2 for net in networks)
+    more = SECONDS_PER_STEP if network is not None and len(network.cores) == 2 else 0.0
     return any(took > limit + more for took, limit in zip(seconds, dense_seconds, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from bondwise.choose.by_rank import ByRank, builder, check_keep, uniform
 from bondwise.choose.select import Patterns, Weight, listed, matches, select
 from bondwise.choose.table import Line, Table, changed
+from bondwise.errors import BudgetError, number
 
 
 def plan_model(
     model: nn.Module,
-    keep: float = 0.6,
+    keep: SupportsFloat = 0.6,
     targets: Patterns = "linear",
     ignore: Patterns = (),
     format: str = "auto",  # noqa: A002
@@ -40,6 +41,7 @@ def plan_model(
     0.bias                                           64 left alone: not a matrix
     targeted: 4,096 -> 2,417 stored numbers, kept 0.5901 of 0.6 asked
     """
+    keep = number("keep", keep, BudgetError)
     check_keep(keep)
     weights, notes = select(model, targets, ignore)
     build = builder(format)

@@ -36,9 +36,9 @@ class Shape:
 
 
 def shape(candidate: Candidate) -> Shape:
-    """The shape of a candidate that is one network."""
-    (net,) = candidate.networks
-    return _shape_of(candidate.format, net)
+    """The shape of a candidate that is a network."""
+    assert candidate.network is not None
+    return _shape_of(candidate.format, candidate.network)
 
 
 def fitted(
@@ -65,7 +65,7 @@ def fitted(
 
     >>> import torch
     >>> group = Group({"q": torch.eye(16)})
-    >>> [c.errors[0] < 1e-9 for c in fitted(group, formats=["mpo"], prefer="size")]
+    >>> [c.error < 1e-9 for c in fitted(group, formats=["mpo"], prefer="size")]
     [True, False, False, True]
     """
     fitting, held = group.moments()
@@ -77,10 +77,10 @@ def fitted(
             found = series(name, out, inp, form, bits, among, (heads or {}).get(name))
             for net in _networks(found, fractions):
                 price = cost.network(net, bits)
-                if prefer == "speed" and cost.slower(price.seconds, limit, [net]):
+                if prefer == "speed" and cost.slower(price.seconds, limit, net):
                     continue
                 error = _error(weight, net, metric, held)
-                yield Candidate.of((name,), form, (net,), price, (error,))
+                yield Candidate.of(name, form, net, price, error)
 
 
 def shapes(

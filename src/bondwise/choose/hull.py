@@ -5,7 +5,7 @@ Every point of a hull is the best choice at some multiplier ``lambda`` of ``loss
 order of slope, so a sum over hundreds of weights is as cheap as a sort.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import pairwise
@@ -56,24 +56,6 @@ def gain(before: Point[Pick], after: Point[Pick]) -> float:
     return (before.loss - after.loss) / (after.cost - before.cost)
 
 
-def joined(
-    hulls: Sequence[Sequence[Point[Pick]]], join: Callable[[Sequence[Pick]], Pick]
-) -> list[Point[Pick]]:
-    """The hull of all sums of one point from each hull: their segments in order of slope.
-
-    >>> one = lower_hull([Point(1.0, 4.0, "a"), Point(2.0, 1.0, "A")])
-    >>> two = lower_hull([Point(1.0, 9.0, "b"), Point(2.0, 2.0, "B")])
-    >>> [(p.cost, p.loss, p.pick) for p in joined([one, two], "".join)]
-    [(2.0, 13.0, 'ab'), (3.0, 6.0, 'aB'), (4.0, 3.0, 'AB')]
-    """
-    at = [hull[0] for hull in hulls]
-    result = [_sum(at, join)]
-    for _, k, point in segments(hulls):
-        at[k] = point
-        result.append(_sum(at, join))
-    return result
-
-
 def segments(hulls: Sequence[Sequence[Point[Pick]]]) -> Iterable[tuple[float, int, Point[Pick]]]:
     """Steps along all hulls, steepest first: minus the gain, which hull, and the point reached."""
     return merge(
@@ -83,8 +65,3 @@ def segments(hulls: Sequence[Sequence[Point[Pick]]]) -> Iterable[tuple[float, in
         ),
         key=lambda step: step[:2],
     )
-
-
-def _sum(points: Sequence[Point[Pick]], join: Callable[[Sequence[Pick]], Pick]) -> Point[Pick]:
-    cost, loss = sum(p.cost for p in points), sum(p.loss for p in points)
-    return Point(cost, loss, join([p.pick for p in points]))

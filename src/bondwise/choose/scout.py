@@ -54,7 +54,7 @@ class Scout:
             for tried in fitted(
                 one, (self.keep,), bits=self.bits, prefer="size", heads=heads, among={won}
             ):
-                gain = tried.errors[0] / (_at(low, tried.numbers) or 1.0)
+                gain = tried.error / (_at(low, tried.numbers) or 1.0)
                 if gain <= WORTH:
                     yield from self._ranks(name, won, gain, low)
 
@@ -67,8 +67,8 @@ class Scout:
             net = nets.at(rank)
             price = cost.network(net, self.bits)
             if price.numbers < out * inp:
-                error = (gain * _at(low, price.numbers),)
-                yield Candidate.of((name,), won.format, (net,), price, error)
+                error = gain * _at(low, price.numbers)
+                yield Candidate.of(name, won.format, net, price, error)
 
 
 def scout(
@@ -95,11 +95,10 @@ def scout(
             for tried in fitted(
                 group, (keep,), bits=bits, prefer=prefer, formats=formats, heads=heads
             ):
-                (weight,) = tried.weights
-                low = _at(lows[weight], tried.numbers)
+                low = _at(lows[tried.weight], tried.numbers)
                 if low > 0:
-                    kind = gains.setdefault(inside(chain.blocks, weight), {})
-                    kind.setdefault(shape(tried), []).append(tried.errors[0] / low)
+                    kind = gains.setdefault(inside(chain.blocks, tried.weight), {})
+                    kind.setdefault(shape(tried), []).append(tried.error / low)
     best: dict[str, Shape] = {}
     for kind, ratios in gains.items():
         won = min(ratios, key=lambda s: mean(ratios[s]))
@@ -118,8 +117,8 @@ def heads_of(model: nn.Module, name: str) -> int:
 
 def _curve(exact: Sequence[Candidate], name: str) -> list[tuple[int, float]]:
     """Stored numbers and error of low rank of one weight, by rising numbers."""
-    rows = (c for c in exact if c.weights == (name,) and c.format == "lowrank")
-    return sorted((c.numbers, c.errors[0]) for c in rows)
+    rows = (c for c in exact if c.weight == name and c.format == "lowrank")
+    return sorted((c.numbers, c.error) for c in rows)
 
 
 def _at(low: Sequence[tuple[int, float]], numbers: int) -> float:

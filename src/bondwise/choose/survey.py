@@ -160,15 +160,15 @@ def _sensitivities(
     found: dict[str, float] = {}
     for name, weight in group.weights.items():
         room = CUT * weight.numel()
-        ranks = [c for c in options if c.weights == (name,) and c.format == "lowrank"]
+        ranks = [c for c in options if c.weight == name and c.format == "lowrank"]
         cut = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
-        if cut is None or not cut.errors[0] > 0:
+        if cut is None or cut.network is None or not cut.error > 0:
             found[name] = LEAST
             continue
-        ((rank,),) = (net.bonds.values() for net in cut.networks)
+        (rank,) = cut.network.bonds.values()
         split = whitened_split(weight.double(), fitting, rank)
         with _replaced(model.get_submodule(name), split.left @ split.right):
-            changed = reference.distance() / cut.errors[0]
+            changed = reference.distance() / cut.error
         if isfinite(changed):
             found[name] = max(changed, LEAST)
     return found

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 from bondwise.choose.by_rank import cost
@@ -29,7 +28,6 @@ class Line:
         macs: multiplications for one token.
         seconds: modelled, for a batch of 1 and of 256 tokens.
         remainder: dense columns kept beside the network.
-        shared: names of the weights that it shares a core with.
     """
 
     weight: Weight
@@ -43,7 +41,6 @@ class Line:
     macs: int | None = None
     seconds: tuple[float, float] | None = None
     remainder: int = 0
-    shared: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -81,7 +78,6 @@ class Line:
             "macs": self.macs,
             "seconds": None if self.seconds is None else list(self.seconds),
             "remainder": self.remainder,
-            "shared": list(self.shared),
             "block": block(self.name),
         }
 
@@ -140,68 +136,52 @@ def changed(weight: Weight, form: str, net: Network, bits: int) -> Line:
 
 
 def decided(weight: Weight, chosen: Candidate, group: Sequence[Candidate]) -> Line:
-    """The line of a weight for which a candidate of its group was chosen.
-
-    What weights that share a core take is split in proportion to what each stored before.
-    """
-    if not chosen.networks:
+    """The line of a weight for which a candidate of its group was chosen."""
+    if chosen.network is None:
         reason = "protected" if weight.protected else "dense at this budget"
         return Line(weight, reason, weight.numbers)
-    at = chosen.weights.index(weight.name)
-    sizes = [prod(net.shape) for net in chosen.networks]
-    part = sizes[at] / sum(sizes)
-    # each share ends where the next begins, so that together they are all
-    ends = [chosen.numbers * sum(sizes[:k]) // sum(sizes) for k in (at, at + 1)]
     return Line(
         weight,
         "",
-        ends[1] - ends[0],
+        chosen.numbers,
         chosen.format,
-        chosen.networks[at],
-        held_out=chosen.errors[at] ** 0.5,
-        runner_up=runner_up(chosen, weight.name, group),
-        macs=round(chosen.macs * part),
-        seconds=(chosen.seconds[0] * part, chosen.seconds[1] * part),
+        chosen.network,
+        held_out=chosen.error**0.5,
+        runner_up=runner_up(chosen, group),
+        macs=chosen.macs,
+        seconds=chosen.seconds,
         remainder=chosen.remainder,
-        shared=tuple(name for name in chosen.weights if name != weight.name),
     )
 
 
-def runner_up(chosen: Candidate, name: str, group: Sequence[Candidate]) -> tuple[str, float] | None:
+def runner_up(chosen: Candidate, group: Sequence[Candidate]) -> tuple[str, float] | None:
     """The next best format of a weight, and its error over the chosen one's at equal numbers.
 
-    Weights that share are charged for the core in proportion to their size; between two ranks the
-    error is interpolated. None where the chosen candidate has no error, or no other format has one
-    at so few numbers.
+    Between two ranks the error is interpolated. None where the chosen candidate has no error, or no
+    other format has one at so few numbers.
 
     >>> from bondwise.choose.candidates import Group, candidates
+    >>> from bondwise.choose.fitted import fitted
     >>> import torch
-    >>> group = candidates(Group({"q": torch.eye(16), "k": torch.eye(16).roll(1, 0)}))
-    >>> shared = next(c for c in group if c.format == "shared lowrank" and c.errors[0] < 0.5)
-    >>> form, ratio = runner_up(shared, "q", group)
-    >>> form, ratio > 1                           # both have the same row space
+    >>> here = Group({"q": torch.arange(256.0).reshape(16, 16).sin()})
+    >>> exact, others = candidates(here), list(fitted(here, formats=["mpo"], prefer="size"))
+    >>> form, ratio = runner_up(others[0], [*exact, *others])
+    >>> form, ratio > 0
     ('lowrank', True)
     """
-    size = {c.weights[0]: c.numbers for c in group if c.format == "dense"}
-
-    def point(candidate: Candidate) -> tuple[float, float]:
-        share = size[name] / sum(size[other] for other in candidate.weights)
-        return candidate.numbers * share, candidate.errors[candidate.weights.index(name)]
-
-    numbers, error = point(chosen)
-    rivals: dict[str, list[tuple[float, float]]] = {}
-    for candidate in group:
-        if name in candidate.weights and candidate.format not in ("dense", chosen.format):
-            rivals.setdefault(candidate.format, []).append(point(candidate))
-    found = [(_between(points, numbers), form) for form, points in rivals.items()]
+    rivals: dict[str, list[tuple[int, float]]] = {}
+    for c in group:
+        if c.weight == chosen.weight and c.format not in ("dense", chosen.format):
+            rivals.setdefault(c.format, []).append((c.numbers, c.error))
+    found = [(_between(points, chosen.numbers), form) for form, points in rivals.items()]
     reached = [(value, form) for value, form in found if value is not None]
-    if not reached or error <= 0:
+    if not reached or chosen.error <= 0:
         return None
     value, form = min(reached)
-    return form, value / error
+    return form, value / chosen.error
 
 
-def _between(points: list[tuple[float, float]], numbers: float) -> float | None:
+def _between(points: list[tuple[int, float]], numbers: int) -> float | None:
     """The error at so many numbers, on the line between the two nearest points."""
     below = max((p for p in points if p[0] <= numbers), default=None)
     above = min((p for p in points if p[0] > numbers), default=None)

@@ -187,6 +187,7 @@ class Merge(Plain):
         from bondwise.checkpoint.loading import check_source
         from bondwise.compress.merge import merge
 
+        self.shared.checked()
         check_folder(self.out, self.force)
         check_source(self.folder, networks=True)
         loaded = self.load(self.folder)

@@ -6,7 +6,6 @@ what the whole block is refined towards (Wang et al. 2025, AA-SVD).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -19,12 +18,13 @@ from bondwise.compress.calibrated import Calibrated
 from bondwise.compress.fit_group import New, fit_group, shrunk
 from bondwise.compress.refine import Refined, refine
 from bondwise.compress.store import Weighing, restore, store
-from bondwise.compress.swap import with_modules
+from bondwise.compress.swap import apart, with_modules
 from bondwise.flow.blocks import Stream, capture, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import fitted_on
 from bondwise.layers.embedding import TensorEmbedding
+from bondwise.layers.module import TensorLayer
 from bondwise.progress import Progress, silent
 
 Picks = Mapping[str, Candidate]
@@ -142,7 +142,7 @@ def fit_chain(
         dense = teacher.get_submodule(name)
         wanted = stream.after(dense)
         mine = {w: picks[w] for w in chain.weights if w in picks and holds(name, w)}
-        chosen = {w: candidate for w, candidate in mine.items() if candidate.networks}
+        chosen = {w: candidate for w, candidate in mine.items() if candidate.network is not None}
         if chosen:
             job = _Block(name, dense, chosen, how)
             block, metrics = job.fitted(entering, given, chain.held_out, found)
@@ -171,7 +171,7 @@ def fit_layers(
 ) -> Fitted:
     """New layers for weights outside the blocks, fitted to the dense model's inputs."""
     found = Fitted()
-    chosen = {w: candidate for w, candidate in picks.items() if candidate.networks}
+    chosen = {w: candidate for w, candidate in picks.items() if candidate.network is not None}
     layers = {name: model.get_submodule(name) for name in chosen}
     todo = [group for group in groups if chosen.keys() & group.weights]
     for at, group in enumerate(todo):
@@ -179,10 +179,9 @@ def fit_layers(
         group = shrunk(group, chosen)
         new = fit_group(group, chosen, layers, how.seed)
         found.note(group, new)
-        plain = {w: each.layer for w, each in new.items()}
-        for candidate in dict.fromkeys(chosen[w] for w in new):
-            own = group.weights[candidate.weights[0]].dtype
-            found.modules.update(store(candidate, plain, layers, own, how.dtype, group.metric))
+        for w, each in new.items():
+            own = group.weights[w].dtype
+            found.modules[w] = store(each.layer, layers[w], own, how.dtype, group.metric)
     progress("fit", len(todo), len(todo))
     return found
 
@@ -200,7 +199,7 @@ class _Block:
         self, entering: Stream, given: int, held_out: Sequence[int], found: Fitted
     ) -> tuple[nn.Module, dict[str, Weighing]]:
         """The block with its networks in plain form and float32; the metric of each weight."""
-        block = deepcopy(self.dense)
+        block = apart(self.dense)
         layers = {w: block.get_submodule(self._inside(w)) for w in self.picks}
         seen, unseen = Inputs(layers), Inputs(layers)
         entering.part(fitted_on(given, held_out)).after(block, seen)
@@ -220,13 +219,11 @@ class _Block:
 
     def stored(self, block: nn.Module, metrics: Mapping[str, Weighing]) -> nn.Module:
         """The block as it is kept: networks without their gauge, everything in its old dtype."""
-        for candidate in dict.fromkeys(self.picks.values()):
-            layers = {w: block.get_submodule(self._inside(w)) for w in candidate.weights}
-            first = candidate.weights[0]
-            own = cast(Tensor, self.dense.get_submodule(self._inside(first)).weight).dtype
-            made = store(candidate, layers, layers, own, self.how.dtype, metrics[first])
-            for w, layer in made.items():
-                block = self._put(block, w, layer)
+        for w in self.picks:
+            layer = cast(TensorLayer, block.get_submodule(self._inside(w)))
+            own = cast(Tensor, self.dense.get_submodule(self._inside(w)).weight).dtype
+            made = store(layer, layer, own, self.how.dtype, metrics[w])
+            block = self._put(block, w, made)
         restore(block, self.dense)
         return block
 

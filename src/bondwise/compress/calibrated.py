@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bondwise.choose.candidates import Group
 from bondwise.choose.survey import outside_groups
@@ -14,7 +13,8 @@ from bondwise.compress.continuations import continuations
 from bondwise.compress.recipe import Recipe
 from bondwise.flow.blocks import capture, chains, holds
 from bondwise.flow.chain import Chain
-from bondwise.flow.data import Batch, batches, fitted_on, is_vectors, part, samples
+from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
+from bondwise.flow.forms.door import Texts, opened
 from bondwise.flow.text import fitting
 from bondwise.progress import Progress
 
@@ -78,14 +78,15 @@ def listed_batches(
     """The batches that data of any kind holds, and a note where windows had to be shorter.
 
     Raises:
-        DataError: data that cannot be used.
+        DataError: data that cannot be used, or that the model cannot run.
     """
-    is_text = isinstance(data, str | Path)
-    length = fitting(model, recipe.length) if is_text else recipe.length
-    found = batches(data, tokenizer, count=recipe.windows, length=length, seed=recipe.seed)
-    if length == recipe.length:
-        return list(found), []
-    return list(found), [f"windows of {length} tokens were shown: the model has no more positions"]
+    length, notes = fitting(model, recipe.length), list[str]()
+    found = opened(data, tokenizer, count=recipe.windows, length=length, seed=recipe.seed)
+    if isinstance(found, Texts):
+        found = found.batches(tokenizer, recipe.windows, length, recipe.seed)
+        if length < recipe.length:
+            notes = [f"windows of {length} tokens were shown: the model has no more positions"]
+    return [_normal(batch) for batch in checked(model, found)], notes
 
 
 def held_apart(batches: Sequence[Batch]) -> Shown:
@@ -121,6 +122,14 @@ def calibrate(
     rest = {name: model.get_submodule(name) for name in lines if name not in inside}
     outside = outside_groups(model, rest, shown.given, shown.held_out, progress)
     return Calibrated(shown, found, outside)
+
+
+def _normal(batch: Batch) -> Batch:
+    """A batch through which gradients can be taken: none made under `torch.inference_mode`."""
+    if isinstance(batch, Tensor):
+        return batch.clone() if batch.is_inference() else batch
+    return {n: v.clone() if isinstance(v, Tensor) and v.is_inference() else v
+            for n, v in batch.items()}  # fmt: skip
 
 
 def _small(batch: Batch) -> list[Batch]:

@@ -6,13 +6,13 @@ beginnings; no other text is looked at (Liu et al. 2023, LLM-QAT).
 """
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from itertools import islice
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from bondwise.compress.swap import apart
 from bondwise.flow.blocks import fast_bfloat16, of_precision
 from bondwise.flow.data import Batch, feed
 from bondwise.flow.watch import without_head
@@ -115,7 +115,7 @@ def _writer(model: nn.Module) -> Any:
     """The model, or a copy in bfloat16 where that is faster."""
     first = next(model.parameters())
     if first.dtype == torch.float32 and fast_bfloat16(first.device):
-        return deepcopy(model).to(torch.bfloat16)
+        return apart(model, kind=torch.bfloat16).to(torch.bfloat16)
     return model
 
 

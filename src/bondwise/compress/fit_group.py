@@ -48,11 +48,12 @@ def fit_group(
         seed: of the starts of fits that have random ones.
     """
     new: dict[str, New] = {}
-    for candidate in dict.fromkeys(picks[w] for w in group.weights if w in picks):
-        (name,) = candidate.weights
-        (net,) = candidate.networks
-        if candidate.remainder:
-            new[name] = _beside_columns(name, net, candidate.remainder, group, layers[name])
+    for name in group.weights:
+        net = picks[name].network if name in picks else None
+        if net is None:
+            continue
+        if count := picks[name].remainder:
+            new[name] = _beside_columns(name, net, count, group, layers[name])
         else:
             new[name] = _alone(name, net, group, layers[name], seed)
     return new
@@ -65,13 +66,18 @@ def shrunk(group: Group, picks: Mapping[str, Candidate]) -> Group:
     """
     metric, held_out = group.metric, group.held_out
     name = max(picks.keys() & group.weights, key=lambda w: (group.weights[w].numel(), w))
-    bonds = [size for net in picks[name].networks for size in net.bonds.values()]
-    if not isinstance(metric, Metric) or not isinstance(held_out, Metric) or not bonds:
+    net = picks[name].network
+    if (
+        not isinstance(metric, Metric)
+        or not isinstance(held_out, Metric)
+        or net is None
+        or not net.bonds
+    ):
         return group
     weight = group.weights[name].float()
     near = [min(1.0, factor * metric.shrinkage) for factor in NEAR]
     plain = replace(held_out, shrinkage=0.0)
-    rank = min(max(bonds), *weight.shape)
+    rank = min(max(net.bonds.values()), *weight.shape)
     return replace(group, metric=held_out_shrinkage(weight, metric, plain, rank, near))
 
 
@@ -91,17 +97,17 @@ def _beside_columns(name: str, net: Network, count: int, group: Group, layer: nn
     weight, moments = group.weights[name].double(), group.moments()
     (rank,) = net.bonds.values()
     best = low_rank_with_columns(weight, moments[0], rank, count)
-    (left,), right = _balanced([best.left], best.right)
+    cores = _balanced(best.left, best.right)
     beside = columns(best.positions, best.values.float(), net.shape)
-    made = _plain(net, (left.float(), right.float()), layer, [beside])
+    made = _plain(net, [core.float() for core in cores], layer, [beside])
     return New(made, *_errors(weight, best.dense(), moments))
 
 
-def _balanced(lefts: Sequence[Tensor], right: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The same products, with singular values split evenly, as training likes them."""
+def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, with singular values split evenly, as training likes them."""
     rotation, scale, right = torch.linalg.svd(right, full_matrices=False)
     root = scale.sqrt()
-    return [left @ rotation * root for left in lefts], root[:, None] * right
+    return left @ rotation * root, root[:, None] * right
 
 
 def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Back to dense: every network multiplied out."""
 
+import torch
 from torch import nn
 
 from bondwise.checkpoint.hub import detach
@@ -10,6 +11,7 @@ from bondwise.layers.hosts.registry import hosts
 from bondwise.layers.module import TensorLayer
 
 
+@torch.inference_mode(False)
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model with every network multiplied out: dense layers that load and run without bondwise.
 

@@ -1,13 +1,10 @@
 """Networks as they are kept: without their gauge, rounded in the metric of their inputs."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from bondwise.choose.candidates import Candidate
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
 from bondwise.layers.hosts.registry import hosts
@@ -20,34 +17,30 @@ Weighing = Metric | Tensor | None
 
 
 def store(
-    candidate: Candidate,
-    layers: Mapping[str, nn.Module],
-    sources: Mapping[str, nn.Module],
+    plain: TensorLayer,
+    source: nn.Module,
     own: torch.dtype,
     asked: torch.dtype | None,
     metric: Weighing,
-) -> dict[str, nn.Module]:
-    """The layers of one candidate without their gauge, by name.
+) -> TensorLayer:
+    """A layer without its gauge.
 
-    They hold numbers of the dtype that the weight had. Where the model will be cast to a coarser
+    It holds numbers of the dtype that the weight had. Where the model will be cast to a coarser
     one, they are rounded to that here, as the metric wants it, so that the cast loses nothing.
 
     Args:
-        candidate: what was picked.
-        layers: the fitted layers, in plain form.
-        sources: where biases and the like come from.
+        plain: the fitted layer, in plain form.
+        source: where the bias and the like come from.
         own: the dtype of the dense weight.
         asked: that of the model in the end; None for the same.
         metric: how a rounding error is weighed.
     """
-    (name,) = candidate.weights
-    plain = cast(TensorLayer, layers[name])
     cores = [core.detach() for core in plain.cores()]
     dtype = _coarser(own, asked)
     scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
     form = compact(plain.network, cores, dtype, scale)
     form = replace(form, free=tuple(free.to(own) for free in form.free))
-    return {name: _layer(form, sources[name], plain)}
+    return _layer(form, source, plain)
 
 
 def restore(block: nn.Module, dense: nn.Module) -> None:

@@ -1,7 +1,6 @@
 """New layers in the places of others: in a model, or in a copy that shares nothing with it."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from bondwise.compress.recipe import dtype
 from bondwise.errors import SelectionError
-from bondwise.flow.copies import is_plain, twins, view
+from bondwise.flow.copies import copied, is_plain, twins, view
 from bondwise.layers.module import TensorLayer
 
 Modules = Mapping[str, nn.Module]
@@ -160,14 +159,11 @@ def _kept(old: nn.Module, layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _copied(model: nn.Module, new: _New, rest: Mapping[int, Tensor]) -> nn.Module:
     """A copy with what is new, and the rest as given; other references follow where they point."""
-    attributes = [v for module in model.modules() for v in vars(module).values()]
-    graded = [v for v in attributes if isinstance(v, Tensor) and not v.is_leaf]
-    memo: dict[int, Any] = {id(v): v.detach().clone() for v in graded}  # deepcopy refuses those
-    memo |= rest
+    memo: dict[int, Any] = dict(rest)
     memo |= {id(old): layer for old, layer in new.layers.items()}
     memo |= {id(old): value for old, value in new.tensors.items()}
     try:
-        return deepcopy(model, memo)
+        return copied(model, memo)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:160]
         raise SelectionError(

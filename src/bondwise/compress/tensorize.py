@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from torch import nn
@@ -19,13 +19,15 @@ from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
 from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
 from bondwise.compress.effort import EFFORT, Effort
-from bondwise.compress.first_run import FirstRun
 from bondwise.compress.recipe import Recipe, check_choices, dtype_name
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import apart, cast, check_copy, footprint, swap, with_modules
+from bondwise.errors import BudgetError, number, whole_number
+from bondwise.flow.copies import normal
 from bondwise.flow.data import evaluating
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
+from bondwise.flow.first_run import FirstRun
 from bondwise.flow.watch import unpadded
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
@@ -33,7 +35,7 @@ from bondwise.progress import Progress, Steps, silent
 
 def tensorize(
     model: nn.Module,
-    keep: float = 0.6,
+    keep: SupportsFloat = 0.6,
     data: Any = None,
     *,
     tokenizer: Any = None,
@@ -44,9 +46,9 @@ def tensorize(
     effort: str = "fast",
     prefer: str = "speed",
     unit: str = "params",
-    seed: int = 0,
-    windows: int = 64,
-    length: int = 256,
+    seed: SupportsIndex = 0,
+    windows: SupportsIndex = 64,
+    length: SupportsIndex = 256,
     dtype: torch.dtype | None = None,
     inplace: bool = False,
     progress: Progress = silent,
@@ -66,8 +68,10 @@ def tensorize(
             one and copies nothing. What was frozen stays so: a parameter that is kept asks for
             gradients where it did, and a network where the weight that it stands for did.
         keep: fraction of the targeted weights' numbers that stays; met within 2 %, never exceeded.
-        data: text (path or string, with ``tokenizer``), a DataLoader, a list of batches, a tensor.
-        tokenizer: a Hugging Face tokenizer, for text.
+        data: text (a path, a string or a list of strings) or chats, with ``tokenizer``; a tensor, a
+            list of rows or batches, a ``datasets.Dataset``, a DataLoader, a generator: see
+            `bondwise.flow.forms.door`.
+        tokenizer: a Hugging Face tokenizer, for text, chats and padding.
         targets: see `plan_model`.
         ignore: see `plan_model`.
         protect: see `plan_model`.
@@ -81,8 +85,9 @@ def tensorize(
             "seconds"; other than params with data and ``format="auto"`` only. A note of the table
             says what was kept in another unit.
         seed: which windows of the text, and the starts of fits that have random ones.
-        windows: windows of text.
-        length: tokens of a window, at most as many as the model has positions for.
+        windows: windows of text, rows of a data set, or samples of a generator, at most.
+        length: tokens of a window, or of a piece of a chat; at most as many as the model has
+            positions for.
         dtype: of the result's parameters, each by default its own. Networks are rounded to it
             where they are stored, in the metric of their inputs: a cast afterwards loses more.
         inplace: change the given model.
@@ -102,7 +107,7 @@ def tensorize(
     """
     recipe = Recipe(
         type(model).__name__,
-        keep=keep,
+        keep=number("keep", keep, BudgetError),
         targets=tuple(listed(targets)),
         ignore=tuple(listed(ignore)),
         protect=tuple(listed(protect)),
@@ -110,14 +115,15 @@ def tensorize(
         effort=effort,
         prefer=prefer,
         unit=unit,
-        seed=seed,
-        windows=windows,
-        length=length,
+        seed=whole_number("seed", seed, BudgetError, 0),
+        windows=whole_number("windows", windows),
+        length=whole_number("length", length, example=256),
         dtype=dtype_name(dtype),
     )
     return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)
 
 
+@torch.inference_mode(False)
 def follow(
     recipe: Recipe,
     model: nn.Module,
@@ -134,7 +140,7 @@ def follow(
     check_tokenizer(tokenizer)
     check_call("progress", progress)
     steps = Steps()
-    work = _select(model, recipe, data is not None)
+    work = _select(normal(model), recipe, data is not None)
     if data is None:
         if not inplace:
             check_copy(model)
@@ -146,7 +152,7 @@ def follow(
     table = work.table.with_lines(done.lines)
     table = replace(table, notes=(*table.notes, *done.notes))
     before = footprint(model)
-    result = _changed(work, done, inplace)
+    result = _changed(model, work, done, inplace)
     attach(result)
     after = footprint(result)
     return Result(result, table, recipe.seed, steps.done, before, after, done.fitted.refined)
@@ -190,9 +196,9 @@ class _Done:
     first: FirstRun | None = None
 
 
-def _changed(work: _Work, done: _Done, inplace: bool) -> nn.Module:
+def _changed(model: nn.Module, work: _Work, done: _Done, inplace: bool) -> nn.Module:
     """The model with its new layers, or a copy; where it does not run, all is as it was."""
-    model, modules, name = work.model, done.fitted.modules, work.recipe.dtype
+    modules, name = done.fitted.modules, work.recipe.dtype
     if inplace:
         if done.first:
             shared = work.dtype is None
@@ -289,13 +295,13 @@ def _asked(work: _Work) -> dict[str, Candidate]:
         if line.network is not None:
             price = cost.network(line.network, bits_of(work.model.get_submodule(name)))
             form = line.format or work.recipe.format
-            found[name] = Candidate.of((name,), form, (line.network,), price, (1.0,))
+            found[name] = Candidate.of(name, form, line.network, price, 1.0)
     return found
 
 
 def _lines(work: _Work, picks: Picks, found: Survey | None, fitted: Fitted) -> dict[str, Line]:
     """The lines of the table, with what was chosen and the errors of the fits."""
-    groups = {w: g for g in (found.groups if found else []) for c in g for w in c.weights}
+    groups = {c.weight: g for g in (found.groups if found else []) for c in g}
     lines: dict[str, Line] = {}
     for name, line in work.lines.items():
         if name in groups:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import opt_einsum
 import torch
 from jaxtyping import Float
@@ -14,8 +15,21 @@ from bondwise.compute.product import prepare
 from bondwise.errors import ShapeError
 from bondwise.network.network import Network
 
+Numbers = Tensor | np.ndarray
 
-def dense(net: Network, cores: Sequence[Tensor]) -> Float[Tensor, "out inp"]:
+
+def as_tensor(value: Numbers) -> Tensor:
+    """An array as a tensor that shares its memory where it can be written; a tensor as it is.
+
+    >>> as_tensor(np.eye(2)).shape
+    torch.Size([2, 2])
+    """
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value if value.flags.writeable else value.copy())  # pyright: ignore[reportUnknownMemberType]
+    return value
+
+
+def dense(net: Network, cores: Sequence[Numbers]) -> Float[Tensor, "out inp"]:
     """The weight that a network stands for: one einsum, rows and columns row-major.
 
     ``W[rows, cols] = sum core_0 * core_1 * ..``; an index that is open on both sides is written
@@ -34,6 +48,7 @@ def dense(net: Network, cores: Sequence[Tensor]) -> Float[Tensor, "out inp"]:
     Raises:
         ShapeError: the cores are not as many, or not of the shapes, that the network has.
     """
+    cores = [as_tensor(core) for core in cores]
     check_cores(net, cores)
     operands: list[Tensor | list[str]] = []
     for core, names in zip(cores, net.names, strict=True):

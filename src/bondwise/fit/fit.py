@@ -15,11 +15,13 @@ alternating least squares in the metric itself.
 
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-from bondwise.errors import FitError, ShapeError
+from bondwise.compute.run import Numbers, as_tensor
+from bondwise.errors import FitError, ShapeError, whole_number
 from bondwise.fit.dispatch import Problem, in_metric
 from bondwise.fit.metric import Metric
 from bondwise.fit.target import zeros
@@ -59,13 +61,13 @@ class Fit:
 
 @torch.no_grad()
 def fit(
-    weight: Tensor,
+    weight: Numbers,
     net: Network,
-    metric: Metric | Tensor | None = None,
+    metric: Metric | Numbers | None = None,
     tol: float | None = None,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     *,
-    held_out: Metric | Tensor | None = None,
+    held_out: Metric | Numbers | None = None,
     sweeps: int = 20,
     progress: float = 2e-3,
 ) -> Fit:
@@ -77,7 +79,7 @@ def fit(
     the metric, for any other network.
 
     Args:
-        weight: out x in, of any float dtype; computed in float64.
+        weight: out x in, of any float dtype, an array too; computed in float64.
         net: the network, whose ranks are limits; those above what a bond can use are lowered and
             reported.
         metric: second moment of the inputs (in x in), or a `Metric`.
@@ -109,6 +111,10 @@ def fit(
             or the tolerance outside [0, 1).
     """
     began = perf_counter()
+    weight, seed = as_tensor(weight), whole_number("seed", seed, FitError)
+    metric = metric if isinstance(metric, Metric) or metric is None else as_tensor(metric)
+    if held_out is not None and not isinstance(held_out, Metric):
+        held_out = as_tensor(held_out)
     _check(weight, net, tol)
     useful = useful_ranks(net)
     capped = {b: (size, useful[b]) for b, size in net.bonds.items() if useful[b] < size}

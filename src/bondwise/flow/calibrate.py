@@ -7,7 +7,7 @@ from torch import nn
 from bondwise.errors import DataError
 from bondwise.fit.metric import Metric, Moments
 from bondwise.flow.data import Batch
-from bondwise.flow.watch import Entering, watch
+from bondwise.flow.watch import Entering, unpadded, watch
 from bondwise.progress import Progress, silent
 
 
@@ -35,12 +35,12 @@ class Inputs:
     def watch(
         self, model: nn.Module, batches: Iterable[Batch], progress: Progress = silent
     ) -> None:
-        """Run the model over the batches and accumulate.
+        """Run the model over the batches and accumulate; padding never weighs.
 
         Raises:
             DataError: there was no batch, or an input was not finite (named).
         """
-        watch(model, self.layers, batches, self.see, progress)
+        watch(model, self.layers, unpadded(model, self.layers, batches), self.see, progress)
 
     def see(self, entering: Entering) -> None:
         """Count what enters one layer, unless the layer that got it first has counted it.

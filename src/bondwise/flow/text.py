@@ -120,7 +120,7 @@ def check_draw(count: int | None, length: int) -> None:
 
 def _bos(tokenizer: Any) -> list[int]:
     first = tokenizer("a")["input_ids"][:1]
-    return first if first == [tokenizer.bos_token_id] else []
+    return first if first == [getattr(tokenizer, "bos_token_id", None)] else []
 
 
 def _token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.data import feed
+from bondwise.flow.data import IGNORED, feed
 from bondwise.heal.head import head_weight, instead, logits_head
 from bondwise.heal.losses import Top, logits_loss, relative_error, vocabulary_loss
 from bondwise.heal.modes import judging, products
@@ -112,6 +112,26 @@ class LazyTeacherCache:
         return kept.of([row - start])
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Which tokens of some windows count in a loss, (windows, length); None for all."""
+
+    counts: Tensor | None
+
+    def weight(self, rows: list[int]) -> float:
+        """How much some windows weigh: by their number, or by the tokens that count."""
+        if self.counts is None:
+            return float(len(rows))
+        return float(self.counts[rows, 1:].sum())
+
+    def targets(self, windows: Tensor, rows: list[int]) -> Tensor:
+        """The tokens that are to be said, one row of `Top` each; -100 for what does not count."""
+        ids = windows[rows, 1:]
+        if self.counts is not None:
+            ids = ids.masked_fill(~self.counts[rows, 1:], IGNORED)
+        return ids.flatten()
+
+
 class LanguageTask:
     """The loss of a causal language model on windows of text, and its perplexity on others.
 
@@ -122,6 +142,8 @@ class LanguageTask:
         held: token ids to judge on.
         answers: the teacher's; None where it is not heard.
         recipe: how.
+        head: the output embedding, as `head_of` finds it.
+        told: of windows and held those tokens that count, as many; None for all.
     """
 
     def __init__(
@@ -133,7 +155,9 @@ class LanguageTask:
         answers: LazyTeacherCache | None,
         recipe: Healing,
         head: nn.Module | None,
+        told: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
+        self.told, self.told_held = (_Told(each) for each in told)
         self.student, self.called, self.head = student, called, head
         self.windows, self.held, self.answers, self.recipe = windows, held, answers, recipe
         self.places = micro_batches(recipe.batch, recipe.micro)
@@ -154,8 +178,10 @@ class LanguageTask:
         drawn = sample_order(step, self.recipe.batch, len(self.windows), self.recipe.seed)
         rows = [drawn[place] for place in self.places[part]]
         top, hidden = (None, None) if self.answers is None else self.answers.of(rows)
-        weight = len(rows) / sum(len(places) for places in self.places)
-        return weight * self._of(self.windows[rows], top, hidden, self.recipe.mix)
+        own = [drawn[place] for places in self.places for place in places]
+        weight = self.told.weight(rows) / (self.told.weight(own) or 1.0)
+        targets = self.told.targets(self.windows, rows)
+        return weight * self._of(self.windows[rows], targets, top, hidden, self.recipe.mix)
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -164,9 +190,11 @@ class LanguageTask:
         alone = Mix(distil=0.0, task=1.0)
         with judging(self.student):
             for some in chunked(padded_shard(len(self.held)), self.recipe.micro):
-                weight = sum(w for _, w in some)  # FSDP wants as many calls from every process
-                rows = [row for row, w in some if w] or [some[0][0]]
-                total += weight * float(self._of(self.held[rows], None, None, alone))
+                rows = [row for row, w in some if w]
+                weight = self.told_held.weight(rows)
+                rows = rows or [some[0][0]]  # FSDP wants as many calls from every process
+                targets = self.told_held.targets(self.held, rows)
+                total += weight * float(self._of(self.held[rows], targets, None, None, alone))
                 counted += weight
         total, counted = agreed([total, counted], "sum", self.student_device)
         mean = total / counted
@@ -177,12 +205,13 @@ class LanguageTask:
         """Where the student is."""
         return next(self.student.parameters()).device
 
-    def _of(self, ids: Tensor, top: Top | None, hidden: Tensor | None, mix: Mix) -> Tensor:
-        """The mean loss over all tokens but the first of some windows."""
+    def _of(
+        self, ids: Tensor, targets: Tensor, top: Top | None, hidden: Tensor | None, mix: Mix
+    ) -> Tensor:
+        """The mean loss over the tokens that count of some windows, their first apart."""
         device = self.student_device
-        ids = ids.to(device)
+        ids, targets = ids.to(device), targets.to(device)
         top = None if top is None else top.to(device)
-        targets = ids[:, 1:].flatten()
         asked = {"input_ids": ids} | self._no_cache
 
         def run() -> Tensor:
@@ -221,7 +250,10 @@ def _spoken(
             given, weight, bias, top if heard else None, targets if read else None, mix
         )
     if hidden is not None and mix.hidden:
-        loss = loss + mix.hidden * relative_error(given, hidden.to(given.device))
+        counts = targets.ne(IGNORED)
+        if bool(counts.any()):
+            some = None if bool(counts.all()) else counts
+            loss = loss + mix.hidden * relative_error(given, hidden.to(given.device), some)
     return loss
 
 

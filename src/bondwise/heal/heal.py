@@ -4,18 +4,20 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
+import torch
 from torch import nn
 
 from bondwise.compress.swap import check_copy
 from bondwise.errors import BudgetError, DataError, SelectionError
-from bondwise.flow.allocator import kept
+from bondwise.flow.copies import normal
 from bondwise.flow.doors import check_call, check_place, check_switch, check_tokenizer, check_whole
 from bondwise.heal.distil import Teacher
 from bondwise.heal.modes import as_float32
 from bondwise.heal.run import Healed, Wrap, prepare
 from bondwise.progress import Progress, silent
+from bondwise.train.allocator import kept
 from bondwise.train.loop import Callback, no_callback
 from bondwise.train.rates import groups
 from bondwise.train.recipe import healing
@@ -24,14 +26,15 @@ from bondwise.train.state import RunFolder
 STEPS = 100  # where neither steps nor a time is given
 
 
+@torch.inference_mode(False)
 def heal(
     student: nn.Module,
     teacher: nn.Module | Callable[[], nn.Module],
     data: Any,
     *,
     tokenizer: Any = None,
-    steps: int | None = None,
-    minutes: float | int | None = None,
+    steps: SupportsIndex | None = None,
+    minutes: SupportsFloat | None = None,
     validation: Any = None,
     state: str | Path | None = None,
     resume: bool = True,
@@ -49,8 +52,9 @@ def heal(
     Args:
         student: a model with networks in it; a dense one learns likewise.
         teacher: the dense model, or what loads it: then it is in memory only while it is needed.
-        data: text with a tokenizer, token ids, batches, or samples.
-        tokenizer: for text.
+        data: text, chats (what the assistant says is learned), token ids, rows, batches, samples, a
+            ``datasets.Dataset``, a DataLoader or a generator: see `bondwise.flow.forms.door`.
+        tokenizer: for text, chats and padding.
         steps: of AdamW; or give ``minutes``. Without either there are `STEPS`.
         minutes: of steps.
         validation: other data to judge on; None holds out the end of ``data``.
@@ -70,7 +74,6 @@ def heal(
         SelectionError: nothing trains, or the student's numbers are not all here.
         CheckpointError: a state of another run, or one that cannot be written (a full disk).
 
-    >>> import torch
     >>> from bondwise import TensorLinear, lowrank
     >>> _ = torch.manual_seed(0)
     >>> teacher = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
@@ -80,16 +83,7 @@ def heal(
     >>> healed.after < healed.before
     True
     """
-    for name, model in {"student": student, "teacher": teacher}.items():
-        if not isinstance(model, nn.Module) and (name == "student" or not callable(model)):
-            raise DataError(
-                f"A {name} of type {type(model).__name__} came; give a module, "
-                "such as the .model of what tensorize gives."
-            )
-    check_whole(student)
-    if not inplace:
-        check_copy(student)
-    check_switch("inplace", inplace)
+    _check(student, teacher, inplace)
     check_switch("resume", resume)
     check_tokenizer(tokenizer)
     check_place("state", state)
@@ -111,6 +105,26 @@ def heal(
             if not place.begun:  # what is refused will be asked in another way
                 place.forget()
             raise
+
+
+def _check(student: object, teacher: object, inplace: object) -> None:
+    """Refuse what is no model, or none that can be trained."""
+    for name, model in {"student": student, "teacher": teacher}.items():
+        if not isinstance(model, nn.Module) and (name == "student" or not callable(model)):
+            raise DataError(
+                f"A {name} of type {type(model).__name__} came; give a module, "
+                "such as the .model of what tensorize gives."
+            )
+    check_whole(student)
+    check_switch("inplace", inplace)
+    assert isinstance(student, nn.Module)
+    if not inplace:
+        check_copy(student)
+    elif normal(student) is not student:
+        raise SelectionError(
+            f"This {type(student).__name__} was made under torch.inference_mode and cannot train; "
+            "write inplace=False."
+        )
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """One healing: what is looked at before it, the steps, and what came of them."""
 
 import time
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 
 from bondwise.compress.swap import apart
 from bondwise.errors import DataError
-from bondwise.flow.copies import twins, view
+from bondwise.flow.copies import copied, twins, view
+from bondwise.flow.data import Batch, checked
+from bondwise.flow.doors import check_whole
 from bondwise.flow.identity import identity
 from bondwise.flow.text import fitting
 from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
@@ -18,7 +19,7 @@ from bondwise.heal.head import check_vocabularies, vocabulary_size
 from bondwise.heal.modes import training
 from bondwise.heal.outputs import OutputTask, cache_outputs
 from bondwise.heal.timing import decider, needed
-from bondwise.heal.training_data import TrainingData, as_windows, token_ids, training_data
+from bondwise.heal.training_data import TrainingData, token_ids, told_windows, training_data
 from bondwise.progress import Progress, silent
 from bondwise.train.descent import Course
 from bondwise.train.loop import Callback, Entry, Trained, train
@@ -81,11 +82,12 @@ class HealingRun:
         recipe = self.recipe.to_json()
         del recipe["save_every"]  # it changes nothing
         recipe["processes"] = world()
+        told = (self.data.told, self.data.told_held)
         return identity(
             recipe,
             student=self.student,
             teacher=self.teacher.get(),
-            data=[self.data.shown, self.data.held],
+            data=[self.data.shown, self.data.held, *(t for t in told if t is not None)],
         )
 
     def own(self, inplace: bool) -> nn.Module:
@@ -135,7 +137,8 @@ class HealingRun:
         shown, held = self.data.shown, self.data.held
         if self.is_causal:
             ids, others = cast(Tensor, shown), cast(Tensor, held)
-            return LanguageTask(model, called, ids, others, answers, self.recipe, head)
+            told = (self.data.told, self.data.told_held)
+            return LanguageTask(model, called, ids, others, answers, self.recipe, head, told)
         return OutputTask(model, called, shown, held, place.folder / "outputs", self.recipe)
 
     def _head(self, model: nn.Module) -> nn.Module | None:
@@ -229,7 +232,7 @@ def _part(student: nn.Module, teacher: nn.Module) -> None:
     for path, module in list(student.named_modules(remove_duplicate=False)):
         parent, _, name = path.rpartition(".")
         if module in common and path:
-            setattr(student.get_submodule(parent), name, deepcopy(module, made))
+            setattr(student.get_submodule(parent), name, copied(module, made))
     for module in student.modules():
         own = [*module.named_parameters("", False, False), *module.named_buffers("", False, False)]
         for name, tensor in own:
@@ -252,15 +255,19 @@ def prepare(
     Raises:
         DataError: data that cannot be used, or models that do not belong together.
     """
+    check_whole(teacher.get())
     found = training_data(student, data, tokenizer, recipe, validation)
+    found = replace(found, shown=_run(student, found.shown), held=_run(student, found.held))
     ids = token_ids(found)
     causal = ids is not None and is_causal(student, ids)
     recipe = suited(recipe, given, causal, world())
     if causal:
         recipe = replace(recipe, length=fitting(student, recipe.length))
-        shown = as_windows(found.shown, recipe.length)
-        held = as_windows(found.held, recipe.length) if len(found.held) else shown[:0]
-        found = replace(found, shown=shown, held=held)
+        shown, told = told_windows(found.shown, recipe.length)
+        held, told_held = shown[:0], None
+        if len(found.held):
+            held, told_held = told_windows(found.held, recipe.length)
+        found = replace(found, shown=shown, held=held, told=told, told_held=told_held)
         known = vocabulary_size(student) or recipe.top_k
         recipe = replace(recipe, top_k=min(recipe.top_k, known))
         check_vocabularies(student, teacher.get())
@@ -270,3 +277,11 @@ def prepare(
                 "next token; give the dense model that the student was made from."
             )
     return HealingRun(student, teacher, recipe, found, causal)
+
+
+def _run(model: nn.Module, shown: Tensor | Sequence[Batch]) -> Tensor | list[Batch]:
+    """What is shown, if the model can run it."""
+    if not isinstance(shown, Tensor):
+        return checked(model, shown)
+    checked(model, [shown] if len(shown) else [])
+    return shown

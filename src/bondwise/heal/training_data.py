@@ -1,16 +1,18 @@
 """What is trained on, and what is held out: never the same text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from bondwise.errors import DataError
-from bondwise.flow.data import Batch, batches
-from bondwise.flow.text import fitting, read_text, windows
+from bondwise.flow.data import IGNORED, Batch
+from bondwise.flow.forms.door import Texts, opened
+from bondwise.flow.padding import masks
+from bondwise.flow.text import fitting, windows
 from bondwise.train.recipe import Healing
 
 SHARE = 5  # at most one of so many windows is held out
@@ -25,11 +27,15 @@ class TrainingData:
         shown: one tensor of samples, or batches of keyword arguments.
         held: the same, never trained on; empty where there is too little to hold any out.
         notes: what was done that was not asked for.
+        told: of windows of tokens those that count in the loss, (windows, length); None for all.
+        told_held: the same of what is held out.
     """
 
     shown: Tensor | Sequence[Batch]
     held: Tensor | Sequence[Batch]
     notes: tuple[str, ...] = ()
+    told: Tensor | None = None
+    told_held: Tensor | None = None
 
 
 def training_data(
@@ -42,8 +48,8 @@ def training_data(
 
     Args:
         model: whose positions bound the length of a window.
-        data: as `bondwise.flow.data.batches` takes it.
-        tokenizer: for text.
+        data: as `bondwise.flow.forms.door` has it.
+        tokenizer: for text, chats and padding.
         recipe: how many windows, how long, and how many are held out.
         validation: other data to judge on, of the same kind.
 
@@ -51,24 +57,23 @@ def training_data(
         DataError: data that cannot be used, or shorter than one window.
     """
     notes: tuple[str, ...] = ()
-    _check(data, tokenizer)
-    _check(validation, tokenizer)
-    if isinstance(data, str | Path):
-        text, end = read_text(data), ""
-        length = fitting(model, recipe.length)
-        if validation is None:
+    length = fitting(model, recipe.length)
+    given = _opened(model, data, tokenizer, recipe)
+    judged = None if validation is None else _judged(model, validation, tokenizer, recipe)
+    if isinstance(given, Texts):
+        text, end = given.joined, ""
+        if judged is None:
             text, end = _split(tokenizer, text, length, recipe)
         shown = windows(tokenizer, text, None, length, recipe.seed)[: recipe.windows]
         held = windows(tokenizer, end, None, length, 0) if end else shown[:0]
     else:
-        shown = _together(list(batches(data, tokenizer)))
-        shown, held = _last(shown, recipe) if validation is None else (shown, shown[:0])
+        shown = _together(given)
+        shown, held = _last(shown, recipe) if judged is None else (shown, shown[:0])
         shown = shown[: recipe.windows]
         if isinstance(shown, Tensor):
             draw = torch.Generator().manual_seed(recipe.seed)
             shown = shown[torch.randperm(len(shown), generator=draw)]
-    if validation is not None:
-        held = _judged(model, validation, tokenizer, recipe)
+    held = held if judged is None else judged
     if not len(held):
         why = "too little data came to hold any out" if recipe.validate else "nothing is held out"
         notes = (f"{why}: the last weights are kept, not the best",)
@@ -76,14 +81,15 @@ def training_data(
     return TrainingData(shown, held, notes)
 
 
-def _check(given: Any, tokenizer: Any) -> None:
-    if isinstance(given, str | Path) and tokenizer is None:
-        raise DataError("Text came without a tokenizer; add tokenizer=.., or give token ids.")
-    if isinstance(given, Tensor) and given.ndim < 2:
-        raise DataError(
-            f"A tensor of shape {tuple(given.shape)} came as data; give (samples, ..), "
-            "such as token ids (windows, length)."
-        )
+def _opened(model: nn.Module, data: Any, tokenizer: Any, recipe: Healing) -> Texts | list[Batch]:
+    return opened(
+        data,
+        tokenizer,
+        count=recipe.windows,
+        length=fitting(model, recipe.length),
+        seed=recipe.seed,
+        learning=True,
+    )
 
 
 def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:
@@ -94,7 +100,7 @@ def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:
     """
     if isinstance(shown, Tensor):
         return shown
-    rows = [row for batch in shown for row in _rows(batch)]
+    rows = [row for batch in shown for row, _ in _rows(batch)]
     if rows and len({len(row) for row in rows}) == 1:
         return torch.stack(rows)
     ids = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long)
@@ -106,6 +112,31 @@ def as_windows(shown: Tensor | Sequence[Batch], length: int) -> Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
+def told_windows(shown: Tensor | Sequence[Batch], length: int) -> tuple[Tensor, Tensor | None]:
+    """Windows as `as_windows` has them, and which of their tokens count; None where all do.
+
+    Where labels leave tokens out (-100), a row is a window of its own, or several; what lacks
+    behind its end is filled with zeros, which do not count: nothing that a causal model says
+    depends on what follows. Windows in which nothing counts are left out.
+
+    Raises:
+        DataError: no token counts.
+    """
+    rows = [] if isinstance(shown, Tensor) else [row for batch in shown for row in _rows(batch)]
+    if all(bool(told.all()) for _, told in rows):
+        return as_windows(shown, length), None
+    pieces = [
+        piece
+        for row in rows
+        for piece in zip(*(part.split(length) for part in row), strict=True)
+        if bool(piece[1][1:].any())
+    ]
+    if not pieces:
+        raise DataError("No token of the data counts in the loss; give labels that are not -100.")
+    ids, told = (pad_sequence(list(parts), batch_first=True) for parts in zip(*pieces, strict=True))
+    return ids, told
+
+
 def token_ids(found: TrainingData) -> Tensor | None:
     """Some token ids, where the data has any."""
     shown: Any = found.shown if isinstance(found.shown, Tensor) else found.shown[0]
@@ -115,16 +146,18 @@ def token_ids(found: TrainingData) -> Tensor | None:
     return ids if ids.shape[1] > 1 else None
 
 
-def _rows(batch: Batch) -> list[Tensor]:
-    """The tokens of each sample, without padding."""
+def _rows(batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """The tokens of each sample, without padding, and which of them count."""
     if isinstance(batch, Tensor):
-        return list(batch)
-    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+        return [(row, torch.ones_like(row, dtype=torch.bool)) for row in batch]
+    ids, labels = batch.get("input_ids"), batch.get("labels")
     if not isinstance(ids, Tensor):
         raise DataError(f"A batch of {', '.join(batch)} came; language models need input_ids.")
-    if not isinstance(mask, Tensor):
-        return list(ids)
-    return [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)]
+    real = next(iter(masks(batch)), torch.ones_like(ids, dtype=torch.bool))
+    told = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(labels, Tensor) and labels.shape == ids.shape:
+        told = labels.ne(IGNORED)
+    return [(row[keep], t[keep]) for row, keep, t in zip(ids, real, told, strict=True)]
 
 
 def _split(tokenizer: Any, text: str, length: int, recipe: Healing) -> tuple[str, str]:
@@ -181,7 +214,7 @@ def _last(
 def _judged(
     model: nn.Module, validation: Any, tokenizer: Any, recipe: Healing
 ) -> Tensor | list[Batch]:
-    if isinstance(validation, str | Path):
-        length = fitting(model, recipe.length)
-        return windows(tokenizer, read_text(validation), None, length, 0)
-    return _together(list(batches(validation, tokenizer)))
+    found = _opened(model, validation, tokenizer, replace(recipe, windows=None))
+    if isinstance(found, Texts):
+        return windows(tokenizer, found.joined, None, fitting(model, recipe.length), 0)
+    return _together(found)

@@ -68,7 +68,7 @@ class TensorEmbedding(TensorLayer):
     def _hold(
         self,
         terms: Sequence[Term],
-        padding_idx: object,
+        padding_idx: int | None,
         zero_padding: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -119,7 +119,7 @@ class TensorEmbedding(TensorLayer):
         return cls.of(terms, **padding, device=device, dtype=dtype)
 
 
-def _row(padding_idx: object, count: int) -> int | None:
+def _row(padding_idx: int | None, count: int) -> int | None:
     if padding_idx is None:
         return None
     whole = isinstance(padding_idx, int) and not isinstance(padding_idx, bool)

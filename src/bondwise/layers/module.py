@@ -319,14 +319,20 @@ class TensorLayer(nn.Module):
         """
         if isinstance(state, Tensor) and state.is_meta:
             return
-        rest = iter(places.unpacked(state, self._kept()))
         device = self.like.device
         where = torch.device("cpu") if device.type == "meta" else device
-        found = list[Places]()
-        for part in self.parts:
-            stored = tuple(next(rest) for _ in part.kind.kept)
-            found.append(tuple(place.to(where) for place in part.kind.places(stored)))
-        self._places = tuple(found)
+        found = self.positions(state)
+        self._places = tuple(tuple(place.to(where) for place in own) for own in found)
+
+    def positions(self, state: object) -> tuple[Places, ...]:
+        """Those of each term, as they are used, that an extra state holds.
+
+        Raises:
+            ShapeError: they were changed, or repeat, are out of order or lie outside.
+        """
+        rest = iter(places.unpacked(state, self._kept()))
+        stored = [tuple(next(rest) for _ in part.kind.kept) for part in self.parts]
+        return tuple(p.kind.places(own) for p, own in zip(self.parts, stored, strict=True))
 
     def _kept(self) -> list[tuple[int, torch.dtype]]:
         return [own for part in self.parts for own in part.kind.kept]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bondwise.errors import ShapeError
 from bondwise.layers import places
 from bondwise.layers.terms import Kind, Spec
 
@@ -24,12 +25,17 @@ def is_old(spec: Mapping[str, Any]) -> bool:
 def modern_spec(spec: Mapping[str, Any]) -> Spec:
     """A spec as it is written today; one of today as it is.
 
+    Raises:
+        ShapeError: what it says of shared cores is no table.
+
     >>> modern_spec({"kind": "linear", "network": "o a, a i -> (o) (i)", "pinned": None,
     ...              "sizes": {"o": 2, "a": 1, "i": 2}, "bias": True, "origin": "Conv1D"})["host"]
     'conv1d'
     """
     if not is_old(spec):
         return dict(spec)
+    if not isinstance(spec.get("shared", {}), Mapping):
+        raise ShapeError(f"shared={spec['shared']!r} came; it names a layer for each shared core.")
     net = {"kind": "network", "network": spec["network"], "sizes": spec["sizes"]}
     terms: list[Spec] = [net | {"pinned": spec["pinned"] or [None] * _cores(spec)}]
     if "remainder" in spec:
@@ -53,13 +59,15 @@ def modern(state_dict: MutableMapping[str, Any], prefix: str, kinds: Sequence[Ki
 
 
 def names(path: str, spec: Mapping[str, Any]) -> dict[str, str]:
-    """Where a file of schema 1 or 2 has each tensor that a layer may have; it need not have all."""
-    shared = spec.get("shared", {})
-    found = {name: f"{path}.{name}" for name in ("remainder", "remainder_at")}
+    """Where a file of schema 1 or 2 has each tensor of a layer, its bias aside."""
+    shared, pinned = spec.get("shared", {}), spec["pinned"] or ()
+    beside = ("remainder", "remainder_at") if "remainder" in spec else ()
+    found = {name: f"{path}.{name}" for name in beside}
     for k in range(_cores(spec)):
         owner = str(shared.get(str(k), path))
-        for stem in ("core", "pivots"):
-            found[f"{stem}_{k}"] = f"{owner}.{stem}_{k}"
+        found[f"core_{k}"] = f"{owner}.core_{k}"
+        if any(pinned[k : k + 1]):
+            found[f"pivots_{k}"] = f"{owner}.pivots_{k}"
     return found
 
 

@@ -20,7 +20,7 @@ def packed(parts: Sequence[Tensor]) -> Tensor:
     [1, 0, 0, 0, 2, 0, 0, 0]
     """
     rows = [part.detach().cpu().contiguous().view(torch.uint8).flatten() for part in parts]
-    body = torch.cat([torch.empty(0, dtype=torch.uint8), *rows])
+    body = torch.cat([torch.empty(0, dtype=torch.uint8, device="cpu"), *rows])
     return torch.cat([body, _checksum(body)])
 
 
@@ -63,4 +63,5 @@ def size(kinds: Sequence[tuple[int, torch.dtype]]) -> int:
 
 def _checksum(body: Tensor) -> Tensor:
     value = crc32(bytes(body.tolist()))
-    return torch.tensor([value >> shift & 255 for shift in (0, 8, 16, 24)], dtype=torch.uint8)
+    own = [value >> shift & 255 for shift in (0, 8, 16, 24)]
+    return torch.tensor(own, dtype=torch.uint8, device="cpu")

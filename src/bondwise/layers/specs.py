@@ -43,12 +43,12 @@ def from_spec(
 
 def _kind(spec: Spec, shape: tuple[int, int] | None) -> Kind:
     """The kind of a term; the shape is that of the terms before, where the spec has none."""
+    if spec["kind"] not in (Cores.kind, Dense.kind, *_PLACED):
+        known = ", ".join((Cores.kind, Dense.kind, *_PLACED))
+        raise ShapeError(f"A term {spec['kind']!r} came; this version knows {known}.")
     if spec["kind"] == Cores.kind:
         return Cores(parse(spec["network"], **spec["sizes"]), tuple(spec["pinned"]))
     out, inp = (int(size) for size in spec.get("shape") or shape or ())
     if spec["kind"] == Dense.kind:
         return Dense((out, inp))
-    if spec["kind"] not in _PLACED:
-        known = ", ".join((Cores.kind, Dense.kind, *_PLACED))
-        raise ShapeError(f"A term {spec['kind']!r} came; this version knows {known}.")
     return _PLACED[spec["kind"]](int(spec["count"]), (out, inp))

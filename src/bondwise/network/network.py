@@ -13,8 +13,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import Any, SupportsIndex
 
-from bondwise.errors import NetworkError
+from bondwise.errors import NetworkError, as_whole
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 
@@ -42,10 +43,12 @@ class Index:
             raise NetworkError(
                 f"{self.name!r} is no index name; write a letter, then letters or digits, as in o1."
             )
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+        size = as_whole(self.size)
+        if size is None or size < 1:
             raise NetworkError(
                 f"Index {self.name} has size {self.size!r}; a size is a whole number of at least 1."
             )
+        object.__setattr__(self, "size", size)  # an int also where numpy's came
 
 
 Core = tuple[Index, ...]
@@ -141,7 +144,7 @@ class Network:
         """Index names of each core."""
         return tuple(tuple(index.name for index in core) for core in self.cores)
 
-    def resize(self, **sizes: int) -> "Network":
+    def resize(self, **sizes: SupportsIndex) -> "Network":
         """The same network with other sizes for the named indices."""
         unknown = sorted(set(sizes) - set(self.sizes))
         if unknown:
@@ -150,7 +153,7 @@ class Network:
             )
 
         def again(indices: Core) -> Core:
-            return tuple(replace(i, size=sizes[i.name]) if i.name in sizes else i for i in indices)
+            return tuple(replace(i, size=_size(sizes.get(i.name, i.size))) for i in indices)
 
         return Network(
             tuple(again(core) for core in self.cores), again(self.rows), again(self.cols)
@@ -167,7 +170,7 @@ class Network:
         return f"parse({str(self)!r}, {sizes})"
 
 
-def parse(text: str, **sizes: int) -> Network:
+def parse(text: str, **sizes: SupportsIndex) -> Network:
     """Read a network from its einsum: cores, comma apart, ``->``, rows and columns in brackets.
 
     The counts of row and column modes may differ, an index may sit on more than two cores, or be
@@ -210,9 +213,15 @@ def parse(text: str, **sizes: int) -> Network:
         )
 
     def read(names: list[str]) -> Core:
-        return tuple(Index(name, sizes[name]) for name in names)
+        return tuple(Index(name, _size(sizes[name])) for name in names)
 
     return Network(tuple(read(core) for core in cores), read(rows), read(cols))
+
+
+def _size(given: Any) -> int:
+    """A whole number of any library as int; what else came as it is, for `Index` to refuse."""
+    size = as_whole(given)
+    return given if size is None else size
 
 
 def _one_size_each(indices: list[Index]) -> None:

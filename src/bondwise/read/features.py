@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import Batch
-from bondwise.flow.watch import Entering, unpadded, watch
+from bondwise.flow.watch import Entering, watch
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import Readout, gram, readout
@@ -150,9 +150,8 @@ def input_moments(
     >>> input_moments(model, ["0"], [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])["0"].diagonal()
     tensor([0.5000, 2.0000], dtype=torch.float64)
     """
-    layers = {name: model.get_submodule(name) for name in names}
-    watched = Inputs(layers)
-    watched.watch(model, unpadded(model, layers, batches))
+    watched = Inputs({name: model.get_submodule(name) for name in names})
+    watched.watch(model, batches)
     made = {
         group: own.metric(shrinkage=0.0).shrunk()
         for group, own in watched.moments.items()

@@ -1,11 +1,12 @@
 """Block tensor train: a grid of blocks, every block of the weight a matrix of rank a."""
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from bondwise.errors import ShapeError
 from bondwise.network.network import Network
 from bondwise.network.shapes import divisors
-from bondwise.topology.modes import Sizes, bonds, modes, network
+from bondwise.topology.modes import Sizes, bonds, listed, modes, network
 from bondwise.topology.registry import Split, register
 
 BLOCKS = (2, 3, 4, 6)  # of the longer side
@@ -50,8 +51,8 @@ def btt(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     return network([(o2, i1, o1, a), (i1, o2, a, i2)], (o1, o2), (i1, i2))
 
 
-def _two(sizes: Sizes, side: str, last: bool) -> Sequence[int]:
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+def _two(sizes: Sizes, side: str, last: bool) -> Sequence[SupportsIndex]:
+    sizes = listed(sizes)
     if len(sizes) == 1:
         return (*sizes, 1) if last else (1, *sizes)
     if len(sizes) != 2:

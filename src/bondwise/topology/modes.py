@@ -1,47 +1,60 @@
 """What the topology functions share: reading modes and ranks, and naming indices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from math import prod
+from typing import Any, SupportsIndex, cast
 
-from bondwise.errors import ShapeError
+from bondwise.errors import ShapeError, as_whole
 from bondwise.network.network import Core, Index, Network
 
-Sizes = int | Sequence[int]
+Sizes = SupportsIndex | Sequence[SupportsIndex]  # numpy's integers and arrays of them, too
 
 
-def modes(sizes: Sizes, name: str) -> Core:
+def modes(sizes: object, name: str) -> Core:
     """Open indices ``name1, name2, ..`` of the given sizes; an int is one mode.
 
     Raises:
         ShapeError: no modes, or a mode that is not a whole number of at least 1.
     """
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+    given = as_whole(sizes)
+    found = [as_whole(n) for n in listed(sizes)] if given is None else [given]
+    whole = [n for n in found if n is not None and n > 0]
+    if not found or len(whole) < len(found):
         raise ShapeError(
             f"Modes {sizes} came for {name}; write whole numbers of at least 1, as in (24, 24)."
         )
-    return tuple(Index(f"{name}{k}", n) for k, n in enumerate(sizes, start=1))
+    return tuple(Index(f"{name}{k}", n) for k, n in enumerate(whole, start=1))
 
 
-def bonds(rank: Sizes, names: Sequence[str]) -> list[Index]:
+def bonds(rank: object, names: Sequence[str]) -> list[Index]:
     """One bond per name: an int is the rank of all of them, a tuple gives one each.
 
     Raises:
         ShapeError: the tuple has another length, or a rank is not a whole number of at least 1.
     """
-    one = not isinstance(rank, Sequence)
-    ranks = (rank,) * len(names) if one else tuple(rank)
+    several = isinstance(rank, Iterable) and as_whole(rank) is None
+    ranks = listed(rank) if several else (rank,) * len(names)
     if len(ranks) != len(names):
         raise ShapeError(
             f"{len(ranks)} ranks {ranks} came for {len(names)} bonds; "
             "write an int, or one per bond."
         )
-    if any(
-        isinstance(r, bool) or not isinstance(r, int) or r < 1 for r in (*ranks, rank if one else 1)
-    ):
+    found = [as_whole(r) for r in (*ranks, *(() if several else (rank,)))]
+    whole = [r for r in found if r is not None and r > 0]
+    if len(whole) < len(found):
         raise ShapeError(f"Rank {rank} came; a rank is a whole number of at least 1.")
-    return [Index(name, r) for name, r in zip(names, ranks, strict=True)]
+    return [Index(name, r) for name, r in zip(names, whole, strict=False)]
+
+
+def listed(sizes: object) -> tuple[Any, ...]:
+    """Sizes as a tuple; what is neither a whole number nor several things stays one thing.
+
+    >>> listed((2, 3)), listed(2.5)
+    ((2, 3), (2.5,))
+    """
+    several = isinstance(sizes, Iterable) and not isinstance(sizes, str)
+    return tuple(cast("Iterable[Any]", sizes)) if several else (sizes,)
 
 
 def letters(n: int) -> list[str]:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite, sqrt
-from typing import Annotated, Any
+from typing import Annotated, Any, SupportsFloat
 
 from tyro.conf import arg
 
 from bondwise.choices import TIME, Patterns, Switch
-from bondwise.errors import BudgetError, DataError
+from bondwise.errors import BudgetError, DataError, as_whole
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 MEASURED = 10  # steps after which a time becomes a number of steps
@@ -201,7 +201,9 @@ def _as(name: str, value: Any, default: Any) -> Any:
             )
         return tuple(given)
     kind = _kind(name, default)
-    if kind is float and type(value) is int:
+    if kind is int and as_whole(value) is not None:
+        return as_whole(value)
+    if kind is float and isinstance(value, SupportsFloat) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
         raise BudgetError(f"{name}={value!r} came; write a value of type {kind.__name__}.")

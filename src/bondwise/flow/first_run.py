@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bondwise.compress.swap import with_modules
 from bondwise.errors import SelectionError
+from bondwise.flow.copies import copied
 from bondwise.flow.data import Batch, feed
 
 
@@ -33,11 +33,11 @@ class FirstRun:
     def of(cls, model: nn.Module, batch: Batch) -> "FirstRun":
         """Run a model, which stays as it was: buffers, and random numbers too."""
         try:
-            return cls(batch, _finite(_ran(with_modules(model, {}), batch)), False, _dtypes(model))
+            return cls(batch, _finite(_ran(_twin(model), batch)), False, _dtypes(model))
         except Exception:
             if not model.training:
                 raise
-        finite = _finite(_ran(with_modules(model, {}).eval(), batch))
+        finite = _finite(_ran(_twin(model).eval(), batch))
         return cls(batch, finite, True, _dtypes(model))
 
     def check(self, model: nn.Module) -> None:
@@ -46,7 +46,7 @@ class FirstRun:
         Raises:
             SelectionError: with the layer where it first shows.
         """
-        trial = with_modules(model, {})  # what it keeps from the run goes with it
+        trial = _twin(model)  # what it keeps from the run goes with it
         trial = trial.eval() if self.evaluating else trial
         try:
             finite = _finite(_ran(trial, self.batch))
@@ -65,6 +65,11 @@ class FirstRun:
         return SelectionError(
             f"The compressed {type(trial).__name__} {why}, first at {layer}; {out}."
         )
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy for one run: buffers of its own, the same parameters."""
+    return copied(model, {id(p): p for p in model.parameters()})
 
 
 def _dtypes(model: nn.Module) -> frozenset[torch.dtype]:

@@ -10,7 +10,7 @@ SCRIPT = """
 import resource
 import torch
 import bondwise.heal.heal  # all that is there when a model is healed
-from bondwise.flow.allocator import kept
+from bondwise.train.allocator import kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
