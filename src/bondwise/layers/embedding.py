@@ -23,7 +23,7 @@ class TensorEmbedding(TensorLayer):
         net: the network of the table.
         cores: one tensor per core; None draws them for training.
         padding_idx: a row, from the end where it is below 0, as in ``nn.Embedding``.
-        zero_padding: that row gives zeros.
+        zero_padding: whether that row gives zeros.
         device: where the cores are.
         dtype: what they are in.
 

@@ -33,12 +33,12 @@ class Kind(ABC):
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the tensors of numbers."""
+        """Names of the tensors of numbers, as those of a layer's first term."""
 
     @property
     @abstractmethod
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of these tensors."""
+        """Shapes of these tensors."""
 
     @property
     def kept(self) -> tuple[tuple[int, torch.dtype], ...]:
@@ -88,6 +88,9 @@ class Term:
         kind: what it is.
         numbers: the tensors that are trained, in the order of `Kind.names`.
         places: positions as they are used; None until they are read from a checkpoint.
+
+    Raises:
+        ShapeError: tensors of other shapes than the kind's.
     """
 
     kind: Kind
