@@ -1,4 +1,4 @@
-"""Frozen layers outside eager mode: one exported graph for all batches, ONNX of six operations."""
+"""Layers outside eager mode: one graph for all batches, ONNX of six operations."""
 
 import pytest
 
@@ -9,6 +9,7 @@ import warnings
 import torch
 import bondwise as bw
 from bondwise.gauge.compact import compact
+from bondwise.layers.networks import compacted
 
 warnings.simplefilter("ignore")  # of the exporter
 torch.manual_seed(0)
@@ -23,9 +24,7 @@ def layers():
         layer = bw.TensorLinear(net, bias=True).eval()
         stored = compact(net, layer.cores())
         yield layer
-        yield bw.TensorLinear(
-            net, stored.free, layer.bias, form=stored.form, pivots=stored.pivots
-        ).eval()
+        yield bw.TensorLinear.of([compacted(stored)], layer.bias).eval()
 
 
 def check(found, layer, rows):
@@ -39,7 +38,7 @@ def dims():
 GRAPH = """
 for layer in layers():
     x = torch.randn(5, layer.in_features)
-    program = torch.export.export(layer.freeze(16), (x,), dynamic_shapes=dims())
+    program = torch.export.export(layer, (x,), dynamic_shapes=dims())
     for rows in (1, 9, 600):
         check(program.module(), layer, rows)
 """
@@ -47,7 +46,6 @@ ONNX = """
 import onnxruntime
 for layer in layers():
     x = torch.randn(5, layer.in_features)
-    layer.freeze(16)
     made = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=dims(), verbose=False)
     kinds = {node.op_type for node in made.model_proto.graph.node}
     assert kinds <= {"MatMul", "Gemm", "Gather", "Add", "Reshape", "Transpose"}, kinds
@@ -59,21 +57,18 @@ for layer in layers():
 """
 COMPILED = """
 for layer in layers():
-    for frozen in (False, True):
-        torch._dynamo.reset()
-        graphs = []
+    torch._dynamo.reset()
+    graphs = []
 
-        def backend(graph, inputs):
-            graphs.append(graph)
-            return graph
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
 
-        plans = len(layer._each_time) if not layer._runs_compact else 1
-        layer.freeze(16 if frozen else None)
-        run = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
-        with torch.no_grad():
-            for rows in (5, 2, 7, 64, 3, 300, 3000):
-                check(run, layer, rows)
-        assert len(graphs) <= (1 if frozen else plans), (len(graphs), plans)
+    run = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for rows in (5, 2, 7, 64, 3, 300, 3000):
+            check(run, layer, rows)
+    assert len(graphs) == 1, len(graphs)
 """
 
 
