@@ -117,7 +117,8 @@ def test_best_keeps_some_columns_dense_and_everything_goes_on_with_them(tmp_path
     assert result.table.kept <= 0.1
     layer = result.model.get_submodule(rows[0].name)
     assert isinstance(layer, TensorLinear)
-    assert layer.t1_entries.shape == (layer.out_features, 2)
+    (columns,) = layer.beside()
+    assert (columns.kind.kind, columns.kind.count) == ("columns", 2)
     stored = sum(m.stored_numbers for m in result.model.modules() if isinstance(m, TensorLinear))
     assert stored == result.table.targeted[1]
     x = data[0]

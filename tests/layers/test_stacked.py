@@ -2,12 +2,10 @@
 
 import copy
 from functools import partial
-from math import prod
 
 import pytest
 import torch
 import torch.nn.functional as F
-from bondwise.layers.remainder import Entries
 from torch.testing import assert_close
 
 import bondwise as bw
@@ -15,21 +13,20 @@ from bondwise.compute.orders import orders
 from bondwise.errors import PlanError, ShapeError
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.stacked import SparseLinear
-from nets import layer_of, networks, random_cores, remainder_of
+from nets import BESIDE, beside_of, layer_of, networks, random_cores, thorough
 
 every_net = pytest.mark.parametrize("net", networks(), ids=str)
-every_rest = pytest.mark.parametrize("rest", [None, "columns", "entries"])
+MORE = [kind for kind in BESIDE if kind not in ("columns", "entries")]
+every_rest = pytest.mark.parametrize("rest", [None, "columns", "entries", *thorough(*MORE)])
 
 
 draw = partial(torch.randn, dtype=torch.float64)
 
 
 def make(net, gauge=False, rest=None, bias=True):
-    if isinstance(rest, str):
-        most = net.shape[1] if rest == "columns" else prod(net.shape)
-        rest, _ = remainder_of(rest, -(-most // 4), net.shape)
+    beside = [beside_of(rest, net.shape, count=1)[0]] if rest else []
     bias = draw(net.shape[0]) if bias else None
-    return layer_of(TensorLinear, net, random_cores(net), gauge, bias=bias, remainder=rest)
+    return layer_of(TensorLinear, net, random_cores(net), gauge, beside, bias=bias)
 
 
 @every_net
@@ -125,11 +122,21 @@ def test_a_copy_stands_alone_and_moves():
 
 
 def test_it_prints_what_it_is():
-    rest = Entries(torch.arange(0, 120, 5), draw(24))
-    lines = str(make(bw.mpo((2, 3), (4, 5), 6), rest=rest).as_stack((1, 0)))
-    assert "(0): Carry(20 -> 24)" in lines
-    assert "(1): SparseLinear(core 1, i1 i2 -> i1 a o2, 24 -> 76, 360 entries, 4 carried)" in lines
-    assert "(3): AddRemainder(10 -> 6, 24 entries)" in lines
+    lines = str(make(bw.mpo((2, 3), (4, 5), 6), rest="entries").as_stack((1, 0)))
+    assert "(0): Carry(20 -> 40)" in lines
+    assert "(1): SparseLinear(core 1, i1 i2 -> i1 a o2, 40 -> 92, 360 entries, 20 carried)" in lines
+    assert "(3): AddTerms(26 -> 6, entries)" in lines
+
+
+def test_several_terms_are_added_at_the_end():
+    net = bw.mpo((2, 3), (3, 2), 2)
+    beside, dense = zip(
+        *(beside_of(kind, net.shape, k) for k, kind in enumerate(BESIDE)), strict=True
+    )
+    layer = layer_of(TensorLinear, net, random_cores(net), True, beside)
+    made, x = layer.as_stack(), draw(5, 6)
+    assert_close(made(x), x @ (layer.terms[0].dense() + sum(dense)).T)
+    assert {id(p) for p in made.parameters()} == {id(p) for p in layer.parameters()}
 
 
 def test_an_impossible_order_is_refused():

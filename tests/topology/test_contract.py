@@ -14,6 +14,7 @@ import bondwise.topology
 from bondwise.choose.fitted import shapes
 from bondwise.draw.diagram import svg
 from bondwise.gauge.compact import compact, stored_numbers
+from bondwise.layers.networks import compacted
 from bondwise.network.ranks import capped
 from bondwise.topology import registry
 from nets import multiplied, random_cores, reference
@@ -89,7 +90,7 @@ def test_a_layer_is_f_linear_with_and_without_the_gauge(known):
     x = torch.randn(5, 18, dtype=torch.float64)
     for layer in (
         bw.TensorLinear(net, cores),
-        bw.TensorLinear(net, stored.free, form=stored.form, pivots=stored.pivots),
+        bw.TensorLinear.of([compacted(stored)]),
     ):
         assert_close(layer(x), F.linear(x, W))
         assert_close(layer.as_stack()(x), F.linear(x, W))

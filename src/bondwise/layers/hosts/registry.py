@@ -28,7 +28,8 @@ class Host:
         modes: the natural modes of the matrix's rows and columns.
         inputs: from what it is called with, the rows that the matrix meets (*any, in); None where
             it meets none (an embedding).
-        build: a layer of terms in its place; what is not its weight is copied.
+        build: a layer of terms in the place of a module, or of a layer of ours that stands there;
+            what is not its weight is copied.
         dense: the module again, its weight multiplied out.
     """
 
