@@ -113,11 +113,11 @@ def test_best_keeps_some_columns_dense_and_everything_goes_on_with_them(tmp_path
     result = bw.tensorize(model, 0.1, data, effort="best", prefer="size")
     rows = [row for row in result.table if row.format == COLUMNS]
     assert rows, "no weight kept columns"
-    assert all(row.remainder == 2 for row in rows)
+    assert all([kind.count for kind in row.beside] == [2] for row in rows)
     assert result.table.kept <= 0.1
     layer = result.model.get_submodule(rows[0].name)
     assert isinstance(layer, TensorLinear)
-    assert len(layer.remainder_at) == 2
+    assert layer.t1_entries.shape == (layer.out_features, 2)
     stored = sum(m.stored_numbers for m in result.model.modules() if isinstance(m, TensorLinear))
     assert stored == result.table.targeted[1]
     x = data[0]
