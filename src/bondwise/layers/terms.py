@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bondwise.errors import ShapeError
@@ -69,7 +70,7 @@ class Kind(ABC):
 
     def rows(self, numbers: tuple[Tensor, ...], places: Places, ids: Tensor) -> Tensor:
         """What it adds to some rows of the weight: ids -> (*ids.shape, in)."""
-        return self.dense(numbers, places)[ids]
+        return F.embedding(ids, self.dense(numbers, places))
 
     @abstractmethod
     def macs(self, rows: int) -> int:
