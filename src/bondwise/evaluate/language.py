@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bondwise.errors import DataError, whole_number
-from bondwise.flow.forms import batches
+from bondwise.flow.forms.door import batches
 from bondwise.heal.training_data import as_windows
 
 Progress = Callable[[int, int], None]
@@ -75,8 +75,8 @@ def perplexity(
 ) -> Score:
     """`exp(mean of -log p(token | tokens before it in its window))`, first tokens not predicted.
 
-    `windows` are token ids (count, length), or data in any form (`bondwise.flow.forms`), of which
-    all windows of `length` are taken, text and chats with a `tokenizer`. `dtype` computes in
+    `windows` are token ids (count, length), or data in any form (`bondwise.flow.forms.door`), of
+    which all windows of `length` are taken, text and chats with a `tokenizer`. `dtype` computes in
     another type than the model's (the model itself stays as it is); `progress` is told windows
     done and windows in all.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.forms import batches as opened_batches
+from bondwise.flow.forms.door import batches as opened_batches
 from bondwise.flow.watch import Entering, watch
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
@@ -91,7 +91,7 @@ def features(
     Args:
         model: a tensorized model.
         bonds: which, each in the gauge that it is to be read in (`gauge(..).bond`).
-        batches: that the model takes, or data in any form (`bondwise.flow.forms`); read twice.
+        batches: that the model takes, or data in any form (`bondwise.flow.forms.door`); read twice.
         tokenizer: for text, chats and padding.
         per_bond: how many values of each bond are followed.
         moments: ``E[x x^T]`` of the inputs of layers by name, where they are known already.

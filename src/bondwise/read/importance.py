@@ -11,7 +11,7 @@ from bondwise.compute.plan import plan
 from bondwise.compute.run import apply
 from bondwise.errors import DataError, optional
 from bondwise.flow.data import Batch, evaluating, feed
-from bondwise.flow.forms import batches as opened_batches
+from bondwise.flow.forms.door import batches as opened_batches
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import gram
@@ -72,7 +72,7 @@ def importance(
     Args:
         model: a tensorized model.
         bonds: in the gauges whose values are meant.
-        batches: on which the loss is taken, or data in any form (`bondwise.flow.forms`).
+        batches: on which the loss is taken, or data in any form (`bondwise.flow.forms.door`).
         moments: ``E[x x^T]`` of the layers' inputs (`bondwise.read.features.input_moments`).
         tokenizer: for text, chats and padding.
         measure: how many values are left out one by one to see the loss itself, drawn evenly
