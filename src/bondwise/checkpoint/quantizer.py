@@ -97,7 +97,7 @@ def _pass_over(model: Any, layers: Layers, specs: Mapping[str, Spec]) -> None:
     paths = {id(module): path for path, module in model.named_modules()}
     for path, layer in layers.items():
         place = re.escape(paths[id(layer)])
-        old = r"|pivots_\d+|remainder|remainder_at" if is_old(specs[path]) else ""
+        old = r"|core_\d+|pivots_\d+|remainder|remainder_at" if is_old(specs[path]) else ""
         extra.add(rf"(^|\.){place}\.(weight{old})$")
         if is_old(specs[path]):
             lost.add(rf"(^|\.){place}\.(core_\d+|t1_entries)$")

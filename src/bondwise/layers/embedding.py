@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError
 from bondwise.layers import networks
 from bondwise.layers.module import TensorLayer
@@ -40,7 +41,7 @@ class TensorEmbedding(TensorLayer):
     def __init__(
         self,
         net: Network,
-        cores: Sequence[Tensor] | None = None,
+        cores: Sequence[Numbers] | None = None,
         padding_idx: int | None = None,
         *,
         zero_padding: bool = False,
@@ -106,13 +107,12 @@ class TensorEmbedding(TensorLayer):
             rows = rows + more
         return rows
 
-    def dense(self) -> Tensor:
-        """The dense table, entries x width; a row of zero padding is zero."""
-        table = super().dense()
+    def _masked(self, weight: Tensor) -> Tensor:
+        """A row of zero padding is zero."""
         if self.padding_idx is None or not self.zero_padding:
-            return table
-        at = torch.arange(self.num_embeddings, device=table.device) == self.padding_idx
-        return table.masked_fill(at[:, None], 0.0)
+            return weight
+        at = torch.arange(self.num_embeddings, device=weight.device) == self.padding_idx
+        return weight.masked_fill(at[:, None], 0.0)
 
     def spec(self) -> Spec:
         """All that an empty layer of this kind is built from, as plain JSON."""

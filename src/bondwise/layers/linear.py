@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.compute.path import unlike
+from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
@@ -46,7 +47,7 @@ class TensorLinear(TensorLayer):
     def __init__(
         self,
         net: Network,
-        cores: Sequence[Tensor] | None = None,
+        cores: Sequence[Numbers] | None = None,
         bias: Tensor | bool | None = None,
         *,
         device: torch.device | str | None = None,

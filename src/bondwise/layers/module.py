@@ -1,9 +1,9 @@
 """The module that holds a weight as a list of terms, whatever its host."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, prod
 from typing import Any, ClassVar
 
 import torch
@@ -25,10 +25,29 @@ _ALIASES = ("weight_orig", "weight_g", "weight_v", "weight_u")  # of torch's hoo
 
 @dataclass(frozen=True)
 class Part:
-    """What a layer knows of one of its terms: its kind, and the names of its parameters."""
+    """What a layer knows of one of its terms.
+
+    Attributes:
+        kind: what it is.
+        names: of its parameters, one for each tensor of numbers.
+        held: the parameters that there are: none for a tensor without numbers, as that of a core
+            that is an identity, since FSDP cannot shard it.
+    """
 
     kind: Kind
     names: tuple[str, ...]
+    held: tuple[str, ...]
+
+    @classmethod
+    def of(cls, at: int, kind: Kind) -> "Part":
+        """The term at a place: its names are those of its kind for the first.
+
+        A later one's begin with its place, and so do the first one's where a method has its name.
+        """
+        plain = at == 0 and not any(hasattr(TensorLayer, name) for name in kind.names)
+        names = tuple(name if plain else f"t{at}_{name}" for name in kind.names)
+        held = (n for n, shape in zip(names, kind.shapes, strict=True) if prod(shape))
+        return cls(kind, names, tuple(held))
 
 
 class TensorLayer(nn.Module):
@@ -103,8 +122,10 @@ class TensorLayer(nn.Module):
         like = self.like if self.parts else None
         device = device if like is None or device is not None else like.device
         dtype = dtype if like is None or dtype is not None else like.dtype
-        part = Part(term.kind, _named(len(self.parts), term.kind))
+        part = Part.of(len(self.parts), term.kind)
         for name, own in zip(part.names, term.numbers, strict=True):
+            if name not in part.held:
+                continue
             value = own.detach().to(device=device, dtype=dtype).contiguous().clone()
             self.register_parameter(name, nn.Parameter(value))
         self.parts += (part,)
@@ -123,7 +144,7 @@ class TensorLayer(nn.Module):
         if len(self.parts) < 2:
             raise ShapeError("The only term of a weight cannot be removed; add another first.")
         last = self.terms[-1]
-        for name in self.parts[-1].names:
+        for name in self.parts[-1].held:
             delattr(self, name)
         self.parts, self._places = self.parts[:-1], self._places[:-1]
         return last
@@ -131,7 +152,7 @@ class TensorLayer(nn.Module):
     @property
     def like(self) -> Tensor:
         """A tensor of the layer's device and dtype."""
-        return self._numbers(self.parts[0])[0]
+        return getattr(self, self.parts[0].held[0])
 
     @property
     def network(self) -> Network:
@@ -177,11 +198,15 @@ class TensorLayer(nn.Module):
             part.kind.dense(self._numbers(part), self._at(k, self.like.device))
             for k, part in enumerate(self.parts)
         ]
-        return found[0] + sum(found[1:])
+        return self._masked(found[0] + sum(found[1:]))
+
+    def _masked(self, weight: Tensor) -> Tensor:
+        """The sum of the terms, but for what a host gives without asking them."""
+        return weight
 
     def stored(self) -> tuple[list[Tensor], int]:
         """The tensors of numbers that stand for the weight, and the bits of their positions."""
-        numbers = [own for part in self.parts for own in self._numbers(part)]
+        numbers = [getattr(self, name) for part in self.parts for name in part.held]
         return numbers, sum(stored_bits(part.kind) for part in self.parts)
 
     @property
@@ -212,7 +237,7 @@ class TensorLayer(nn.Module):
         """The network as a notebook shows it, with what is stored of it."""
         out, inp = self.shape
         words = f"{type(self).__name__}, {out} x {inp}, {self.stored_numbers:,} numbers stored"
-        return html(self.network, words)
+        return html(self.network, words) if self.has_network else f"<p>{words}</p>"
 
     def _core_kind(self) -> tuple[int, Cores]:
         for k, part in enumerate(self.parts):
@@ -221,7 +246,13 @@ class TensorLayer(nn.Module):
         raise ShapeError(f"{type(self).__name__} has no network among its terms: {self!r}.")
 
     def _numbers(self, part: Part) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, name) for name in part.names)
+        if len(part.held) == len(part.names):
+            return tuple(getattr(self, name) for name in part.names)
+        like = getattr(self, part.held[0])
+        return tuple(
+            getattr(self, name) if name in part.held else like.new_empty(shape)
+            for name, shape in zip(part.names, part.kind.shapes, strict=True)
+        )
 
     def _at(self, term: int, device: torch.device) -> Places:
         """The positions of a term, where its data is."""
@@ -250,13 +281,12 @@ class TensorLayer(nn.Module):
             return super().__getattr__(name)
         if torch.compiler.is_compiling():
             return self.dense()
-        return Made(partial(_made, self.terms), self.like, self.shape, self._ask)
+        return Made(partial(_made, self.terms, self._masked), self.like, self.shape, self._ask)
 
     def _ask(self, graded: bool) -> None:
         """What ``layer.weight.requires_grad_(..)`` does: the same for all that it is made from."""
-        for part in self.parts:
-            for own in self._numbers(part):
-                own.requires_grad_(graded)
+        for own in self.stored()[0]:
+            own.requires_grad_(graded)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == GUARD:
@@ -292,10 +322,9 @@ class TensorLayer(nn.Module):
         if isinstance(value, Made):
             value = value + 0  # what was read from another layer
         for part in self.parts:
-            for name in part.names:
+            for name in part.held:
                 delattr(self, name)
-        kind = dense_term(value).kind
-        self.parts, self._places = (Part(kind, _named(0, kind)),), ((),)
+        self.parts, self._places = (Part.of(0, dense_term(value).kind),), ((),)
         own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
         super().register_parameter(self.parts[0].names[0], own)
 
@@ -361,6 +390,8 @@ class TensorLayer(nn.Module):
         if getattr(state_dict.get(guard), "shape", None) == (1,):
             del state_dict[guard]
         modern(state_dict, prefix, [part.kind for part in self.parts])
+        for name in (name for part in self.parts for name in set(part.names) - set(part.held)):
+            state_dict.pop(f"{prefix}{name}", None)  # until schema 2 there was a tensor of no size
         positions = state_dict.pop(extra, None)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -414,20 +445,14 @@ def tensor_layers(model: nn.Module) -> Iterator[tuple[str, TensorLayer]]:
             yield path, module
 
 
-def _named(at: int, kind: Kind) -> tuple[str, ...]:
-    """Names of a term's parameters: its number before them, but for the first term's if free."""
-    plain = at == 0 and not any(hasattr(TensorLayer, name) for name in kind.names)
-    return tuple(name if plain else f"t{at}_{name}" for name in kind.names)
-
-
-def _made(terms: Sequence[Term]) -> Tensor:
+def _made(terms: Sequence[Term], masked: Callable[[Tensor], Tensor]) -> Tensor:
     if terms[0].numbers[0].is_meta:
         raise SelectionError(
             "A weight was read whose terms have no data here (meta, or offloaded by device_map); "
             "load the model whole."
         )
     found = [term.dense() for term in terms]
-    return found[0] + sum(found[1:])
+    return masked(found[0] + sum(found[1:]))
 
 
 def _words(kind: Kind) -> str:

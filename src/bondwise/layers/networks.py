@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bondwise.compute.lookup import lookup
 from bondwise.compute.plan import Plan, plan
-from bondwise.compute.run import contracted, dense
+from bondwise.compute.run import Numbers as Values
+from bondwise.compute.run import as_tensor, contracted, dense
 from bondwise.errors import ShapeError
 from bondwise.gauge.compact import Compact
 from bondwise.gauge.forms import CoreForm, PlainForm, core_forms
@@ -152,8 +153,8 @@ class Cores(Kind):
         }
 
 
-def network(net: Network, cores: Sequence[Tensor]) -> Term:
-    """A network as a term, with whole cores: one tensor each, in core-axis order.
+def network(net: Network, cores: Sequence[Values]) -> Term:
+    """A network as a term, with whole cores: one tensor or array each, in core-axis order.
 
     Raises:
         ShapeError: cores of another number or shape than the network's.
@@ -162,6 +163,7 @@ def network(net: Network, cores: Sequence[Tensor]) -> Term:
     >>> network(lowrank(6, 4, 2), [torch.ones(6, 2), torch.ones(2, 4)]).dense().shape
     torch.Size([6, 4])
     """
+    cores = [as_tensor(core) for core in cores]
     kind = Cores(net, (None,) * len(net.cores))
     shapes = [tuple(core.shape) for core in cores]
     if shapes != list(net.core_shapes):
