@@ -47,7 +47,7 @@ def test_every_dtype_on_every_device(name, device, dtype):
 
 def test_an_unsupported_dtype_is_refused_as_torch_does():
     layer = layer_of("mpo", torch.float32)
-    with pytest.raises(RuntimeError, match="dtype|scalar type"):
+    with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
         layer(torch.ones(3, 64, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match="dtype|scalar type"):
+    with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
         layer(torch.ones(3, 64, dtype=torch.float64))
