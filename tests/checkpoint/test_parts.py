@@ -66,6 +66,12 @@ def wholes(tmp_path_factory):
     return make
 
 
+def same_tensors(one, two):
+    found, wanted = one.state_dict(), two.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @torch.no_grad()
 def output(model):
     given = {"input_ids": IDS}
@@ -86,7 +92,8 @@ def test_a_part_of_a_whole_loads_and_is_saved_alone(wholes, tmp_path, whole, par
     alone = save(loaded, tmp_path / "alone")
     for again in (kind.from_pretrained(alone), load(alone), load_model(alone).model):
         assert networks(again) == networks(loaded)
-        assert torch.equal(output(again), output(loaded))
+        same_tensors(again, loaded)
+        torch.testing.assert_close(output(again), output(loaded))  # memory is aligned otherwise
     alone = save(merge(loaded), tmp_path / "merged")
     assert "quantization_config" not in (alone / "config.json").read_text()
     torch.testing.assert_close(output(kind.from_pretrained(alone)), output(oracle))
@@ -103,7 +110,7 @@ def test_a_part_saved_alone_loads_into_the_whole(wholes, tmp_path):
     assert told["missing_keys"] == oracle["missing_keys"]
     assert networks(loaded) == networks(part)
     with torch.no_grad():
-        assert torch.equal(loaded.encoder(IDS)[0], output(part))
+        torch.testing.assert_close(loaded.encoder(IDS)[0], output(part))
 
 
 def test_a_whole_without_networks_says_so_in_none_of_its_parts(wholes, tmp_path):

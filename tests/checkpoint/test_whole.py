@@ -171,6 +171,15 @@ def test_what_was_written_wrongly_is_not_left(tmp_path, monkeypatch, hub, kind, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_layer_at_two_places_ends_in_one_sentence(tmp_path):
+    model = make_llama()
+    first, second = model.model.layers
+    second.mlp.up_proj = first.mlp.up_proj
+    with refused(r"at several places.*a copy of its own"):
+        save(model, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_index_that_is_wrong_is_not_left(tmp_path, monkeypatch):
     split = transformers.modeling_utils.split_torch_state_dict_into_shards
 

@@ -14,7 +14,7 @@ from bondwise.errors import BudgetError
 
 def plain(weight, numbers, error, form="lowrank"):
     size = (float(numbers), float(numbers))
-    return Candidate(weight, form, None, numbers, 4 * numbers, numbers, size, 4 * numbers, error)
+    return Candidate(weight, form, (), numbers, 4 * numbers, numbers, size, 4 * numbers, error)
 
 
 def curve(name, steps, dense):

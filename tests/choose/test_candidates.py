@@ -9,6 +9,7 @@ from bondwise.compute.run import dense
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.fit.whitened import metric_norm
+from bondwise.layers.entries import Columns
 from bondwise.topology.lowrank import lowrank
 
 
@@ -102,5 +103,5 @@ def test_columns_and_low_rank_are_the_best_pair_that_alternating_finds():
     off = weight - found.dense()
     expected = (metric_norm(off, held) / metric_norm(weight, held)) ** 2
     assert match.error == pytest.approx(expected, rel=1e-6)
-    assert match.remainder == 2
+    assert match.terms[1] == Columns(2, weight.shape)
     assert match.numbers < 10 * (240 - 10) + 2 * 40 + 12

@@ -6,12 +6,13 @@ import torch
 from bondwise.choose.candidates import Candidate, Group, candidates
 from bondwise.choose.select import Weight
 from bondwise.choose.table import Line, Table, decided, runner_up
+from bondwise.layers.entries import Columns
 from bondwise.topology.lowrank import lowrank
 
 
 def made(weight, form, numbers, error):
-    net = None if form == "dense" else lowrank(10, 10, 2)
-    return Candidate(weight, form, net, numbers, numbers, numbers, (1.0, 2.0), numbers, error)
+    terms = () if form == "dense" else (lowrank(10, 10, 2),)
+    return Candidate(weight, form, terms, numbers, numbers, numbers, (1.0, 2.0), numbers, error)
 
 
 def test_the_runner_up_is_compared_at_equal_numbers():
@@ -48,10 +49,12 @@ def test_a_dense_candidate_is_a_row_left_alone():
 def test_a_printed_row_says_who_won_and_by_how_much_within_a_hundred_columns():
     weight = Weight("model.layers.29.self_attn.k_proj", "Linear", (576, 1536))
     row = Line(
-        weight, "", 497_664, "lowrank", lowrank(576, 1536, 384), held_out=0.1234,
-        runner_up=("lowrank + columns", 1.0834), remainder=15,
+        weight, "", 497_664, "lowrank + columns",
+        (lowrank(576, 1536, 384), Columns(15, (576, 1536))),
+        held_out=0.1234, runner_up=("lowrank + columns", 1.0834),
     )  # fmt: skip
-    short = Line(Weight("q", "Linear", (8, 8)), "", 48, "mpo", lowrank(8, 8, 2), held_out=0.5)
+    assert [term["kind"] for term in row.as_dict()["terms"]] == ["network", "columns"]
+    short = Line(Weight("q", "Linear", (8, 8)), "", 48, "mpo", (lowrank(8, 8, 2),), held_out=0.5)
     shown = str(Table((row, short), 0.6))
     assert " lowrank 384 + 15 columns" in shown
     assert "error 0.123; lowrank + columns would have 1.08 x its square" in shown

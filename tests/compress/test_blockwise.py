@@ -113,7 +113,7 @@ def test_best_keeps_some_columns_dense_and_everything_goes_on_with_them(tmp_path
     result = bw.tensorize(model, 0.1, data, effort="best", prefer="size")
     rows = [row for row in result.table if row.format == COLUMNS]
     assert rows, "no weight kept columns"
-    assert all(row.remainder == 2 for row in rows)
+    assert all([kind.count for kind in row.beside] == [2] for row in rows)
     assert result.table.kept <= 0.1
     layer = result.model.get_submodule(rows[0].name)
     assert isinstance(layer, TensorLinear)

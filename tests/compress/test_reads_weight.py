@@ -45,10 +45,7 @@ def wavlm():
     more = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     more |= {"num_feat_extract_layers": 2, "apply_spec_augment": False}
     own = {name: size for name, size in BERT.items() if "position" not in name}
-    config = hf.WavLMConfig(
-        **own, **sizes, **more, num_feat_extract_layers=2, apply_spec_augment=False
-    )
-    return hf.WavLMModel(config)
+    return hf.WavLMModel(hf.WavLMConfig(**own, **sizes, **more))
 
 
 def deberta(kind):
@@ -126,6 +123,7 @@ def near(one, two):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("brief")
 def test_it_runs_trains_saves_loads_and_merges(kind, tmp_path):
     make, data, targets, place = KINDS[kind]
     torch.manual_seed(0)

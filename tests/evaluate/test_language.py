@@ -130,3 +130,18 @@ def test_a_sample_is_the_greedy_one_of_transformers(make) -> None:
     rules = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 1, "pad_token_id": 1}
     expected = model.eval().generate(given.input_ids, attention_mask=given.attention_mask, **rules)
     assert got == words.decode(expected[0, 3:], skip_special_tokens=True) != ""
+
+
+@pytest.mark.parametrize("form", ["rows", "batches", "array", "padded"])
+def test_windows_in_every_form_are_the_same(form):
+    model, ids = tiny.llama(), tiny.tokens(6, 12)
+    mask = torch.cat([torch.ones_like(ids), torch.zeros_like(ids[:, :3])], 1)
+    data = {
+        "rows": [{"input_ids": row.tolist()} for row in ids],
+        "batches": [ids[:2], ids[2:]],
+        "array": ids.numpy(),
+        "padded": [{"input_ids": F.pad(ids, (0, 3)), "attention_mask": mask}],
+    }[form]
+    assert perplexity(model, data).perplexity == perplexity(model, ids).perplexity
+    with pytest.raises(DataError, match="Text came without a tokenizer"):
+        perplexity(model, ["some words"])

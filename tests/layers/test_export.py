@@ -1,4 +1,4 @@
-"""Layers outside eager mode: one graph for all batches, ONNX of six operations."""
+"""Layers of ordinary sizes outside eager mode: one graph for all batches, ONNX of few kinds."""
 
 import pytest
 

@@ -1,8 +1,6 @@
 """Layers against F.linear and F.embedding with a weight that numpy multiplies out."""
 
-import copy
 import json
-import pickle
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from bondwise.layers.specs import from_spec
 from bondwise.layers.terms import Term
 from bondwise.network.ranks import layouts
 from bondwise.topology import registry
-from nets import BESIDE, beside_of, layer_of, passes_alone, random_cores, reference, thorough
+from nets import BESIDE, beside_of, layer_of, random_cores, reference, thorough
 
 NETS = [registry.find(name).sized(12, 18, 3) for name in registry.names()]
 NETS += [bw.lowrank(9, 70, 2)]  # pivots are positions, not a mask of bits
@@ -31,7 +29,6 @@ MORE = [registry.find(name).sized(7, 5, 2) for name in registry.names()] + [bw.l
 every_net = pytest.mark.parametrize("net", [*NETS, *thorough(*MORE)], ids=str)
 both_forms = pytest.mark.parametrize("gauge", [False, True], ids=["plain", "gauge"])
 KINDS = (TensorLinear, TensorEmbedding)
-both_kinds = pytest.mark.parametrize("kind", KINDS)
 LOW = bw.lowrank(7, 10, 3)
 every_layer = pytest.mark.parametrize(
     ("kind", "net", "rest"),
@@ -147,44 +144,6 @@ def test_the_spec_says_whether_there_is_a_bias():
     for bias in (None, False, True):
         layer = from_spec(TensorLinear(net, bias=bias).spec())
         assert ("bias" in layer.state_dict()) == bool(bias)
-
-
-@both_forms
-@both_kinds
-def test_copies_after_a_forward_are_whole_and_apart(kind, gauge):
-    for net in NETS:
-        layer, _ = full(kind, net, gauge, "entries")
-        x = inputs(layer, 5)
-        y = layer(x)
-        for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-            assert torch.equal(again(x), y)
-            with torch.no_grad():
-                again.core_0.zero_()
-            assert torch.equal(layer(x), y)
-            assert not torch.equal(again(x), y)
-
-
-@both_forms
-def test_other_weights_can_be_loaded_after_a_forward(gauge):
-    for net in NETS:
-        one, two = (full(TensorLinear, net, gauge, seed=seed)[0] for seed in (0, 1))
-        x = inputs(one, 5)
-        one(x)
-        one.load_state_dict(two.state_dict())
-        assert torch.equal(one(x), two(x))
-        one.to("meta").to_empty(device="cpu").load_state_dict(two.state_dict())
-        assert torch.equal(one(x), two(x))
-
-
-@both_forms
-def test_a_layer_moves_to_another_dtype(gauge):
-    for net in NETS:
-        layer, W = full(TensorLinear, net, gauge)
-        x = inputs(layer, 5).float()
-        y = layer.float()(x)
-        assert y.dtype == torch.float32
-        # float32 rounds every factor; the weights here are sums of products of a few normal numbers
-        assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=1e-4, atol=1e-3)
 
 
 def test_what_does_not_fit_is_named():
@@ -315,65 +274,3 @@ def test_a_layer_prints_its_network():
     net = bw.lowrank(6, 4, 2)
     assert "ranks={'a': 2}, stored=20" in repr(TensorLinear(net))
     assert "ranks={'a': 2}, gauge-free, stored=16" in repr(make(TensorLinear, net, gauge=True)[0])
-
-
-COMPILED = """
-import torch
-import bondwise as bw
-from bondwise.layers.embedding import TensorEmbedding
-from bondwise.layers.linear import TensorLinear
-from bondwise.layers.specs import from_spec
-from bondwise.layers import entries
-from bondwise.layers.networks import compacted
-from bondwise.gauge.compact import compact
-
-
-def make(kind, net):
-    cores = [torch.randn(shape, dtype=torch.float64) for shape in net.core_shapes]
-    return kind.of([compacted(compact(net, cores))])
-
-
-def backend(graph, inputs):
-    assert "nonzero" not in graph.code  # sizes that depend on values are decided before
-    return graph
-
-
-def check(layer, x):
-    torch._dynamo.reset()
-    y = torch.compile(layer, fullgraph=True, backend=backend)(x)
-    W = layer.dense()
-    expected = x @ W.T if x.is_floating_point() else W[x]
-    torch.testing.assert_close(y, expected)
-    ours = torch.autograd.grad(y.sum(), list(layer.parameters()))
-    theirs = torch.autograd.grad(expected.sum(), list(layer.parameters()))
-    for one, two in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, two)
-
-
-lowrank, mpo = bw.lowrank(12, 18, 3), bw.mpo((4, 3), (3, 6), 3)
-for net in (lowrank, mpo, bw.cp((4, 3), (3, 6), 3)):
-    if net != lowrank and not THOROUGH:
-        continue
-    x = torch.randn(5, 18, dtype=torch.float64)
-    layer = make(TensorLinear, net)
-    check(layer, x)
-    check(TensorLinear(net, dtype=torch.float64), x)
-    loaded = from_spec(layer.spec(), device="meta", dtype=torch.float64)
-    loaded.load_state_dict(layer.state_dict(), assign=True)
-    check(loaded, x)
-    check(make(TensorEmbedding, net), torch.tensor([3, 0, 3]))
-for term in (
-    entries.columns(torch.tensor([1, 4]), torch.randn(12, 2), (12, 18)),
-    entries.rows(torch.tensor([1, 4]), torch.randn(2, 18), (12, 18)),
-    entries.entries(torch.tensor([0, 40, 41]), torch.randn(3), (12, 18)),
-):
-    layer = TensorLinear(lowrank, dtype=torch.float64)
-    layer.add(term)
-    check(layer, x)
-"""
-
-
-@pytest.mark.compile
-@pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.thorough)])
-def test_layers_compile_to_one_graph_before_any_forward(thorough):
-    passes_alone(COMPILED, THOROUGH=thorough)

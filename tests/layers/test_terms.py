@@ -62,44 +62,6 @@ def test_a_step_of_training_changes_the_numbers_and_no_position(kind):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_it_runs_and_trains_in_other_dtypes(kind, dtype):
-    layer, W = make(kind, gauge=True)
-    x = torch.randn(5, WIDTH, dtype=dtype)
-    y = layer.to(dtype)(x)
-    assert y.dtype == dtype
-    # a sum of ten products of normal numbers, each factor rounded
-    atol = 60 * torch.finfo(dtype).eps
-    assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=0, atol=atol)
-    y.sum().backward()
-    assert {p.grad.dtype for p in layer.parameters()} == {dtype}
-
-
-@every_kind
-@both_forms
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_gives_one_dtype(kind, gauge, dtype):
-    layer, W = make(kind, gauge)
-    layer.float()
-    x = torch.randn(5, WIDTH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = layer(x.to(dtype))
-    assert y.dtype == torch.bfloat16
-    atol = 60 * torch.finfo(torch.bfloat16).eps
-    assert_close(y.double(), F.linear(x.double(), W, layer.bias.double()), rtol=0, atol=atol)
-    y.sum().backward()
-    assert {p.grad.dtype for p in layer.parameters()} == {torch.float32}
-
-
-@every_kind
-def test_merge_includes_it(kind):
-    layer, W = make(kind, gauge=True)
-    merged = bw.merge(nn.Sequential(layer))
-    assert type(merged[0]) is nn.Linear
-    assert_close(merged[0].weight, W)
-
-
-@every_kind
 def test_a_term_is_added_and_taken_away(kind):
     layer, W = make(kind, gauge=True)
     x = torch.randn(5, WIDTH, dtype=torch.float64)

@@ -99,3 +99,11 @@ def test_features_lean_to_the_positive_side_whatever_the_sign_of_the_inputs():
     torch.testing.assert_close(one.readers, -two.readers)
     for name in ("top", "at", "low", "around", "mean"):
         torch.testing.assert_close(getattr(one, name), getattr(two, name), msg=name)
+
+
+def test_moments_of_data_in_every_form():
+    model, ids = tiny.llama(), tiny.tokens(6, 12)
+    names = ["model.layers.0.mlp.up_proj"]
+    wanted = input_moments(model, names, [ids])[names[0]]
+    for data in ([{"input_ids": row.tolist()} for row in ids], ids.numpy(), iter([ids])):
+        torch.testing.assert_close(input_moments(model, names, data)[names[0]], wanted)

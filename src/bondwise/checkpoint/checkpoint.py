@@ -169,8 +169,16 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
 
 def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
     attach(model)
-    with without_bars():
-        model.save_pretrained(str(folder), max_shard_size=max_shard_size)
+    try:
+        with without_bars():
+            model.save_pretrained(str(folder), max_shard_size=max_shard_size)
+    except RuntimeError as error:
+        if "shared tensors" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{type(model).__name__} has one layer or tensor at several places, which transformers "
+            "cannot write, so nothing was left; give each place a copy of its own (deepcopy)."
+        ) from error
     _write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})
 
 

@@ -101,8 +101,10 @@ def _pass_over(model: Any, layers: Layers, specs: Mapping[str, Spec]) -> None:
         extra.add(rf"(^|\.){place}\.(weight{old})$")
         if is_old(specs[path]):
             lost.add(rf"(^|\.){place}\.(core_\d+|t1_entries)$")
-    model._keys_to_ignore_on_load_unexpected = extra
-    model._keys_to_ignore_on_load_missing = lost
+    for name, own in (("unexpected", extra), ("missing", lost)):
+        name = f"_keys_to_ignore_on_load_{name}"
+        kind = set if isinstance(getattr(model, name), set) else list  # a list in transformers 5.0
+        setattr(model, name, kind(own))
 
 
 def _untie(model: Any) -> None:

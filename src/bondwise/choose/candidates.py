@@ -15,13 +15,24 @@ from bondwise.choose.cost import Cost
 from bondwise.choose.curves import curve
 from bondwise.fit.metric import Metric, second_moment
 from bondwise.flow.calibrate import Inputs
+from bondwise.layers.entries import Columns, Dense
 from bondwise.layers.hosts.registry import matrix_of
+from bondwise.layers.terms import Kind
 from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank
 
 COLUMNS = "lowrank + columns"
 EXACT = ("dense", "lowrank")  # the formats whose curves are in closed form
 EVERY_RANK = 512  # a weight with at most so many ranks gets a candidate for each of them
+
+
+Terms = tuple[Network | Kind, ...]
+"""What a weight may become the sum of; a network stands for itself without its gauge."""
+
+
+def network_of(terms: Terms) -> Network | None:
+    """The network among some terms, if there is one."""
+    return next((term for term in terms if isinstance(term, Network)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,50 +42,44 @@ class Candidate:
     Attributes:
         weight: its name.
         format: "dense", "lowrank", "mpo", ..
-        network: what it becomes; None for dense.
+        terms: what it becomes the sum of: a network, and entries beside it; or dense.
         numbers: stored numbers; pivots and positions as the numbers whose bits they take.
         bytes: on disk.
         macs: multiplications for one token.
         seconds: modelled, for a batch of 1 and of 256 tokens.
         resident: bytes in memory.
         error: ``||(W - W~) X||^2 / ||W X||^2`` on held-out tokens.
-        remainder: dense columns kept beside the network.
     """
 
     weight: str
     format: str
-    network: Network | None
+    terms: Terms
     numbers: int
     bytes: int
     macs: int
     seconds: tuple[float, float]
     resident: int
     error: float
-    remainder: int = 0
 
     @classmethod
-    def of(
-        cls,
-        weight: str,
-        form: str,
-        network: Network | None,
-        price: Cost,
-        error: float,
-        remainder: int = 0,
-    ) -> "Candidate":
+    def of(cls, weight: str, form: str, terms: Terms, price: Cost, error: float) -> "Candidate":
         """The candidate of a cost."""
         return cls(
             weight,
             form,
-            network,
+            terms,
             price.numbers,
             price.bytes,
             price.macs,
             price.seconds,
             price.resident,
             error,
-            remainder,
         )
+
+    @property
+    def network(self) -> Network | None:
+        """The network among its terms; None where it stays dense."""
+        return network_of(self.terms)
 
     @property
     def aligned(self) -> bool:
@@ -129,7 +134,7 @@ def candidates(
         group: the weights and what their inputs look like.
         bits: of one stored number.
         formats: those to look at; "dense" cannot be left out, and "lowrank + columns" adds a
-            remainder of one dense column in a hundred to each weight that tokens reached.
+            term of one dense column in a hundred to each weight that tokens reached.
 
     >>> found = candidates(Group({"q": torch.ones(32, 64), "k": torch.eye(32, 64)}))
     >>> sorted({c.format for c in found}), max(c.numbers for c in found)
@@ -174,17 +179,18 @@ def _with_columns(
     predicted = regression(moments[0], positions)
     fitting, held = (rest(moment, positions, predicted) for moment in moments)
     errors = _relative(curve(weight, fitting, held).held_out, norm)
-    beside = cost.columns(out, count, bits)
+    kept = Columns(count, (out, inp))
+    beside = cost.entries(kept, bits)
     for rank in grid(out, inp, bits):
         price = cost.low_rank(out, inp, rank, bits) + beside
         if price.numbers < out * inp:
             net = _network(out, inp, rank)
-            yield Candidate.of(name, COLUMNS, net, price, errors[rank], count)
+            yield Candidate.of(name, COLUMNS, (net, kept), price, errors[rank])
 
 
 def _dense(name: str, weight: Tensor, bits: int) -> Candidate:
     out, inp = weight.shape
-    return Candidate.of(name, "dense", None, cost.dense(out, inp, bits), 0.0)
+    return Candidate.of(name, "dense", (Dense((out, inp)),), cost.dense(out, inp, bits), 0.0)
 
 
 def _low_rank(
@@ -198,7 +204,7 @@ def _low_rank(
     errors = _relative(curve(weight, *moments).held_out, norm)
     for rank in ranks:
         price = cost.low_rank(out, inp, rank, bits)
-        yield Candidate.of(name, "lowrank", _network(out, inp, rank), price, errors[rank])
+        yield Candidate.of(name, "lowrank", (_network(out, inp, rank),), price, errors[rank])
 
 
 @cache

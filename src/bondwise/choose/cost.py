@@ -8,6 +8,8 @@ from math import ceil, prod
 from bondwise.compute.plan import plan
 from bondwise.compute.steps import Step
 from bondwise.gauge.compact import pivot_bits, stored_numbers
+from bondwise.layers.entries import Placed
+from bondwise.layers.terms import stored_bits
 from bondwise.network.network import Network
 from bondwise.topology.lowrank import lowrank
 
@@ -96,10 +98,16 @@ def network(net: Network, bits: int) -> Cost:
 
 
 @cache
-def columns(out: int, count: int, bits: int) -> Cost:
-    """A remainder of so many dense columns; each position takes 32 bits."""
-    numbers, size = stored(out * count, 32 * count, bits)
-    return Cost(numbers, size, out * count, _matmuls([(1, out, count)], bits), size)
+def entries(kind: Placed, bits: int) -> Cost:
+    """Entries beside a network: their numbers, and the bits of their positions.
+
+    >>> from bondwise.layers.entries import Columns
+    >>> entries(Columns(2, (4, 100)), 32).numbers, entries(Columns(2, (4, 100)), 32).macs
+    (10, 8)
+    """
+    numbers, size = stored(sum(map(prod, kind.shapes)), stored_bits(kind), bits)
+    macs, out = kind.macs(1), kind.shape[0]
+    return Cost(numbers, size, macs, _matmuls([(1, out, ceil(macs / out))], bits), size)
 
 
 def slower(

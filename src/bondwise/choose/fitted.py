@@ -80,7 +80,7 @@ def fitted(
                 if prefer == "speed" and cost.slower(price.seconds, limit, net):
                     continue
                 error = _error(weight, net, metric, held)
-                yield Candidate.of(name, form, net, price, error)
+                yield Candidate.of(name, form, (net,), price, error)
 
 
 def shapes(

@@ -68,7 +68,7 @@ class Scout:
             price = cost.network(net, self.bits)
             if price.numbers < out * inp:
                 error = gain * _at(low, price.numbers)
-                yield Candidate.of(name, won.format, net, price, error)
+                yield Candidate.of(name, won.format, (net,), price, error)
 
 
 def scout(

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bondwise.choose.by_rank import cost
-from bondwise.choose.candidates import Candidate
+from bondwise.choose.candidates import Candidate, Terms, network_of
 from bondwise.choose.select import Weight
+from bondwise.layers.entries import Placed
+from bondwise.layers.terms import Kind
 from bondwise.network.network import Network
 
 WIDTH = 100  # columns of a printed line
@@ -20,27 +22,25 @@ class Line:
         weight: what it was.
         reason: why it is left alone; empty where it changes.
         format: name of the format; None where it is left alone.
-        network: what it becomes.
+        terms: what it becomes the sum of; empty where it is left alone.
         after: numbers stored then.
         error: relative error of the fit, in the inputs' metric if there is one; None before it.
         held_out: the same on tokens that the fit did not see.
         runner_up: the next best format, and its squared error over this one's at equal numbers.
         macs: multiplications for one token.
         seconds: modelled, for a batch of 1 and of 256 tokens.
-        remainder: dense columns kept beside the network.
     """
 
     weight: Weight
     reason: str
     after: int
     format: str | None = None
-    network: Network | None = None
+    terms: Terms = ()
     error: float | None = None
     held_out: float | None = None
     runner_up: tuple[str, float] | None = None
     macs: int | None = None
     seconds: tuple[float, float] | None = None
-    remainder: int = 0
 
     @property
     def name(self) -> str:
@@ -51,6 +51,16 @@ class Line:
     def before(self) -> int:
         """Numbers stored before."""
         return self.weight.numbers
+
+    @property
+    def network(self) -> Network | None:
+        """The network among its terms."""
+        return network_of(self.terms)
+
+    @property
+    def beside(self) -> tuple[Kind, ...]:
+        """What stands beside the network."""
+        return tuple(term for term in self.terms if isinstance(term, Kind))
 
     @property
     def changes(self) -> bool:
@@ -77,7 +87,7 @@ class Line:
             "runner_up": None if self.runner_up is None else list(self.runner_up),
             "macs": self.macs,
             "seconds": None if self.seconds is None else list(self.seconds),
-            "remainder": self.remainder,
+            "terms": [_term(term) for term in self.terms],
             "block": block(self.name),
         }
 
@@ -132,7 +142,7 @@ class Table:
 
 def changed(weight: Weight, form: str, net: Network, bits: int) -> Line:
     """The line of a weight that becomes a network."""
-    return Line(weight, "", cost(net, bits), form, net)
+    return Line(weight, "", cost(net, bits), form, (net,))
 
 
 def decided(weight: Weight, chosen: Candidate, group: Sequence[Candidate]) -> Line:
@@ -145,12 +155,11 @@ def decided(weight: Weight, chosen: Candidate, group: Sequence[Candidate]) -> Li
         "",
         chosen.numbers,
         chosen.format,
-        chosen.network,
+        chosen.terms,
         held_out=chosen.error**0.5,
         runner_up=runner_up(chosen, group),
         macs=chosen.macs,
         seconds=chosen.seconds,
-        remainder=chosen.remainder,
     )
 
 
@@ -215,8 +224,20 @@ def _becomes(line: Line) -> str:
     if line.network is None:
         return f"left alone: {line.reason}"
     ranks = ",".join(map(str, line.network.bonds.values()))
-    columns = f" + {line.remainder} columns" if line.remainder else ""
-    return f"{line.format} {ranks}{columns}, {line.before:,} -> {line.after:,}"
+    first = (line.format or "").partition(" + ")[0]
+    terms = " + ".join([f"{first} {ranks}", *map(_words, line.beside)])
+    return f"{terms}, {line.before:,} -> {line.after:,}"
+
+
+def _words(kind: Kind) -> str:
+    return f"{kind.count} {kind.kind}" if isinstance(kind, Placed) else kind.kind
+
+
+def _term(term: Network | Kind) -> dict[str, Any]:
+    """A term as plain data."""
+    if isinstance(term, Kind):
+        return term.spec()
+    return {"kind": "network", "network": str(term), "sizes": dict(term.sizes)}
 
 
 def _found(line: Line) -> Iterator[str]:

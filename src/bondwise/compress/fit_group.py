@@ -11,7 +11,7 @@ from bondwise.choose.columns import low_rank_with_columns
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
-from bondwise.layers.entries import columns
+from bondwise.layers.entries import Columns, columns
 from bondwise.layers.hosts.registry import host_of
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.networks import network
@@ -52,8 +52,9 @@ def fit_group(
         net = picks[name].network if name in picks else None
         if net is None:
             continue
-        if count := picks[name].remainder:
-            new[name] = _beside_columns(name, net, count, group, layers[name])
+        kept = [term for term in picks[name].terms if isinstance(term, Columns)]
+        if kept:
+            new[name] = _beside_columns(name, net, kept[0].count, group, layers[name])
         else:
             new[name] = _alone(name, net, group, layers[name], seed)
     return new

@@ -295,7 +295,7 @@ def _asked(work: _Work) -> dict[str, Candidate]:
         if line.network is not None:
             price = cost.network(line.network, bits_of(work.model.get_submodule(name)))
             form = line.format or work.recipe.format
-            found[name] = Candidate.of(name, form, line.network, price, 1.0)
+            found[name] = Candidate.of(name, form, (line.network,), price, 1.0)
     return found
 
 

@@ -78,7 +78,7 @@ def graded(*values: Tensor) -> bool:
 def through(function: type[torch.autograd.Function], plan: Plan, *values: Tensor) -> Tensor:
     """A function of a plan and tensors, these in autocast's dtype where it is on."""
     kind = values[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return cast(Tensor, function.apply(plan, *values))
     lower = torch.get_autocast_dtype(kind)
     with torch.autocast(kind, enabled=False):

@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bondwise.errors import DataError
+from bondwise.errors import DataError, whole_number
+from bondwise.flow.forms.door import batches
+from bondwise.heal.training_data import as_windows
 
 Progress = Callable[[int, int], None]
 
@@ -64,20 +66,25 @@ class Comparison:
 
 def perplexity(
     model: nn.Module,
-    windows: Int[Tensor, "count length"],
+    windows: Any,
     batch: int = 1,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    tokenizer: Any = None,
+    length: SupportsIndex = 256,
 ) -> Score:
     """`exp(mean of -log p(token | tokens before it in its window))`, first tokens not predicted.
 
-    `dtype` computes in another type than the model's (the model itself stays as it is); `progress`
-    is told windows done and windows in all.
+    `windows` are token ids (count, length), or data in any form (`bondwise.flow.forms.door`), of
+    which all windows of `length` are taken, text and chats with a `tokenizer`. `dtype` computes in
+    another type than the model's (the model itself stays as it is); `progress` is told windows
+    done and windows in all.
 
     Raises:
         DataError: windows of one token, tokens outside the vocabulary, or a loss that is not
             finite.
     """
+    windows = _ids(windows, tokenizer, length)
     _check(windows)
     with _ready(model, dtype) as logits, torch.no_grad():
         nats = [_nats(logits(ids), ids) for ids in _batches(windows, batch, progress)]
@@ -87,13 +94,17 @@ def perplexity(
 def compare(
     model: nn.Module,
     teacher: nn.Module,
-    windows: Int[Tensor, "count length"],
+    windows: Any,
     batch: int = 1,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    tokenizer: Any = None,
+    length: SupportsIndex = 256,
 ) -> Comparison:
     """Both models over the same windows in one pass; `seed` draws the bootstrap.
+
+    What windows are, see `perplexity`.
 
     Both compute in `dtype` (None: each in its own). A batch of one window is no slower than a
     larger one for windows of some hundred tokens, and keeps the logits small.
@@ -101,6 +112,7 @@ def compare(
     Raises:
         DataError: as `perplexity`, and for two models that do not share a vocabulary.
     """
+    windows = _ids(windows, tokenizer, length)
     _check(windows)
     with _ready(model, dtype) as student, _ready(teacher, dtype) as dense, torch.no_grad():
         rows = [
@@ -120,7 +132,20 @@ def compare(
     )
 
 
+def _ids(data: Any, tokenizer: Any, length: SupportsIndex) -> Tensor:
+    """Data in any form as windows of token ids, padding left out."""
+    if isinstance(data, Tensor):
+        return data
+    size = whole_number("length", length)
+    return as_windows(batches(data, tokenizer, count=None, length=size), size)
+
+
 def _check(windows: Tensor) -> None:
+    if windows.ndim != 2 or windows.is_floating_point():
+        raise DataError(
+            f"Windows of shape {tuple(windows.shape)} and {windows.dtype} came; "
+            "give token ids (count, length)."
+        )
     count, length = windows.shape
     if count < 1 or length < 2:
         raise DataError(

@@ -26,9 +26,9 @@ def twins(
 ) -> dict[int, Any]:
     """A tensor of its own for each parameter and buffer: what `copied` is given.
 
-    Where two parameters show the same numbers, so do their twins; a view takes the memory of what
-    it shows, not of all that it is a view of. Both are otherwise lost. What is more than numbers in
-    memory (quantised, on meta) is left to ``deepcopy``.
+    Parameters that show the same numbers have one twin, so that they train as one; a view takes the
+    memory of what it shows, not of all that it is a view of. Both are otherwise lost. What is more
+    than numbers in memory (quantised, on meta) is left to ``deepcopy``.
 
     Args:
         model: it is only read.
@@ -42,8 +42,8 @@ def twins(
     >>> two.weight = nn.Parameter(one.weight.data)
     >>> model = nn.Sequential(one, two)
     >>> copy = copied(model, twins(model))
-    >>> copy[0].weight.data_ptr() == copy[1].weight.data_ptr() != one.weight.data_ptr()
-    True
+    >>> copy[0].weight is copy[1].weight, copy[0].weight is one.weight
+    (True, False)
     """
     made: dict[Any, Tensor] = {}
     found: dict[int, Any] = {}
@@ -54,7 +54,10 @@ def twins(
         key = view(tensor), kind if is_cast else None
         if key not in made:
             made[key] = _own(tensor, kind if is_cast else None)
-        found[id(tensor)] = _like(tensor, made[key])
+        role = key, type(tensor), tensor.requires_grad
+        if role not in made:
+            made[role] = _like(tensor, made[key])
+        found[id(tensor)] = made[role]
     return found
 
 

@@ -1,1 +1,1 @@
-"""The modules that hold networks: what they store, and how they run."""
+"""Weights as sums of terms: the modules that hold them, and the kinds of module they stand for."""

@@ -23,7 +23,7 @@ class TensorEmbedding(TensorLayer):
         net: the network of the table.
         cores: one tensor per core; None draws them for training.
         padding_idx: a row, from the end where it is below 0, as in ``nn.Embedding``.
-        zero_padding: that row gives zeros.
+        zero_padding: whether that row gives zeros.
         device: where the cores are.
         dtype: what they are in.
 
@@ -85,6 +85,17 @@ class TensorEmbedding(TensorLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows ``W[ids]``."""
+        if ids.is_meta:  # a device that autocast does not know
+            rows = self._rows(ids)
+        else:
+            with torch.autocast(ids.device.type, enabled=False):  # nn.Embedding heeds none
+                rows = self._rows(ids)
+        if self.padding_idx is None:
+            return rows
+        padding = torch.zeros_like(rows) if self.zero_padding else rows.detach()
+        return torch.where((ids == self.padding_idx).unsqueeze(-1), padding, rows)
+
+    def _rows(self, ids: Tensor) -> Tensor:
         parts, device = self.parts, ids.device
         found = (
             part.kind.rows(self._numbers(part), self._at(k, device), ids)
@@ -93,10 +104,7 @@ class TensorEmbedding(TensorLayer):
         rows = next(found)
         for more in found:
             rows = rows + more
-        if self.padding_idx is None:
-            return rows
-        padding = torch.zeros_like(rows) if self.zero_padding else rows.detach()
-        return torch.where((ids == self.padding_idx).unsqueeze(-1), padding, rows)
+        return rows
 
     def dense(self) -> Tensor:
         """The dense table, entries x width; a row of zero padding is zero."""

@@ -19,7 +19,7 @@ Numbers = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Dense(Kind):
-    """The whole weight: ``y = x W^T``. Its parameter is named ``dense``.
+    """The whole weight: ``y = x W^T``. Its parameter is ``t0_dense`` in the first term of a layer.
 
     Attributes:
         shape: (out, in).

@@ -69,7 +69,7 @@ class TensorLinear(TensorLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "TensorLinear":
-        """The layer of some terms, all out x in.
+        """The layer of some terms, each out x in.
 
         Args:
             terms: one or more; their numbers are copied.

@@ -30,6 +30,12 @@ class Made(Tensor):
     made from the layer's parameters, so that gradients reach them. It holds no numbers of its own:
     a write into it is refused.
 
+    Args:
+        make: gives the dense weight.
+        like: has its dtype and device.
+        shape: (out, in).
+        asks: what ``requires_grad_`` does; None where it is detached.
+
     >>> from bondwise import TensorLinear, lowrank
     >>> layer = TensorLinear(lowrank(6, 4, 2))
     >>> layer.weight.shape, torch.equal(layer.weight + 0, layer.dense())

@@ -34,16 +34,18 @@ class Part:
 class TensorLayer(nn.Module):
     """A dense weight (out x in) as a sum of terms.
 
-    The output depends on the parameters alone: nothing is kept from one call to the next. The
-    parameters are those of the first term, ``core_0, core_1, ..`` of a network (2-D, in the layout
-    that `bondwise.network.ranks.layouts` fixes), ``entries`` or, since ``dense`` is a method,
-    ``t0_dense``; and those of further terms, ``t1_entries``, ``t2_core_0``, ... Positions are plain
-    attributes and travel as extra state: packed bytes with a checksum, so that positions that were
-    averaged or cast are refused.
+    The output depends on the parameters alone: nothing is kept from one call to the next.
+
+    Parameters of the first term have the names of its kind: ``core_0, core_1, ..`` of a network
+    (2-D, as `bondwise.network.ranks.layouts` lays them out), ``entries``, or ``t0_dense``, since
+    ``dense`` is a method. Those of the next terms have the term's number before them:
+    ``t1_entries``, ``t2_core_0``, .. Positions are plain attributes that move with the layer. In a
+    state dict they are its extra state: bytes with a checksum, so that positions that were averaged
+    or cast are refused.
 
     ``weight`` is the dense weight, out x in, made when it is read. Assigning a whole weight makes
-    it the one term of the layer. In a state dict stands a guard of one element under that name, so
-    that a reader that does not know this layer meets a size that cannot be right.
+    it the one term of the layer. A state dict has a guard under that name, a tensor of one element:
+    a reader that does not know this layer meets a size that cannot be right.
     """
 
     group: ClassVar[str] = ""  # what a pattern calls it
@@ -413,7 +415,7 @@ def tensor_layers(model: nn.Module) -> Iterator[tuple[str, TensorLayer]]:
 
 
 def _named(at: int, kind: Kind) -> tuple[str, ...]:
-    """Names of a term's parameters: those of its kind for the first, if no method has the name."""
+    """Names of a term's parameters: its number before them, but for the first term's if free."""
     plain = at == 0 and not any(hasattr(TensorLayer, name) for name in kind.names)
     return tuple(name if plain else f"t{at}_{name}" for name in kind.names)
 

@@ -33,9 +33,9 @@ Pins = tuple[str | None, ...]
 class Cores(Kind):
     """A network: ``core_0, core_1, ..``, each a matrix in the layout that the network fixes.
 
-    It runs by the plan of fewest multiplications for the number of rows that come, its values in
-    chunks that stay in the cache. Low rank whose identity block meets the input runs as it is
-    stored, which never takes more.
+    It runs by the plan of fewest multiplications for the number of rows that come, large batches
+    some rows at a time, so that what lies between two products stays in the cache. Low rank whose
+    identity block meets the input runs as it is stored, which never takes more multiplications.
 
     Attributes:
         network: out x in.
@@ -87,7 +87,7 @@ class Cores(Kind):
         return tuple(form.pivots for form in self.forms if form.pivots is not None)
 
     def places(self, stored: tuple[Tensor, ...]) -> Places:
-        """What each core with identity blocks is filled by (int64).
+        """What each core with identity blocks is filled by (int64); if it gathers, the order of x.
 
         Raises:
             ShapeError: pivots that repeat, or that are not as many as a bond is large.

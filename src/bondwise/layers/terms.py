@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bondwise.errors import ShapeError
@@ -33,12 +34,12 @@ class Kind(ABC):
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the tensors of numbers."""
+        """Names of the tensors of numbers, as those of a layer's first term."""
 
     @property
     @abstractmethod
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of these tensors."""
+        """Shapes of these tensors."""
 
     @property
     def kept(self) -> tuple[tuple[int, torch.dtype], ...]:
@@ -69,7 +70,7 @@ class Kind(ABC):
 
     def rows(self, numbers: tuple[Tensor, ...], places: Places, ids: Tensor) -> Tensor:
         """What it adds to some rows of the weight: ids -> (*ids.shape, in)."""
-        return self.dense(numbers, places)[ids]
+        return F.embedding(ids, self.dense(numbers, places))
 
     @abstractmethod
     def macs(self, rows: int) -> int:
@@ -88,6 +89,9 @@ class Term:
         kind: what it is.
         numbers: the tensors that are trained, in the order of `Kind.names`.
         places: positions as they are used; None until they are read from a checkpoint.
+
+    Raises:
+        ShapeError: tensors of other shapes than the kind's.
     """
 
     kind: Kind

@@ -1,15 +1,16 @@
 """Bond features: each value of a bond as a signed number for every token of a corpus, streamed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.data import Batch
+from bondwise.flow.forms.door import batches as opened_batches
 from bondwise.flow.watch import Entering, watch
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
@@ -75,8 +76,9 @@ class Features:
 def features(
     model: nn.Module,
     bonds: Sequence[Bond],
-    batches: Sequence[Batch],
+    batches: Any,
     *,
+    tokenizer: Any = None,
     per_bond: int = 64,
     moments: Mapping[str, Tensor] | None = None,
     progress: Progress = silent,
@@ -89,7 +91,8 @@ def features(
     Args:
         model: a tensorized model.
         bonds: which, each in the gauge that it is to be read in (`gauge(..).bond`).
-        batches: that the model takes; read twice.
+        batches: that the model takes, or data in any form (`bondwise.flow.forms.door`); read twice.
+        tokenizer: for text, chats and padding.
         per_bond: how many values of each bond are followed.
         moments: ``E[x x^T]`` of the inputs of layers by name, where they are known already.
         progress: is told a stage, what is done and what there is.
@@ -106,6 +109,7 @@ def features(
     >>> bool(torch.allclose(found.values(x).max(0).values, found.top[:, 0], atol=1e-6))
     True
     """
+    batches = opened_batches(batches, tokenizer, count=None)
     names = list(dict.fromkeys(bond.layer for bond in bonds))
     known = dict(moments or {})
     missing = [name for name in names if name not in known]
@@ -134,14 +138,15 @@ def features(
 
 
 def input_moments(
-    model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
+    model: nn.Module, names: Sequence[str], batches: Any, tokenizer: Any = None
 ) -> dict[str, Tensor]:
     """``E[x x^T]`` of the inputs of some layers, (in, in), unshrunk; those that were reached.
 
     Args:
         model: any model.
         names: paths of its layers.
-        batches: as the model takes them.
+        batches: as the model takes them, or data in any form.
+        tokenizer: for text, chats and padding.
 
     Raises:
         DataError: no batch, or an input that is not finite.
@@ -151,7 +156,7 @@ def input_moments(
     tensor([0.5000, 2.0000], dtype=torch.float64)
     """
     watched = Inputs({name: model.get_submodule(name) for name in names})
-    watched.watch(model, batches)
+    watched.watch(model, opened_batches(batches, tokenizer, count=None))
     made = {
         group: own.metric(shrinkage=0.0).shrunk()
         for group, own in watched.moments.items()

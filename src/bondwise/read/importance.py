@@ -11,6 +11,7 @@ from bondwise.compute.plan import plan
 from bondwise.compute.run import apply
 from bondwise.errors import DataError, optional
 from bondwise.flow.data import Batch, evaluating, feed
+from bondwise.flow.forms.door import batches as opened_batches
 from bondwise.progress import Progress, silent
 from bondwise.read.bonds import Bond
 from bondwise.read.contributions import gram
@@ -57,9 +58,10 @@ class Agreement:
 def importance(
     model: nn.Module,
     bonds: Sequence[Bond],
-    batches: Sequence[Batch],
+    batches: Any,
     moments: Mapping[str, Tensor],
     *,
+    tokenizer: Any = None,
     measure: int = 64,
     loss: Loss | None = None,
     seed: int = 0,
@@ -70,8 +72,9 @@ def importance(
     Args:
         model: a tensorized model.
         bonds: in the gauges whose values are meant.
-        batches: on which the loss is taken.
+        batches: on which the loss is taken, or data in any form (`bondwise.flow.forms.door`).
         moments: ``E[x x^T]`` of the layers' inputs (`bondwise.read.features.input_moments`).
+        tokenizer: for text, chats and padding.
         measure: how many values are left out one by one to see the loss itself, drawn evenly
             from all; each takes a pass over the batches.
         loss: of a model on a batch, a mean; None for the cross entropy of the next token.
@@ -92,8 +95,7 @@ def importance(
     >>> bool(own[0].measured.isfinite().all()), how.measured
     (True, 4)
     """
-    if not batches:
-        raise DataError("No batch came; give at least one.")
+    batches = opened_batches(batches, tokenizer, count=None)
     told = loss or next_token_loss
     slopes = gradients(model, bonds, batches, told, progress)
     rungs = [_cheap(bond, moments[bond.layer]) for bond in bonds]

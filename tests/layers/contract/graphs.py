@@ -11,11 +11,11 @@ from torch.testing import assert_close
 
 from layers.contract.subjects import Cell, cells, check, check_gradients, few, wanted
 
-ROWS = (5, 2, 7, 64, 3, 300)
+ROWS = (5, 2, 64, 300)
 
 
 def compiled(cell: Cell) -> int:
-    """How many graphs all batches take, with and without gradients."""
+    """How many graphs all batches take."""
     model, graphs = cell.model(), []
 
     def backend(graph, inputs):
@@ -30,20 +30,17 @@ def compiled(cell: Cell) -> int:
             assert_close(run(cell.inputs(rows)), wanted(model[0], cell.inputs(rows)))
             for p in model.parameters():
                 p.data = p.data * 1.1
-    found = len(graphs)
-    for rows in ROWS[:3]:
-        check_gradients(model, cell.inputs(rows), run)
     check(model, cell.inputs(5))
-    return found
+    return len(graphs)
 
 
-def functionalised(cell: Cell) -> None:
+def trained(cell: Cell) -> None:
     """Forward and backward as compilers see them: no views, no writes in place."""
     torch._dynamo.reset()
     model = cell.model().train()
-    check_gradients(
-        model, cell.inputs(5), torch.compile(model, fullgraph=True, backend="aot_eager")
-    )
+    run = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in ROWS[:2]:
+        check_gradients(model, cell.inputs(rows), run)
 
 
 def exported(cell: Cell) -> None:
@@ -71,9 +68,8 @@ def main(which: str, every: bool) -> None:
             if which == "exported":
                 exported(cell)
             else:
-                most = compiled(Cell("dense", cell.host))
-                assert compiled(cell) <= most == 1, "more than one graph"
-                functionalised(cell)
+                assert compiled(cell) == 1, "more than one graph"
+                trained(cell)
         except Exception as error:
             wrong.append(f"{cell}: {type(error).__name__}: {str(error)[:300]}")
     assert not wrong, "\n".join([f"{len(wrong)} cells", *wrong])

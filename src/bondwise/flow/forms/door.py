@@ -216,7 +216,11 @@ class _Door:
     def _items(self, items: list[Any], came: str, is_table: bool = False) -> Texts | list[Batch]:
         """A list of things of one kind."""
         if not items:
-            what = "An empty list came as data" if came == "list" else "The data held no batch"
+            what = (
+                "An empty list came as data, which holds no batch"
+                if came == "list"
+                else "The data held no batch"
+            )
             raise DataError(f"{what}; give at least one batch or row.")
         if is_table:
             items = [_first(item) for item in items]

@@ -25,7 +25,7 @@ def inputs(module: nn.Embedding, args: tuple[Any, ...]) -> None:
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorEmbedding:
-    """A table of terms; a padding row that is zero stays zero."""
+    """A table of terms; a padding row of zeros stays so. One of terms may stand for the module."""
     at = module.padding_idx
     zero = at is not None and not bool(module.weight[at].any())
     return TensorEmbedding.of(terms, at, zero_padding=zero)

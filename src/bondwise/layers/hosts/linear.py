@@ -21,12 +21,12 @@ def modes(module: nn.Linear) -> tuple[Modes, Modes]:
 
 
 def inputs(module: nn.Linear, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
-    """What it is called with."""
+    """Its one argument, (*any, in)."""
     return args[0]
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorLinear:
-    """A layer of terms; the bias is copied."""
+    """A layer of terms; the bias is copied. A layer of terms may stand for the module."""
     return TensorLinear.of(terms, module.bias)
 
 

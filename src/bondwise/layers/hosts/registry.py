@@ -21,7 +21,7 @@ class Host:
 
     Attributes:
         name: in a checkpoint.
-        group: what a pattern calls it: "linear" or "embedding".
+        group: what targets call it: "linear" or "embedding".
         base: its class, as ``module.Class``, so that it need not be imported.
         layer: the class of ours that stands in its place.
         matrix: the weight that it applies, out x in, without gradient.
