@@ -117,7 +117,7 @@ MODELS = [
     (content("model.safetensors", lambda b: b[:-1000]), 1, "copy or download it again"),
     (content("model.safetensors", lambda _: b""), 1, "copy or download it again"),
     (content("tokenizer.json", lambda b: b[:-1000]), 1, "The tokenizer in"),
-    (instead(of_the_future), 1, "schema version 99, this bondwise reads up to 2"),
+    (instead(of_the_future), 1, "schema version 99, this bondwise reads up to 3"),
     (foreign_code, 1, "needs code of its own (X, auto_map in config.json)"),
     (config(model_type="x", architectures=["X"]), 1, UNKNOWN),
     (only_pickles, 1, "only pickled weights, which can run code when read"),
