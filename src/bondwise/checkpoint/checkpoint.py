@@ -29,7 +29,7 @@ from bondwise.checkpoint.hub import (
     without_bars,
 )
 from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
-from bondwise.checkpoint.whole import check_whole
+from bondwise.checkpoint.whole import check_writable
 from bondwise.checkpoint.written import check_written
 from bondwise.errors import BondwiseError, CheckpointError, DataError
 from bondwise.flow.copies import copied, twins, view
@@ -83,7 +83,7 @@ def save(
     ['bondwise.json', 'model.safetensors']
     """
     check_model(model)
-    check_whole(model)
+    check_writable(model)
     check_place("directory", directory)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise DataError(

@@ -14,7 +14,7 @@ from torch import nn
 from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, check_source, load_model, reader
-from bondwise.checkpoint.whole import check_whole
+from bondwise.checkpoint.whole import check_writable
 from bondwise.choose.by_rank import builder, check_keep
 from bondwise.compress.recipe import Recipe, check_choices, dtype
 from bondwise.compress.result import Result
@@ -51,7 +51,7 @@ def compress(
     steps = Steps()
     with steps("load", progress):
         loaded = load_model(recipe.model, device=recipe.device)
-        check_whole(loaded.model)  # before hours of fitting, not after
+        check_writable(loaded.model)  # before hours of fitting, not after
         tokenizer = None if data is None else reader(loaded, recipe.model)
     result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
     steps.done.extend(dict(step) for step in result.steps)
