@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 import tiny
 from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.whole import check_no_adapter, check_writable
-from bondwise.flow.doors import check_whole
 from bondwise.errors import CheckpointError, SelectionError
+from bondwise.flow.doors import check_whole
 
 from .conftest import logits, make_llama, offloaded, refused, transformers
 

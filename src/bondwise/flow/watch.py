@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.padding import masks, matched, refilled, trimmed
+from bondwise.layers.hosts.registry import rows_of
 from bondwise.progress import Progress, silent
 
 ROOM = 2**30  # bytes of inputs that are there at once
@@ -77,9 +78,11 @@ def watching(layers: Mapping[str, nn.Module], see: See) -> Generator[Begin]:
         own, last = ((given.bool(),) if one else tuple(given or ())), None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        rows = rows_of(layers[name])
+
         def look(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             nonlocal last
-            x: Tensor = args[0] if args else next(iter(named.values()))
+            x = rows(args, named)
             if last is None or last[0] is not x:
                 last = (x, name)
             mask, certain = matched(own, tuple(x.shape))

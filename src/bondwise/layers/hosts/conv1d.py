@@ -1,11 +1,11 @@
 """GPT-2's ``Conv1D``: a linear layer whose weight lies as in x out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from bondwise.layers.hosts.registry import Host, Modes
+from bondwise.layers.hosts.registry import Host, Modes, first
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.terms import Term
 
@@ -21,9 +21,13 @@ def modes(module: Any) -> tuple[Modes, Modes]:
     return (out,), (inp,)
 
 
-def inputs(module: Any, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
-    """Its one argument, (*any, in)."""
-    return args[0]
+def inputs(
+    module: Any,  # noqa: ARG001
+    args: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> Tensor:
+    """What it is called with."""
+    return first(args, named)
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorLinear:

@@ -1,6 +1,6 @@
 """``nn.Embedding``: its table is the matrix, of which rows are looked up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def modes(module: nn.Embedding) -> tuple[Modes, Modes]:
     return (module.num_embeddings,), (module.embedding_dim,)
 
 
-def inputs(module: nn.Embedding, args: tuple[Any, ...]) -> None:
+def inputs(module: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     """None: ids select rows, and no row of inputs meets the table."""
 
 

@@ -1,11 +1,11 @@
 """``nn.Linear``: its weight is the matrix, and its inputs are the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from bondwise.layers.hosts.registry import Host, Modes
+from bondwise.layers.hosts.registry import Host, Modes, first
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.terms import Term
 
@@ -20,9 +20,13 @@ def modes(module: nn.Linear) -> tuple[Modes, Modes]:
     return (module.out_features,), (module.in_features,)
 
 
-def inputs(module: nn.Linear, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
-    """Its one argument, (*any, in)."""
-    return args[0]
+def inputs(
+    module: Any,  # noqa: ARG001
+    args: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> Tensor:
+    """What it is called with."""
+    return first(args, named)
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorLinear:

@@ -1,6 +1,6 @@
 """Which hosts there are: one file each, found by looking into this folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -39,7 +39,7 @@ class Host:
     layer: Any
     matrix: Callable[[Any], Tensor]
     modes: Callable[[Any], tuple[Modes, Modes]]
-    inputs: Callable[[Any, tuple[Any, ...]], Tensor | None]
+    inputs: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Tensor | None]
     build: Callable[[Any, Sequence[Term]], Any]
     dense: Callable[[Any], nn.Module]
 
@@ -110,6 +110,29 @@ def host_of(module: object, layer: type | None = None) -> Host:
             f"write a {known}."
         )
     return found
+
+
+def rows_of(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]:
+    """What gives the rows that a module's matrix meets, from the arguments of a call.
+
+    Where no host says so, it is the first argument.
+
+    >>> import torch
+    >>> rows_of(nn.Linear(2, 3))((), {"input": torch.ones(5, 2)}).shape
+    torch.Size([5, 2])
+    """
+    host = find(module) or hosts().get(str(getattr(module, "host", "")))
+
+    def rows(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        found = None if host is None else host.inputs(module, args, named)
+        return first(args, named) if found is None else found
+
+    return rows
+
+
+def first(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The first argument of a call, however it was given."""
+    return args[0] if args else next(iter(named.values()))
 
 
 def matrix_of(module: nn.Module) -> Tensor:
