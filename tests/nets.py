@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bondwise import btt, cp, kron, lowrank, mpo, parse, ring, tree, tucker
+from bondwise.compute.machine import Rates
+from bondwise.compute.plan import Plan, timed
 from bondwise.gauge.compact import compact
 from bondwise.layers import entries
 from bondwise.layers.networks import compacted, network
@@ -187,6 +189,11 @@ def kept_bytes(work, *given) -> int:
     return sum(
         size for at, (ref, size) in seen.made.items() if at not in apart and not ref.expired()
     )
+
+
+def in_training(net: Network) -> Plan:
+    """Its plan for large batches and gradients: the weight is made whole where it is small."""
+    return timed(net, 4096, Rates(), 4, ready=False, training=True)
 
 
 def layer_of(kind, net: Network, cores, gauge: bool, beside=(), **options):

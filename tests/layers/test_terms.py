@@ -136,7 +136,7 @@ def test_positions_that_are_not_those_stored_are_refused(change, gauge):
     model = nn.Sequential(layer)
     before = layer.get_extra_state()
     state["0._extra_state"] = change(state["0._extra_state"])
-    with pytest.raises(CheckpointError, match=r"^0: positions .*; load them from the file"):
+    with pytest.raises(CheckpointError, match=r"^0: positions .*; take them"):
         model.load_state_dict(state)
     assert torch.equal(layer.get_extra_state(), before)
 

@@ -38,7 +38,7 @@ def test_what_it_is_is_known_without_making_it(monkeypatch):
     monkeypatch.setattr(type(layer.terms[0].kind), "dense", None)
     w = layer.weight
     assert (w.shape, w.dtype, w.device.type, w.ndim) == ((6, 4), torch.float64, "cpu", 2)
-    assert (w.size(0), len(w), w.numel(), w.data.dtype) == (6, 6, 24, torch.float64)
+    assert (w.size(0), len(w), w.numel(), w.is_meta) == (6, 6, 24, False)
     assert w.requires_grad
     assert w.is_floating_point()
     assert hasattr(layer, "weight")
@@ -84,6 +84,8 @@ def test_it_can_be_copied_from():
         assert_close(other.weight.detach(), layer.dense())
         other.weight.data = layer.weight.data.clone() * 2
         assert_close(other.weight.detach(), 2 * layer.dense())
+        other.weight.data = layer.weight.data
+        assert_close(other(torch.eye(4).double()) - other.bias, layer.dense().T)
         other.weight.data[:3] = layer.weight.data[:3]
         assert_close(other.weight.detach()[:3], layer.dense()[:3])
     assert type(copy.deepcopy(layer.weight.detach())) is not nn.Parameter
@@ -113,6 +115,25 @@ def test_the_guard_of_a_checkpoint_is_passed_over():
     layer = made()
     layer.weight = torch.zeros(1)
     assert list(layer.state_dict()) == ["core_0", "core_1", "bias", "weight"]
+
+
+@pytest.mark.parametrize("part", [lambda w: w, lambda w: w.data, lambda w: w.detach()])
+def test_it_is_no_parameter_and_nothing_that_an_optimizer_could_move(part):
+    layer = made()
+    with pytest.raises(SelectionError, match=r"nn.Parameter\(layer.weight.clone\(\)\)"):
+        nn.Parameter(part(layer.weight))
+    nn.Parameter(layer.weight.clone())
+    with pytest.raises(ValueError, match="non-leaf"):
+        torch.optim.SGD([layer.weight])
+    with pytest.raises(SelectionError, match="register_hook came"):
+        layer.weight.register_hook(print)
+
+
+def test_it_does_not_become_the_data_of_another_without_numbers():
+    other = nn.Linear(4, 6).double()
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        other.weight.data = made().weight
+    assert other(torch.ones(4).double()).shape == (6,)
 
 
 def test_freezing_it_freezes_what_it_is_made_from():

@@ -7,6 +7,8 @@ from torch import nn
 from bondwise.checkpoint.hub import is_hub_model, is_ours
 from bondwise.errors import SelectionError
 from bondwise.flow.doors import check_whole
+from bondwise.layers.hosts.registry import computes_otherwise
+from bondwise.layers.module import TensorLayer
 
 _TUNER = "peft.tuners.tuners_utils"
 
@@ -25,6 +27,7 @@ def check_writable(model: nn.Module) -> None:
     """
     check_no_adapter(model)
     check_whole(model)
+    _check_layers(model)
     method = _method(model)
     if method is not None:
         raise SelectionError(
@@ -32,6 +35,36 @@ def check_writable(model: nn.Module) -> None:
             "dequantised, or where its weights are plain numbers `del "
             "model.config.quantization_config`."
         )
+
+
+def _check_layers(model: nn.Module) -> None:
+    """Refuse layers of terms that would not come back as they are."""
+    holders: dict[int, tuple[str, nn.Module]] = {}
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        for name, parameter in own.items():
+            other, there = holders.setdefault(id(parameter), (f"{path}.{name}", module))
+            if there is not module and (
+                isinstance(module, TensorLayer) or isinstance(there, TensorLayer)
+            ):
+                raise SelectionError(
+                    f"{other} and {path}.{name} are one parameter, which a checkpoint of terms "
+                    "does not keep so; give each its own: nn.Parameter(p.detach().clone())."
+                )
+        if not isinstance(module, TensorLayer):
+            continue
+        held = [name for part in module.parts for name in part.held]
+        if computes_otherwise(module):
+            raise SelectionError(
+                f"{path} is a {type(module).__name__} with a forward of its own, which a "
+                "checkpoint does not keep; put one of bondwise's own in its place first."
+            )
+        if hasattr(module, "parametrizations") or not own.keys() >= set(held):
+            lost = next((name for name in held if name not in own), held[0])
+            raise SelectionError(
+                f"{lost} of {path} is pruned or parametrized; make it a parameter again first: "
+                f"torch.nn.utils.prune.remove(layer, {lost!r}), or remove_parametrizations."
+            )
 
 
 def check_no_adapter(model: nn.Module) -> None:

@@ -46,7 +46,9 @@ def compress(
     recipe = replace(recipe, model=_absolute(recipe.model), threads=count)
     if recipe.data is not None:
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
-    data = None if recipe.data is None else read_text(Path(recipe.data))
+    data = None if recipe.data is None else Path(recipe.data)
+    if data is not None:
+        read_text(data)  # a look, before the model is loaded
     check_source(recipe.model, text=data is not None)
     steps = Steps()
     with steps("load", progress):
@@ -64,7 +66,7 @@ def compress(
 def run(
     recipe: Recipe,
     model: nn.Module,
-    data: str | None,
+    data: Path | None,
     tokenizer: Any,
     progress: Progress,
     *,

@@ -12,7 +12,7 @@ from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
 from bondwise.layers.entries import Columns, columns
-from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.hosts.registry import built
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.networks import network
 from bondwise.layers.terms import Term
@@ -122,4 +122,4 @@ def _errors(weight: Tensor, new: Tensor, moments: tuple[Tensor, Tensor]) -> tupl
 def _plain(
     net: Network, cores: Sequence[Tensor], layer: nn.Module, beside: Sequence[Term] = ()
 ) -> TensorLayer:
-    return host_of(layer).build(layer, [network(net, cores), *beside])
+    return built(layer, [network(net, cores), *beside])

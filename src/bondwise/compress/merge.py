@@ -7,7 +7,7 @@ from bondwise.checkpoint.hub import detach
 from bondwise.compress.swap import apart, check_copy, swap
 from bondwise.errors import SelectionError
 from bondwise.flow.doors import check_switch, check_whole
-from bondwise.layers.hosts.registry import hosts
+from bondwise.layers.hosts.registry import densified
 from bondwise.layers.module import TensorLayer
 
 
@@ -42,7 +42,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
         )
     if not inplace:
         check_copy(model)
-    dense = {layer: hosts()[layer.host].dense(layer) for layer in set(found.values())}
+    dense = {layer: densified(layer, name) for name, layer in found.items()}
     made = {name: dense[layer] for name, layer in found.items()}
     if inplace:
         swap(model, made)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
-from bondwise.layers.hosts.registry import hosts
+from bondwise.layers.hosts.registry import built, hosts
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.networks import compacted
 
@@ -58,4 +58,4 @@ def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
 
 
 def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
-    return hosts()[plain.host].build(source, [compacted(form), *plain.beside()])
+    return built(source, [compacted(form), *plain.beside()], hosts()[plain.host])

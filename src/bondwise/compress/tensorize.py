@@ -240,11 +240,10 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     listed, notes = listed_batches(model, recipe, data, tokenizer)
     if not work.lines:
         return _Done(Fitted(), {}, notes)
-    shown = held_apart(listed)
-    first = FirstRun.of(model, shown.first)
+    first = FirstRun.of(model, held_apart(listed).first)
     with evaluating(model):
         layers = {name: model.get_submodule(name) for name in work.lines}
-        listed = unpadded(model, layers, listed)
+        shown = held_apart(unpadded(model, layers, listed))
         with steps("draw"):
             shown = shown.with_drawn(model, work.effort.drawn, recipe.seed, progress)
         with steps("calibrate"):

@@ -16,6 +16,7 @@ from bondwise.flow.doors import check_call, check_place, check_switch, check_tok
 from bondwise.heal.distil import Teacher
 from bondwise.heal.modes import as_float32
 from bondwise.heal.run import Healed, Wrap, prepare
+from bondwise.layers.module import tensor_layers
 from bondwise.progress import Progress, silent
 from bondwise.train.allocator import kept
 from bondwise.train.loop import Callback, no_callback
@@ -93,6 +94,12 @@ def heal(
     recipe = healing(steps=steps, minutes=minutes, **choices)
     if student is teacher:
         raise DataError("The student is the teacher; give the compressed model and the dense one.")
+    networks = [m is not None and any(tensor_layers(m)) for m in (student, _module(teacher))]
+    if networks == [False, True]:
+        raise DataError(
+            "The student is dense and the teacher has tensor networks; give the compressed model "
+            "as the student and the dense one as the teacher."
+        )
     groups(student, recipe.rate, recipe.choice)
     with _folder(state) as folder:
         run = prepare(student, Teacher(teacher), recipe, data, tokenizer, validation, choices)
@@ -105,6 +112,10 @@ def heal(
             if not place.begun:  # what is refused will be asked in another way
                 place.forget()
             raise
+
+
+def _module(teacher: object) -> nn.Module | None:
+    return teacher if isinstance(teacher, nn.Module) else None
 
 
 def _check(student: object, teacher: object, inplace: object) -> None:

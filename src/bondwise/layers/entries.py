@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +257,7 @@ def dense(weight: Tensor) -> Term:
     return Term(Dense(_matrix(weight)), (weight,))
 
 
-def columns(positions: Tensor, values: Tensor, shape: tuple[int, int]) -> Term:
+def columns(positions: Any, values: Any, shape: tuple[int, int]) -> Term:
     """Columns of a weight of a shape (out, in): positions (k,), ascending; values out x k.
 
     Raises:
@@ -270,7 +270,7 @@ def columns(positions: Tensor, values: Tensor, shape: tuple[int, int]) -> Term:
     return _placed(Columns, positions, values, shape)
 
 
-def rows(positions: Tensor, values: Tensor, shape: tuple[int, int]) -> Term:
+def rows(positions: Any, values: Any, shape: tuple[int, int]) -> Term:
     """Rows of a weight of a shape (out, in): positions (k,), ascending; values k x in.
 
     Raises:
@@ -283,7 +283,7 @@ def rows(positions: Tensor, values: Tensor, shape: tuple[int, int]) -> Term:
     return _placed(Rows, positions, values, shape)
 
 
-def entries(positions: Tensor, values: Tensor, shape: tuple[int, int]) -> Term:
+def entries(positions: Any, values: Any, shape: tuple[int, int]) -> Term:
     """Single entries of a weight of a shape (out, in).
 
     Args:
@@ -303,10 +303,11 @@ def entries(positions: Tensor, values: Tensor, shape: tuple[int, int]) -> Term:
 
 def _placed(
     make: Callable[[int, tuple[int, int]], Placed],
-    positions: Tensor,
-    values: Tensor,
+    given: Any,
+    numbers: Any,
     shape: tuple[int, int],
 ) -> Term:
+    positions, values = torch.as_tensor(given), torch.as_tensor(numbers)
     kind = make(positions.numel(), (int(shape[0]), int(shape[1])))
     kind.check(positions)
     return Term(kind, (values,), (positions.long().clone(),))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.path import unlike
 from bondwise.compute.run import Numbers
-from bondwise.errors import ShapeError
+from bondwise.errors import SelectionError, ShapeError
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.layers import networks
@@ -127,6 +127,8 @@ class TensorLinear(TensorLayer):
             bound = self.in_features**-0.5
             drawn = torch.empty(self.out_features, device=like.device, dtype=like.dtype)
             return nn.Parameter(drawn.uniform_(-bound, bound))
+        if not isinstance(bias, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(f"bias={bias!r} came; write a tensor, True, False or None.")
         if tuple(bias.shape) != (self.out_features,):
             raise ShapeError(
                 f"A bias of shape {tuple(bias.shape)} came; write one of ({self.out_features},)."
@@ -158,6 +160,10 @@ class TensorLinear(TensorLayer):
             SelectionError: it is no such layer.
         """
         host = host_of(linear, cls)
+        if host.matrix(linear).is_meta:
+            raise SelectionError(
+                f"A {type(linear).__name__} on meta came, without numbers; load its weights first."
+            )
         fitted = fit(host.matrix(linear), net, metric)
         made = host.build(linear, [networks.network(fitted.network, fitted.cores)])
         assert isinstance(made, cls)

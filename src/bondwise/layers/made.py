@@ -10,11 +10,13 @@ from torch.utils import _pytree as pytree
 from bondwise.errors import SelectionError
 
 _ABOUT = {  # answered without making the weight
-    *("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf", "is_cuda"),
-    *("is_meta", "is_sparse", "is_quantized", "itemsize", "nbytes", "grad", "grad_fn"),
+    *("shape", "dtype", "layout", "ndim", "requires_grad"),
+    *("is_sparse", "is_quantized", "itemsize", "nbytes", "grad", "grad_fn"),
     *("size", "dim", "numel", "nelement", "element_size", "stride", "is_contiguous", "__len__"),
     *("is_floating_point", "is_complex", "ndimension", "is_inference"),
 }
+_PLACE = ("device", "is_cuda", "is_meta", "is_cpu")
+_WORK = object()
 _IN_PLACE = {
     "__setitem__",
     "__delitem__",
@@ -48,6 +50,7 @@ class Made(Tensor):
 
     make: Callable[[], Tensor]
     _asks: Callable[[bool], None] | None
+    _like: Tensor
     _is_hf_initialized = True  # transformers draws no random weights for it
 
     @staticmethod
@@ -60,8 +63,9 @@ class Made(Tensor):
     ) -> "Made":
         wrap: Any = Tensor._make_wrapper_subclass  # pyright: ignore
         graded = asks is not None and like.requires_grad
-        made = wrap(cls, tuple(shape), dtype=like.dtype, device=like.device, requires_grad=graded)
-        made.make, made._asks = make, asks
+        # on meta, so that ``other.data = made`` is refused by torch and not taken without numbers
+        made = wrap(cls, tuple(shape), dtype=like.dtype, device="meta", requires_grad=graded)
+        made.make, made._asks, made._like = make, asks, like
         return cast(Made, made)
 
     @classmethod
@@ -75,14 +79,10 @@ class Made(Tensor):
         name, what = _named(func)
         kwargs = kwargs or {}
         first = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(first, Made) and what != "__set__" and name in _ABOUT:
-            with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-                return func(*args, **kwargs)
-        if isinstance(first, Made) and name in ("data", "detach") and what != "__set__":
-            return Made(lambda: first.make().detach(), first, first.shape)
-        if isinstance(first, Made) and first._asks is not None and name.startswith("requires_grad"):
-            first._asks(bool(args[1] if len(args) > 1 else kwargs.get("requires_grad", True)))
-            return first
+        if isinstance(first, Made):
+            answer = first._answer(func, name, what, args, kwargs)
+            if answer is not _WORK:
+                return answer
         if _writes(name, what, first) or _holds(kwargs.get("out")):
             raise SelectionError(
                 f"{name} came for a weight that is made from terms when it is read, which holds no "
@@ -92,6 +92,30 @@ class Made(Tensor):
         made = dict[int, Tensor]()
         plain = [_plain(value, made) for value in (args, kwargs)]
         return _guarded(func(*plain[0], **plain[1]), made.values())
+
+    def _answer(
+        self, func: Any, name: str, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What is answered without making the weight; `_WORK` where it has to be made."""
+        if what != "__set__":
+            if name in _ABOUT:
+                with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
+                    return func(*args, **kwargs)
+            if name in _PLACE:
+                return getattr(self._like, name)
+            if name == "is_leaf":
+                return not self.requires_grad  # no optimizer can move it
+            if name in ("data", "detach"):
+                return _held(self.make().detach())
+        if self._asks is not None and name.startswith("requires_grad"):
+            self._asks(bool(args[1] if len(args) > 1 else kwargs.get("requires_grad", True)))
+            return self
+        if name in ("requires_grad_", "register_hook", "retain_grad"):
+            raise SelectionError(
+                f"{name} came for a weight that is made from terms when it is read; write it for "
+                "the layer's parameters, or take a copy: nn.Parameter(layer.weight.clone())."
+            )
+        return _WORK
 
     @classmethod
     def __torch_dispatch__(
@@ -140,8 +164,15 @@ def _guarded(found: Any, made: Iterable[Tensor]) -> Any:
     if isinstance(found, Tensor) and not isinstance(found, Made):
         for weight in made:
             if _shares(found, weight):
-                return Made(lambda: found, found, found.shape, None)
+                return _held(found)
     return found
+
+
+def _held(numbers: Tensor) -> Made:
+    """What was made already, guarded in the same way."""
+    held = cast(Any, numbers.as_subclass(Made))
+    held.make, held._asks, held._like = (lambda: numbers), None, numbers
+    return held
 
 
 def _shares(one: Tensor, other: Tensor) -> bool:

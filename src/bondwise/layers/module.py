@@ -96,7 +96,7 @@ class TensorLayer(nn.Module):
             for part, own in zip(self.parts, self._places, strict=True)
         )
 
-    def add(self, term: Term, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+    def add(self, term: Any, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
         """Append a term: the weight is then the sum of those before and of this one.
 
         Args:
@@ -114,6 +114,11 @@ class TensorLayer(nn.Module):
         >>> [name for name, _ in layer.named_parameters()]
         ['core_0', 'core_1', 't1_entries']
         """
+        if not isinstance(term, Term):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(
+                f"A {type(term).__name__} came as a term; write one such as networks.network(net, "
+                "cores) or entries.columns(positions, values, shape) of bondwise.layers."
+            )
         if term.kind.shape != self.shape:
             raise ShapeError(
                 f"A term of shape {term.kind.shape} came for a weight of {self.shape}; "
@@ -249,10 +254,10 @@ class TensorLayer(nn.Module):
         if len(part.held) == len(part.names):
             return tuple(getattr(self, name) for name in part.names)
         like = getattr(self, part.held[0])
-        return tuple(
-            getattr(self, name) if name in part.held else like.new_empty(shape)
-            for name, shape in zip(part.names, part.kind.shapes, strict=True)
-        )
+        numbers: list[Tensor] = []  # no generator: torch.compile takes none here
+        for name, shape in zip(part.names, part.kind.shapes, strict=True):
+            numbers.append(getattr(self, name) if name in part.held else like.new_empty(shape))
+        return tuple(numbers)
 
     def _at(self, term: int, device: torch.device) -> Places:
         """The positions of a term, where its data is."""
@@ -317,8 +322,12 @@ class TensorLayer(nn.Module):
         if isinstance(value, Tensor) and value.numel() == 1 and value.ndim == 1:
             return
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if not isinstance(value, Tensor) or shape != self.shape:
-            raise ShapeError(f"A weight of {shape} came; write a tensor of {self.shape}.")
+        if not isinstance(value, Tensor) or shape != self.shape or not value.is_floating_point():
+            kind = f" and {value.dtype}" if isinstance(value, Tensor) else ""
+            raise ShapeError(
+                f"A weight of {shape}{kind} came; write a tensor of {self.shape} of numbers with a "
+                "point."
+            )
         if isinstance(value, Made):
             value = value + 0  # what was read from another layer
         for part in self.parts:
@@ -393,6 +402,10 @@ class TensorLayer(nn.Module):
         for name in (name for part in self.parts for name in set(part.names) - set(part.held)):
             state_dict.pop(f"{prefix}{name}", None)  # until schema 2 there was a tensor of no size
         positions = state_dict.pop(extra, None)
+        shapes = {n: s for p in self.parts for n, s in zip(p.names, p.kind.shapes, strict=True)}
+        given = {name: state_dict.get(f"{prefix}{name}") for name in shapes}
+        if any(t is not None and tuple(t.shape) != shapes[name] for name, t in given.items()):
+            positions = self.get_extra_state()  # torch says which: they are another network's
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -49,7 +49,7 @@ def unpacked(state: object, kinds: Sequence[tuple[int, torch.dtype]]) -> list[Te
     return [part.clone().view(dtype) for part, (_, dtype) in parts]
 
 
-MEND = "load them from the file that was saved"
+MEND = "take them (_extra_state) from the file that was saved, as they are"
 
 
 def size(kinds: Sequence[tuple[int, torch.dtype]]) -> int:

@@ -41,14 +41,14 @@ class SparseLinear(nn.Module):
         carried: values at the end of the data that only pass.
     """
 
-    core: nn.Parameter
+    core: Tensor
     bias: nn.Parameter | None
 
     def __init__(
         self,
         level: Level,
         form: CoreForm,
-        core: nn.Parameter,
+        core: Tensor,
         index: Tensor | None = None,
         bias: nn.Parameter | None = None,
         carried: int = 0,
@@ -57,7 +57,10 @@ class SparseLinear(nn.Module):
         self.level, self.carried = level, carried
         self.out_features, self.in_features = (size + carried for size in level.shape)
         self._form, self._passage = form, passage(level)
-        self.register_parameter("core", core)
+        if isinstance(core, nn.Parameter):
+            self.register_parameter("core", core)
+        else:  # without numbers, or made by what stands before it
+            self.core = core
         self._index = index
         self.register_parameter("bias", bias)
 
@@ -171,7 +174,7 @@ def stacked(
         SparseLinear(
             level,
             kind.forms[level.core],
-            term.numbers[level.core],  # pyright: ignore[reportArgumentType]
+            term.numbers[level.core],
             index[level.core],
             bias if level is made[-1] else None,
             carried,

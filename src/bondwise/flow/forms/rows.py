@@ -116,6 +116,7 @@ def collated(rows: Sequence[Row], pad: int = 0) -> dict[str, Tensor]:
             f"Rows with the columns {', '.join(rows[0])} came, none of numbers or text that a "
             f"model could be shown; {GIVE}."
         )
+    _check_masks(columns)
     found: dict[str, Tensor] = {}
     for name, values in columns.items():
         sizes = {tuple(value.shape) for value in values}
@@ -129,6 +130,18 @@ def collated(rows: Sequence[Row], pad: int = 0) -> dict[str, Tensor]:
             ones = [torch.ones(len(value), dtype=torch.long) for value in values]
             found[mask] = _filled(mask, ones, 0)
     return found
+
+
+def _check_masks(columns: Mapping[str, Sequence[Tensor]]) -> None:
+    """Refuse a mask, or labels, of another length than the tokens that they are of."""
+    for main in MAIN:
+        for name in (_mask_name(main), "labels" if main == "input_ids" else None):
+            for own, ids in zip(columns.get(name or "", ()), columns.get(main, ()), strict=False):
+                if own.ndim and ids.ndim and name != "labels" and len(own) != len(ids):
+                    raise DataError(
+                        f"A row of {len(ids)} {main} came with an {name} of {len(own)}; give one "
+                        "number of the mask for each token."
+                    )
 
 
 def _mask_name(name: str) -> str | None:

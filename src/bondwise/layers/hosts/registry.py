@@ -80,6 +80,68 @@ def find(module: nn.Module) -> Host | None:
     return next((host for host in hosts().values() if host.takes(module)), None)
 
 
+def built(module: nn.Module, terms: Sequence[Term], host: Host | None = None) -> Any:
+    """A layer of terms in the place of a dense module, which stays; hooks go along.
+
+    Args:
+        module: a dense module, or a layer of terms that stands for one.
+        terms: what its weight becomes.
+        host: its host, where it is known.
+
+    Raises:
+        SelectionError: no host takes it.
+    """
+    layer = (host or host_of(module)).build(module, terms)
+    _hook(module, layer)
+    return layer
+
+
+def densified(layer: Any, name: str = "the layer") -> nn.Module:
+    """The dense module that a layer of terms stands for, with its hooks.
+
+    Raises:
+        SelectionError: the layer computes in a way of its own, or its numbers are not finite.
+    """
+    host = hosts()[layer.host]
+    if computes_otherwise(layer):
+        raise SelectionError(
+            f"{name} is a {type(layer).__name__} with a forward of its own, which a dense layer "
+            "would not have; put one of bondwise's own in its place first."
+        )
+    made = host.dense(layer)
+    if not all(bool(own.isfinite().all()) for own in made.parameters()):
+        raise SelectionError(
+            f"{name} has numbers that are not finite; mend its terms, or load the model again."
+        )
+    _hook(layer, made)
+    return made
+
+
+def computes_otherwise(layer: Any) -> bool:
+    """Whether a layer of terms has a forward that is not its class's in bondwise."""
+    theirs: Any = type(layer).forward
+    own = "forward" in vars(layer) and "_hf_hook" not in vars(layer)
+    return own or theirs is not hosts()[layer.host].layer.forward
+
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+
+def _hook(source: nn.Module, target: nn.Module) -> None:
+    """Give a module the hooks that hang on another around its calls."""
+    for name in _HOOKS:
+        getattr(target, name).update(getattr(source, name))
+    target._is_full_backward_hook = source._is_full_backward_hook  # pyright: ignore[reportPrivateUsage]
+
+
 def near(module: nn.Module) -> Host | None:
     """The host of a class that a module derives from, or None."""
     return next((host for host in hosts().values() if host.parent(module) is not None), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 MOST = ["few", pytest.param("all", marks=pytest.mark.thorough)]
 
 

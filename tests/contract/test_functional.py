@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.testing import assert_close
 
-from layers.contract.subjects import Cell, check, every_cell, wanted, weight
+from contract.subjects import Cell, check, every_cell, wanted, weight
 
 # what forward-mode gradients import
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch.testing import assert_close
 
-from layers.contract.subjects import Cell, cells, check, check_gradients, few, wanted
+from contract.subjects import Cell, cells, check, check_gradients, few, wanted
 
 ROWS = (5, 2, 64, 300)
 

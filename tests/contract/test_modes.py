@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import bondwise as bw
-from layers.contract.subjects import (
+from contract.subjects import (
     IN,
     OUT,
     Cell,

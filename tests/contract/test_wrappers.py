@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
-from layers.contract.subjects import Cell, check, check_gradients, every_cell, largest, wanted
+from contract.subjects import Cell, check, check_gradients, every_cell, largest, wanted
 
 
 class Copies(torch.autograd.Function):

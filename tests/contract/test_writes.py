@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.testing import assert_close
 
-from layers.contract.subjects import (
+from contract.subjects import (
     Cell,
     check,
     check_gradients,

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
-from layers.contract.subjects import Cell, cells, few, wanted
+from contract.subjects import Cell, cells, few, wanted
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
