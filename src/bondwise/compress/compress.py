@@ -66,7 +66,7 @@ def compress(
 def run(
     recipe: Recipe,
     model: nn.Module,
-    data: Path | None,
+    data: str | Path | None,
     tokenizer: Any,
     progress: Progress,
     *,

@@ -32,11 +32,13 @@ class Part:
         names: of its parameters, one for each tensor of numbers.
         held: the parameters that there are: none for a tensor without numbers, as that of a core
             that is an identity, since FSDP cannot shard it.
+        shapes: of all tensors of numbers.
     """
 
     kind: Kind
     names: tuple[str, ...]
     held: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, at: int, kind: Kind) -> "Part":
@@ -47,7 +49,7 @@ class Part:
         plain = at == 0 and not any(hasattr(TensorLayer, name) for name in kind.names)
         names = tuple(name if plain else f"t{at}_{name}" for name in kind.names)
         held = (n for n, shape in zip(names, kind.shapes, strict=True) if prod(shape))
-        return cls(kind, names, tuple(held))
+        return cls(kind, names, tuple(held), kind.shapes)
 
 
 class TensorLayer(nn.Module):
@@ -254,8 +256,8 @@ class TensorLayer(nn.Module):
         if len(part.held) == len(part.names):
             return tuple(getattr(self, name) for name in part.names)
         like = getattr(self, part.held[0])
-        numbers: list[Tensor] = []  # no generator: torch.compile takes none here
-        for name, shape in zip(part.names, part.kind.shapes, strict=True):
+        numbers: list[Tensor] = []
+        for name, shape in zip(part.names, part.shapes, strict=True):
             numbers.append(getattr(self, name) if name in part.held else like.new_empty(shape))
         return tuple(numbers)
 
