@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 import tiny
@@ -13,6 +13,8 @@ from bondwise.checkpoint.checkpoint import load, save
 from bondwise.checkpoint.whole import check_no_adapter, check_writable
 from bondwise.errors import CheckpointError, SelectionError
 from bondwise.flow.doors import check_whole
+from bondwise.layers.linear import TensorLinear
+from bondwise.topology.lowrank import lowrank
 
 from .conftest import logits, make_llama, offloaded, refused, transformers
 
@@ -232,3 +234,50 @@ def test_models_whose_files_have_other_names_are_read_back_too(tmp_path, name, c
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for one, two in zip(loaded.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def tied_terms():
+    p = nn.Parameter(torch.ones(4, 4))
+    model = nn.Sequential(TensorLinear(lowrank(4, 4, 1)), nn.Linear(4, 4))
+    model[0].weight = model[1].weight = p
+    return model
+
+
+def one_core():
+    model = nn.Sequential(*(TensorLinear(lowrank(4, 4, 1)) for _ in range(2)))
+    model[1].core_0 = model[0].core_0
+    return model
+
+
+def pruned():
+    model = nn.Sequential(TensorLinear(lowrank(4, 4, 1)))
+    prune.l1_unstructured(model[0], "core_0", amount=0.5)
+    return model
+
+
+def parametrized():
+    model = nn.Sequential(TensorLinear(lowrank(4, 4, 1)))
+    parametrize.register_parametrization(model[0], "core_1", nn.Identity())
+    return model
+
+
+class Own(TensorLinear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (tied_terms, r"0.t0_dense and 1.weight are one parameter"),
+        (one_core, r"0.core_0 and 1.core_0 are one parameter"),
+        (pruned, r"core_0 of 0 is pruned or parametrized; .*prune.remove\(layer, 'core_0'\)"),
+        (parametrized, r"core_1 of 0 is pruned or parametrized"),
+        (lambda: nn.Sequential(Own(lowrank(4, 4, 1))), "0 is a Own with a forward of its own"),
+        (lambda: nn.DataParallel(one_core()), "A DataParallel came as the model"),
+    ],
+)
+def test_layers_that_would_not_come_back_as_they_are_are_refused(tmp_path, make, says):
+    with pytest.raises(SelectionError, match=says):
+        save(make(), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []

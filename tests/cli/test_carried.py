@@ -1,7 +1,9 @@
 """What lies beside a model goes with it from verb to verb; what may be dense weights is named."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,3 +149,13 @@ def test_the_hub_is_asked_for_all_but_other_weights(shelf, monkeypatch):
     there = ["1_Pooling/config.json", "model.safetensors", "preprocessor_config.json", "README.md"]
     left = ["onnx/model.onnx_data", "pytorch_model.bin", "original/consolidated.00.pth", "a.gguf"]
     assert list(filter_repo_objects(there + left, **asked)) == there
+
+
+def test_a_text_that_is_the_name_of_a_file_is_a_text(capsys, shelf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("long.txt").write_text("bond core rank " * 400, encoding="utf-8")
+    Path("name.txt").write_text("long.txt", encoding="utf-8")
+    said = bondwise(capsys, "compress", shelf / "llama", "--data", "name.txt", "--out", "cut")
+    assert said.code != 0
+    assert re.search(r"The text has \d+ tokens", said.err)
+    assert not Path("cut").exists()

@@ -267,6 +267,11 @@ REFUSED = {
     "ragged inside": (Table(input_ids=[[[1, 2], [3]]]), None, "no row of numbers"),
     "words": (Table(input_ids=[["a", "b"]]), None, "none of numbers or text"),
     "empty texts": (["", " "], speaker(), "all empty"),
+    "a mask of another length": (
+        [{"input_ids": [1, 2, 3], "attention_mask": [1, 1]}] * 2,
+        None,
+        "A row of 3 input_ids came with an attention_mask of 2",
+    ),
     "no windows": (IDS, None, "write at least one window"),
     "half a window": (IDS, None, "length=2.5 came; write a whole number"),
 }

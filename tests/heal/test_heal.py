@@ -445,6 +445,11 @@ def dense():
     [
         ({"student": lambda: tiny.cut("llama").result}, DataError, r"type Result came; .*\.model"),
         (dict.fromkeys(("student", "teacher"), dense), DataError, "The student is the teacher"),
+        (
+            {"student": dense, "teacher": lambda: tiny.cut("llama").result.model},
+            DataError,
+            "The student is dense and the teacher has tensor networks",
+        ),
         ({"teacher": "teacher"}, DataError, "A teacher of type str came; give a module"),
         ({"teacher": tiny.bert}, DataError, "A BertModel came as the teacher"),
         ({"student": lambda: tiny.llama().requires_grad_(False)}, SelectionError, "nothing trains"),

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 import bondwise as bw
-from bondwise.errors import SelectionError
+from bondwise.errors import SelectionError, ShapeError
 from bondwise.layers import entries, hosts
 from bondwise.layers.hosts import registry
 from bondwise.layers.hosts.registry import find, host_of, own_way, rows_of
@@ -178,3 +178,49 @@ def test_a_host_is_one_file(tmp_path, monkeypatch):
         registry.hosts.cache_clear()
         sys.modules.pop("one_file", None)
         sys.modules.pop("bondwise.layers.hosts.turned", None)
+
+
+@pytest.mark.parametrize("data", [None, torch.randn(300, 24)])
+def test_hooks_go_along_in_and_out(data):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 20), nn.GELU(), nn.Linear(20, 24))
+    model[0].register_forward_pre_hook(lambda _, args: (3 * args[0],))
+    model[2].register_forward_hook(lambda _, _args, _named, y: y + 1, with_kwargs=True)
+    small = bw.tensorize(model, keep=0.95, data=data, format="lowrank", prefer="size").model
+    x = torch.randn(50, 24)
+    bare = small[2].dense() @ F.gelu(small[0].dense() @ (3 * x.T) + small[0].bias[:, None])
+    assert_close(small(x), bare.T + small[2].bias + 1, rtol=1e-4, atol=1e-4)
+    assert_close(bw.merge(small)(x), small(x), rtol=1e-4, atol=1e-4)
+    for module in (*small.modules(), *bw.merge(small).modules()):
+        assert len(module._forward_pre_hooks) + len(module._forward_hooks) <= 1
+
+
+class Doubled(bw.TensorLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_layer_with_a_forward_of_its_own_is_not_merged():
+    changed = bw.TensorLinear(bw.lowrank(6, 4, 2))
+    changed.forward = lambda x: x
+    for layer in (Doubled(bw.lowrank(6, 4, 2)), changed):
+        with pytest.raises(SelectionError, match=r"0 is a \w+ with a forward of its own"):
+            bw.merge(nn.Sequential(layer))
+
+
+def test_numbers_that_are_not_finite_are_not_merged():
+    layer = bw.TensorLinear(bw.lowrank(6, 4, 2))
+    with torch.no_grad():
+        layer.core_0[0] = float("nan")
+    with pytest.raises(SelectionError, match="0 has numbers that are not finite"):
+        bw.merge(nn.Sequential(layer))
+
+
+def test_what_is_no_term_or_no_bias_is_named():
+    net = bw.lowrank(6, 4, 2)
+    for value in (net, torch.ones(6, 4), bw.TensorLinear(net)):
+        with pytest.raises(ShapeError, match=r"A \w+ came as a term; write one such as"):
+            bw.TensorLinear(net).add(value)
+    with pytest.raises(SelectionError, match="on meta came"):
+        bw.TensorLinear.from_linear(nn.Linear(4, 6, device="meta"), net)
+    assert entries.columns([1], [[1.0]] * 6, (6, 4)).dense()[:, 1].sum() == 6

@@ -14,6 +14,7 @@ from torch import nn
 from bondwise.checkpoint.loading import load_model, reader
 from bondwise.choose.select import matches
 from bondwise.errors import BudgetError, CheckpointError, SelectionError, optional
+from bondwise.flow.data import checked
 from bondwise.flow.text import Corpus, corpus, read_text
 from bondwise.flow.watch import collect, in_turns
 from bondwise.layers.linear import TensorLinear
@@ -108,6 +109,7 @@ class Reader:
         model = loaded.model
         own = self._bonds(model)
         shown = corpus(model, tokenizer, text, self.windows, self.length, self.seed)
+        checked(model, shown.batches[:1])
         report = self.read(model, own, shown, tokenizer, progress)
         notes = [*loaded.notes, *report.pop("notes")]
         return report | {"notes": notes}
