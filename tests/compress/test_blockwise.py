@@ -27,7 +27,7 @@ def toned(moment, share):
 
 
 NET = bw.lowrank(16, 24, 6)
-PICKS = {"w": Candidate.of("w", "lowrank", NET, cost.network(NET, 32), 1.0)}
+PICKS = {"w": Candidate.of("w", "lowrank", (NET,), cost.network(NET, 32), 1.0)}
 
 
 def tried(place):
@@ -73,7 +73,7 @@ def test_a_frozen_bias_stays_frozen():
 
 def test_nothing_held_out_or_nothing_cut_leaves_the_site_as_it_is():
     place = site(12, 0.1)
-    dense = Candidate.of("w", "dense", None, cost.dense(16, 24, 32), 0.0)
+    dense = Candidate.of("w", "dense", (), cost.dense(16, 24, 32), 0.0)
     assert shrunk(place, {"w": dense}) is place
     alone = Group(place.weights, place.metric)
     assert shrunk(alone, PICKS) is alone

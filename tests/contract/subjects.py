@@ -91,8 +91,11 @@ class Cell:
         return f"{self.topology}{beside}-{STORAGES[self.gauge]}-{self.host}"
 
 
+PLAIN = ("mpo", "cp")
+
+
 def often(cell: Cell) -> bool:
-    """Whether it is tried where not all is run: each topology and host is."""
+    """Whether it is worth a process of its own."""
     if cell.beside:
         return cell.gauge and cell.topology == "mpo" and cell.host in ("linear", "embedding")
     return cell.gauge in OFTEN[cell.host]
@@ -105,6 +108,11 @@ def few(cell: Cell) -> bool:
     return often(cell) and cell.gauge and (cell.host == "linear" or cell.topology == "mpo")
 
 
+def plain(cell: Cell) -> bool:
+    """Whole cores, of a chain and of parallel factors."""
+    return cell.host == "linear" and not (cell.gauge or cell.beside) and cell.topology in PLAIN
+
+
 def cells() -> list[Cell]:
     """The dense modules, and every topology for every host in every storage."""
     control = [Cell("dense", host) for host in HOSTS]
@@ -114,7 +122,7 @@ def cells() -> list[Cell]:
 
 every_cell = pytest.mark.parametrize(
     "cell",
-    [cell if often(cell) else thorough(cell)[0] for cell in cells()],
+    [cell if few(cell) or plain(cell) else thorough(cell)[0] for cell in cells()],
     ids=str,
 )
 

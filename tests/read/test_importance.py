@@ -71,7 +71,7 @@ def test_bad_input():
     bond = read.bond(model, "0")
     x = torch.randn(9, 8, dtype=torch.float64)
     moments = read.input_moments(model, ["0"], [x])
-    refused(DataError, "No batch", importance, model, [bond], [], moments)
+    refused(DataError, "holds no batch", importance, model, [bond], [], moments)
     refused(DataError, "add loss=", next_token_loss, model, x)
     given = {"loss": lambda m, b: m(b).sum() * float("inf")}
     refused(DataError, "finite", importance, model, [bond], [x], moments, **given)
