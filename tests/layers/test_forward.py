@@ -1,5 +1,7 @@
 """The forward of a layer: right for every number of rows, as cheap as its plan, keeping little."""
 
+from math import prod
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -125,10 +127,11 @@ def test_low_rank_runs_as_it_is_stored():
 @both_forms
 @every_net
 def test_training_keeps_no_more_than_dense_does(net, gauge):
-    """Of a dense layer nothing is kept but its inputs; here the numbers of its own are allowed."""
+    """With what it holds, at most the bytes of the dense weight; or its own once more."""
     layer = made(net, gauge)
     own = sum(4 * p.numel() for p in layer.parameters())
+    room = max(own, 4 * prod(net.shape) - own)
     for rows in (64, 1000):
         x = torch.randn(rows, net.shape[1], requires_grad=True)
         kept = kept_bytes(lambda x=x: layer(x), x, *layer.parameters())
-        assert kept <= own + 8 * sum(net.shape), (rows, kept)
+        assert kept <= room + 8 * sum(net.shape), (rows, kept)

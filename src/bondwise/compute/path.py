@@ -129,9 +129,17 @@ def _per_row(plan: Plan, step: Step) -> int:
 
 
 def _training_rows(plan: Plan) -> int:
-    """As many at a time as the plan says, but values of at most an eighth of the weight's size."""
+    """As many at a time as the plan says, but values of at most an eighth of the weight's size.
+
+    What enters and leaves is there anyhow; it counts where it is permuted, which copies it.
+    """
     out, inp = plan.shape
-    few = max(FEWEST_ROWS, out * inp // (8 * plan.width))
+    widths = [step.extents[3] * _per_row(plan, step) for step in plan.path[1:]]
+    if plan.path[0].moved:
+        widths.append(inp)
+    if plan.program.result is not None and plan.program.result.order:
+        widths.append(out)
+    few = max(FEWEST_ROWS, out * inp // (8 * max(widths, default=plan.width)))
     return min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few)
 
 
