@@ -130,7 +130,7 @@ HOST = '''
         "turned", "linear", "one_file.Turned", TensorLinear,
         lambda module: module.weight.detach().T,
         lambda module: ((module.weight.shape[1],), (module.weight.shape[0],)),
-        lambda module, args, named: first(args, named),
+        first,
         lambda module, terms: TensorLinear.of(terms, host="turned"),
         dense,
     )

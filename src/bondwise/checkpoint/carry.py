@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from bondwise.checkpoint.headers import Header, headers
 from bondwise.checkpoint.hub import METHOD, is_hub_model, renaming
-from bondwise.checkpoint.written import INDEX, Header, headers
+from bondwise.checkpoint.written import INDEX
 from bondwise.errors import CheckpointError
 from bondwise.layers.module import TensorLayer
 

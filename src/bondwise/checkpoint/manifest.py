@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from bondwise.checkpoint.headers import headers
 from bondwise.errors import CheckpointError, ShapeError
 from bondwise.layers.hosts.registry import find
 from bondwise.layers.module import TensorLayer, tensor_layers
@@ -149,7 +150,7 @@ def check_tensors(files: Iterable[str | Path], layers: Layers, specs: Mapping[st
     Raises:
         CheckpointError: a file that cannot be read, a tensor that is missing or has another shape.
     """
-    shapes = _shapes(files)
+    shapes = {name: header.shape for name, header in headers(files).items()}
     renamed = {key.rpartition(".")[0] for key in shapes if key.endswith(".core_0")} - set(layers)
     unseen: list[str] = []
     states = {path: _state(path, layer, specs[path]) for path, layer in layers.items()}
@@ -195,16 +196,16 @@ def read_old(
         CheckpointError: a tensor is missing, positions are wrong, or a layer has no memory.
     """
     old = {path: names(path, spec) for path, spec in specs.items() if is_old(spec)}
-    held = {key: file for file in files for key in _shapes([file])}
+    found = headers(files) if old else {}
     read = dict[str, Tensor]()
     for path in old.keys() & layers.keys():
         layer = layers[path]
         for name, key in old[path].items():
-            if key not in held:
+            if key not in found:
                 raise CheckpointError(
                     f"The checkpoint lacks {key!r} of layer {path!r}; copy or save it again."
                 )
-            with safe_open(str(held[key]), framework="pt") as opened:
+            with safe_open(str(found[key].file), framework="pt") as opened:
                 read[f"{path}.{name}"] = opened.get_tensor(key)
         state = {name: read[f"{path}.{name}"] for name in old[path]}
         layer.hides_positions = False
@@ -269,17 +270,3 @@ def _check_tensor(name: str, tensor: Tensor, saved: Mapping[str, tuple[int, ...]
                 f"The checkpoint has {under!r} of shape {shape}, its manifest says "
                 f"{tuple(tensor.shape)}; copy or save it again."
             )
-
-
-def _shapes(files: Iterable[str | Path]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                keys = opened.keys()
-                shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in keys}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{Path(file).name} is truncated or corrupt ({error}); copy or save it again."
-            ) from error
-    return shapes

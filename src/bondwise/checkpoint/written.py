@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bondwise.checkpoint.headers import Header, headers
 from bondwise.checkpoint.hub import is_hub_model
 from bondwise.errors import CheckpointError
 from bondwise.layers.terms import Spec
@@ -22,41 +21,6 @@ _KINDS = {  # safetensors calls a dtype this
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of one tensor.
-
-    Attributes:
-        shape: its sizes.
-        dtype: as safetensors writes it, such as ``"F32"``.
-        file: where it is.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
-
-
-def headers(files: Iterable[str | Path]) -> dict[str, Header]:
-    """Every tensor in some safetensors, by name, without reading one.
-
-    Raises:
-        CheckpointError: a file is truncated or corrupt.
-    """
-    found: dict[str, Header] = {}
-    for file in map(Path, files):
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  it is no mapping
-                    part = opened.get_slice(name)
-                    found[name] = Header(tuple(part.get_shape()), part.get_dtype(), file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file.name} is truncated or corrupt ({error}); copy or save it again."
-            ) from error
-    return found
 
 
 def still_networks(specs: Mapping[str, Spec], files: Iterable[str | Path]) -> dict[str, Spec]:

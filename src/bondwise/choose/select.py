@@ -19,7 +19,6 @@ Patterns = str | Sequence[str]
 HEADS = ("lm_head", "embed_out", "output_projection", "classifier", "score", "qa_outputs", "head")
 ROUTERS = ("gate", "router", "wg", "shared_expert_gate")
 _READ_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_GROUPS = {"linear": ("Linear", "Conv1D"), "embedding": ("Embedding",)}
 
 
 @dataclass(frozen=True)

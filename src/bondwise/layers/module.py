@@ -20,6 +20,7 @@ from bondwise.layers.terms import Kind, Places, Spec, Term, stored_bits
 from bondwise.network.network import Network
 
 GUARD, EXTRA = "weight", "_extra_state"
+Piece = tuple[Kind, tuple[Tensor, ...], Places | None]  # of a weight: a term as it is now
 _ALIASES = ("weight_orig", "weight_g", "weight_v", "weight_u")  # of torch's hooks on a weight
 
 
@@ -201,11 +202,7 @@ class TensorLayer(nn.Module):
 
     def dense(self) -> Tensor:
         """The dense weight, out x in: the sum of all terms; differentiable."""
-        found = [
-            part.kind.dense(self._numbers(part), self._at(k, self.like.device))
-            for k, part in enumerate(self.parts)
-        ]
-        return self._masked(found[0] + sum(found[1:]))
+        return self._masked(_total(self._pieces()))
 
     def _masked(self, weight: Tensor) -> Tensor:
         """The sum of the terms, but for what a host gives without asking them."""
@@ -263,13 +260,13 @@ class TensorLayer(nn.Module):
 
     def _at(self, term: int, device: torch.device) -> Places:
         """The positions of a term, where its data is."""
-        own = self._places[term]
-        if own is None:
-            raise CheckpointError(
-                f"The positions of {type(self).__name__} were never loaded; load the checkpoint "
-                "with bondwise.load or from_pretrained."
-            )
-        return tuple(p if p.device == device else p.to(device) for p in own) if own else own
+        return _there(self._places[term], device)
+
+    def _pieces(self) -> list[Piece]:
+        """What the weight is the sum of, as the parameters are now."""
+        numbers = [self._numbers(part) for part in self.parts]
+        kinds = [part.kind for part in self.parts]
+        return list(zip(kinds, numbers, self._places, strict=True))
 
     def _apply(self, *args: Any, **kwargs: Any) -> "TensorLayer":
         super()._apply(*args, **kwargs)
@@ -288,7 +285,7 @@ class TensorLayer(nn.Module):
             return super().__getattr__(name)
         if torch.compiler.is_compiling():
             return self.dense()
-        return Made(partial(_made, self.terms, self._masked), self.like, self.shape, self._ask)
+        return Made(partial(_made, self._pieces(), self._masked), self.like, self.shape, self._ask)
 
     def _ask(self, graded: bool) -> None:
         """What ``layer.weight.requires_grad_(..)`` does: the same for all that it is made from."""
@@ -460,14 +457,28 @@ def tensor_layers(model: nn.Module) -> Iterator[tuple[str, TensorLayer]]:
             yield path, module
 
 
-def _made(terms: Sequence[Term], masked: Callable[[Tensor], Tensor]) -> Tensor:
-    if terms[0].numbers[0].is_meta:
+def _there(places: Places | None, device: torch.device) -> Places:
+    if places is None:
+        raise CheckpointError(
+            "The positions of a layer of terms were never loaded; load the checkpoint with "
+            "bondwise.load or from_pretrained."
+        )
+    return tuple(p if p.device == device else p.to(device) for p in places) if places else places
+
+
+def _total(pieces: Sequence[Piece]) -> Tensor:
+    device = pieces[0][1][0].device
+    found = [kind.dense(numbers, _there(own, device)) for kind, numbers, own in pieces]
+    return found[0] + sum(found[1:])
+
+
+def _made(pieces: Sequence[Piece], masked: Callable[[Tensor], Tensor]) -> Tensor:
+    if pieces[0][1][0].is_meta:
         raise SelectionError(
             "A weight was read whose terms have no data here (meta, or offloaded by device_map); "
             "load the model whole."
         )
-    found = [term.dense() for term in terms]
-    return masked(found[0] + sum(found[1:]))
+    return masked(_total(pieces))
 
 
 def _words(kind: Kind) -> str:

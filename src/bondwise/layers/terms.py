@@ -1,7 +1,7 @@
 """Terms: the summands of a weight, each a frozen kind beside its numbers and their positions."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -110,10 +110,6 @@ class Term:
         """What it adds to the weight, out x in."""
         assert self.places is not None
         return self.kind.dense(self.numbers, self.places)
-
-    def detached(self) -> "Term":
-        """The same with numbers that no gradient comes from."""
-        return replace(self, numbers=tuple(t.detach() for t in self.numbers))
 
 
 def empty(kind: Kind, device: Any = None, dtype: torch.dtype | None = None) -> Term:

@@ -1,6 +1,6 @@
 """GPT-2's ``Conv1D``: a linear layer whose weight lies as in x out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,15 +19,6 @@ def modes(module: Any) -> tuple[Modes, Modes]:
     """One mode on each side."""
     inp, out = module.weight.shape
     return (out,), (inp,)
-
-
-def inputs(
-    module: Any,  # noqa: ARG001
-    args: tuple[Any, ...],
-    named: Mapping[str, Any],
-) -> Tensor:
-    """What it is called with."""
-    return first(args, named)
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorLinear:
@@ -53,7 +44,7 @@ HOST = Host(
     TensorLinear,
     matrix,
     modes,
-    inputs,
+    first,
     build,
     dense,
 )

@@ -1,6 +1,6 @@
 """``nn.Linear``: its weight is the matrix, and its inputs are the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,15 +18,6 @@ def matrix(module: nn.Linear) -> Tensor:
 def modes(module: nn.Linear) -> tuple[Modes, Modes]:
     """One mode on each side."""
     return (module.out_features,), (module.in_features,)
-
-
-def inputs(
-    module: Any,  # noqa: ARG001
-    args: tuple[Any, ...],
-    named: Mapping[str, Any],
-) -> Tensor:
-    """What it is called with."""
-    return first(args, named)
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorLinear:
@@ -51,7 +42,7 @@ HOST = Host(
     TensorLinear,
     matrix,
     modes,
-    inputs,
+    first,
     build,
     dense,
 )

@@ -187,13 +187,13 @@ def rows_of(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]],
 
     def rows(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
         found = None if host is None else host.inputs(module, args, named)
-        return first(args, named) if found is None else found
+        return first(module, args, named) if found is None else found
 
     return rows
 
 
-def first(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """The first argument of a call, however it was given."""
+def first(module: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:  # noqa: ARG001
+    """`Host.inputs` of what meets its first argument, however that was given."""
     return args[0] if args else next(iter(named.values()))
 
 
