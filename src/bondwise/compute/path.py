@@ -129,17 +129,16 @@ def _per_row(plan: Plan, step: Step) -> int:
 
 
 def _training_rows(plan: Plan) -> int:
-    """As many at a time as the plan says, but values of at most an eighth of the weight's size.
+    """As many at a time as the plan says, but few enough that a layer trains in dense's memory.
 
-    What enters and leaves is there anyhow; it counts where it is permuted, which copies it.
+    A chunk makes what lies between the products, the gradient of what enters, and of what leaves a
+    copy where it is permuted: of these together at most a sixth of the weight's size.
     """
     out, inp = plan.shape
-    widths = [step.extents[3] * _per_row(plan, step) for step in plan.path[1:]]
-    if plan.path[0].moved:
-        widths.append(inp)
+    between = [step.extents[3] * _per_row(plan, step) for step in plan.path[1:]]
     if plan.program.result is not None and plan.program.result.order:
-        widths.append(out)
-    few = max(FEWEST_ROWS, out * inp // (8 * max(widths, default=plan.width)))
+        between.append(out)
+    few = max(FEWEST_ROWS, out * inp // (6 * (max(between, default=0) + inp)))
     return min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few)
 
 
