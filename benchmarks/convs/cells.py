@@ -1,4 +1,4 @@
-"""A cell: a method at a keep on a model. Its figures are one file of JSON, its models lie in a cache."""
+"""A cell: a method at a keep on a model. Its figures are a file of JSON, its model is cached."""
 
 import copy
 import importlib.util
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison.cells import write
 from torch import nn
 
-from comparison.cells import write
 from convs.count import multiplications, numbers
 from convs.heal import SIZE, healed, targets
 from convs.methods import METHODS, NEEDS
@@ -44,7 +44,14 @@ def absent(method: str) -> str:
     return "" if not needs or importlib.util.find_spec(needs) else NEEDS[needs]
 
 
-def run(cell: Cell, steps: int, results: Path, cache: Path, about: dict[str, Any]) -> dict[str, Any]:
+def run(
+    cell: Cell,
+    steps: int,
+    rates: tuple[float, ...],
+    results: Path,
+    cache: Path,
+    about: dict[str, Any],
+) -> dict[str, Any]:
     """Make, judge, heal, judge again; written when there are figures, and again when healed."""
     subject = SUBJECTS[cell.subject]
     torch.manual_seed(0)
@@ -61,23 +68,23 @@ def run(cell: Cell, steps: int, results: Path, cache: Path, about: dict[str, Any
         "dense_numbers": numbers(dense),
         "macs": multiplications(model, subject.calibration()[:1]),
         "dense_macs": multiplications(dense, subject.calibration()[:1]),
-        "judged": subject.judge(model),
+        "judged": subject.judge(subject.quick() if cell.method == "dense" else model),
         **about,
     }
     keep_model(cache / f"{cell.name}.pt", model)
     write(results / f"{cell.name}.json", entry)
     if steps and cell.method != "dense":
-        entry["healed"] = _healed(subject, dense, model, steps, cache)
+        entry["healed"] = _healed(subject, model, steps, rates, cache)
         write(results / f"{cell.name}.json", entry)
     return entry
 
 
 def _healed(
-    subject: Subject, dense: nn.Module, model: nn.Module, steps: int, cache: Path
+    subject: Subject, model: nn.Module, steps: int, rates: tuple[float, ...], cache: Path
 ) -> dict[str, Any]:
-    aims = targets(subject, dense, steps, cache)
+    aims = targets(subject, subject.quick(), steps, cache)
     start = time.perf_counter()
-    better, rate = healed(subject, model, aims)
+    better, rate = healed(subject, model, aims, rates)
     seconds = time.perf_counter() - start
     about = {"steps": steps, "samples": SIZE, "rate": rate, "seconds": seconds}
     return about | {"judged": subject.judge(better)}

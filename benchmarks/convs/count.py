@@ -20,7 +20,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is not _aten.convolution.default:
             with self:  # where gradients are off, conv2d or linear come whole: take them apart

@@ -15,7 +15,7 @@ RATES = (3e-4, 1e-3)  # each student is healed at both; the better on samples of
 
 
 def targets(subject: Subject, teacher: nn.Module, steps: int, folder: Path) -> Tensor:
-    """The teacher's outputs on all that students are healed on (steps x samples x outputs), once."""
+    """The teacher's outputs on all that students are healed on (steps x samples x out), once."""
     file = folder / f"{subject.name}-teacher-{steps}.pt"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ NEEDS = {"tltorch": "tensorly-torch==0.5.0", "torch_pruning": "torch-pruning==1.
 
 @dataclass(frozen=True)
 class Method:
-    """Its name on the page, how it makes a model, the package it needs, and whether it has a keep."""
+    """Its name on the page, how it makes a model, what it needs, and whether it has a keep."""
 
     label: str
     make: Make
@@ -46,7 +46,7 @@ def put(model: nn.Module, path: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(above), name, layer)
 
 
-def vbmf_tucker(model: nn.Module, subject: Subject, keep: float, scale: bool = True) -> nn.Module:
+def vbmf_tucker(model: nn.Module, _: Subject, keep: float, scale: bool = True) -> nn.Module:
     """Tucker-2 (linear layers: SVD) at the ranks of VBMF, all times one factor for the size."""
     layers = weighted(model)
     ranks = {path: vbmf.vbmf_ranks(layer.weight.detach()) for path, layer in layers.items()}
@@ -58,7 +58,8 @@ def vbmf_tucker(model: nn.Module, subject: Subject, keep: float, scale: bool = T
 
     def size(factor: float) -> int:
         saved = sum(
-            layers[p].weight.numel() - vbmf.cost(layers[p].weight, r) for p, r in chosen(factor).items()
+            layers[p].weight.numel() - vbmf.cost(layers[p].weight, r)
+            for p, r in chosen(factor).items()
         )
         return dense - saved
 
@@ -72,9 +73,9 @@ def _pays(layer: nn.Conv2d | nn.Linear, ranks: tuple[int, ...]) -> bool:
     return vbmf.cost(layer.weight, ranks) < layer.weight.numel()
 
 
-def tensorly(model: nn.Module, subject: Subject, keep: float, factorization: str) -> nn.Module:
+def tensorly(model: nn.Module, _: Subject, keep: float, factorization: str) -> nn.Module:
     """FactorizedConv.from_conv at one fraction for all layers; linear layers: SVD at the same."""
-    import tltorch  # noqa: PLC0415
+    import tltorch
 
     dense = numbers(model)
     layers = weighted(model)
@@ -119,8 +120,8 @@ class _Counted(nn.Module):
 
 
 def pruned(model: nn.Module, subject: Subject, keep: float, everywhere: bool) -> nn.Module:
-    """Channels of least magnitude go (L2 over the whole group): one share per layer, or one ranking."""
-    import torch_pruning  # noqa: PLC0415
+    """Channels of least magnitude go (L2 of a group): one share a layer, or one ranking for all."""
+    import torch_pruning
 
     plain = plain_crepe(model) if subject.name == "crepe" else model
     dense = numbers(plain)
@@ -150,7 +151,7 @@ def pruned(model: nn.Module, subject: Subject, keep: float, everywhere: bool) ->
 
 def ours(model: nn.Module, subject: Subject, keep: float, **options: Any) -> nn.Module:
     """``bw.tensorize`` as a user calls it; ``keep`` there is of the targeted weights."""
-    import bondwise as bw  # noqa: PLC0415
+    import bondwise as bw
 
     dense = numbers(model)
     weights = sum(layer.weight.numel() for layer in weighted(model).values())
@@ -159,13 +160,15 @@ def ours(model: nn.Module, subject: Subject, keep: float, **options: Any) -> nn.
     return result.model
 
 
-def _as_it_is(model: nn.Module, subject: Subject, keep: float) -> nn.Module:
+def _as_it_is(model: nn.Module, *_: object) -> nn.Module:
     return model
 
 
 METHODS = {
     "dense": Method("dense", _as_it_is, sized=False),
-    "vbmf-own": Method("Tucker-2, VBMF's own ranks", partial(vbmf_tucker, scale=False), sized=False),
+    "vbmf-own": Method(
+        "Tucker-2, VBMF's own ranks", partial(vbmf_tucker, scale=False), sized=False
+    ),
     "vbmf": Method("Tucker-2, VBMF's ranks scaled", vbmf_tucker),
     "tl-tucker": Method(
         "TensorLy-Torch, Tucker", partial(tensorly, factorization="tucker"), "tltorch"

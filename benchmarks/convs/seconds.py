@@ -11,7 +11,13 @@ from convs.models import SUBJECTS
 
 
 def timed(
-    subject: str, names: list[str], cache: Path, threads: int, batch: int, repeats: int, least: float
+    subject: str,
+    names: list[str],
+    cache: Path,
+    threads: int,
+    batch: int,
+    repeats: int,
+    least: float,
 ) -> list[dict[str, Any]]:
     """One row per model: the median and the least of its turns, and the ratio to dense's."""
     own = SUBJECTS[subject]

@@ -57,7 +57,8 @@ def vbmf_ranks(weight: Tensor) -> tuple[int, ...]:
     if weight.ndim == 2:
         return (max(1, evbmf_rank(weight)),)
     return tuple(
-        max(1, evbmf_rank(unfolded(weight, mode))) if weight.shape[mode] > 1 else 1 for mode in (0, 1)
+        max(1, evbmf_rank(unfolded(weight, mode))) if weight.shape[mode] > 1 else 1
+        for mode in (0, 1)
     )
 
 
@@ -145,6 +146,6 @@ def largest(fits: Callable[[float], bool], low: float, high: float, steps: int =
 def scaled(weight: Tensor, ranks: tuple[int, ...], scale: float) -> tuple[int, ...]:
     """Ranks times one factor, between one and what is full."""
     full = (min(weight.shape),) if weight.ndim == 2 else tuple(weight.shape[:2])
-    return tuple(min(most, max(1, round(rank * scale))) for rank, most in zip(ranks, full, strict=True))
-
-
+    return tuple(
+        min(most, max(1, round(rank * scale))) for rank, most in zip(ranks, full, strict=True)
+    )
