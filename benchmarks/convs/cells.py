@@ -15,6 +15,7 @@ from convs.count import multiplications, numbers
 from convs.heal import SIZE, healed, targets
 from convs.methods import METHODS, NEEDS
 from convs.models import SUBJECTS, Subject
+from convs.quick import turned
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,37 @@ def run(
         "dense_numbers": numbers(dense),
         "macs": multiplications(model, subject.calibration()[:1]),
         "dense_macs": multiplications(dense, subject.calibration()[:1]),
-        "judged": subject.judge(subject.quick() if cell.method == "dense" else model),
+        "judged": _judged(subject, model),
         **about,
     }
     keep_model(cache / f"{cell.name}.pt", model)
     write(results / f"{cell.name}.json", entry)
     if steps and cell.method != "dense":
-        entry["healed"] = _healed(subject, model, steps, rates, cache)
+        entry["healed"] = _healed(subject, dense, model, steps, rates, cache)
         write(results / f"{cell.name}.json", entry)
     return entry
 
 
+def _judged(subject: Subject, model: nn.Module) -> dict[str, float]:
+    with turned():
+        return subject.judge(model)
+
+
 def _healed(
-    subject: Subject, model: nn.Module, steps: int, rates: tuple[float, ...], cache: Path
+    subject: Subject,
+    dense: nn.Module,
+    model: nn.Module,
+    steps: int,
+    rates: tuple[float, ...],
+    cache: Path,
 ) -> dict[str, Any]:
-    aims = targets(subject, subject.quick(), steps, cache)
-    start = time.perf_counter()
-    better, rate = healed(subject, model, aims, rates)
+    with turned():
+        aims = targets(subject, dense, steps, cache)
+        start = time.perf_counter()
+        better, rate = healed(subject, model, aims, rates)
     seconds = time.perf_counter() - start
-    about = {"steps": steps, "samples": SIZE, "rate": rate, "seconds": seconds}
-    return about | {"judged": subject.judge(better)}
+    about = {"steps": steps, "samples": SIZE, "rate": rate, "rates": rates, "seconds": seconds}
+    return about | {"judged": _judged(subject, better)}
 
 
 def keep_model(file: Path, model: nn.Module) -> None:

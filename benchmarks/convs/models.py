@@ -66,7 +66,6 @@ class Subject:
         loss: of the student's outputs to the teacher's.
         judge: shares from 0 to 1, by test.
         timed: batch sizes.
-        quick: the dense model in the form that runs fastest; the same function.
         others: what a user would pick instead, by its name on the page.
     """
 
@@ -78,7 +77,6 @@ class Subject:
     loss: Callable[[Tensor, Tensor], Tensor]
     judge: Callable[[nn.Module], dict[str, float]]
     timed: tuple[int, ...]
-    quick: Callable[[], nn.Module]
     others: tuple[tuple[str, Callable[[], nn.Module]], ...] = ()
 
 
@@ -227,7 +225,6 @@ SUBJECTS = {
         _crepe_loss,
         _judge_crepe,
         (1, 32),
-        lambda: plain_crepe(crepe(), wide=True),
         (("CREPE's own *tiny*", lambda: crepe("tiny")),),
     ),
     "mnist": Subject(
@@ -239,29 +236,22 @@ SUBJECTS = {
         _digit_loss,
         _judge_digits,
         (1, 256),
-        mnist_cnn,
     ),
 }
 
 
-def plain_crepe(model: nn.Module, wide: bool = False) -> nn.Sequential:
+def plain_crepe(model: nn.Module) -> nn.Sequential:
     """The same function as a chain that flattens channels first, as tools that prune can follow.
 
     CREPE's own forward gives the last layer its inputs position by position, through a number that
     is fixed when the model is made: no tool can take channels from its last convolution there.
-    ``wide`` has the axis of time last and kernels 1 x k, which the processor runs twice as fast;
-    targets and the dense model are worked out so.
     """
-    frame = (1, 1, FRAME) if wide else (1, FRAME, 1)
-    steps: list[nn.Module] = [nn.Unflatten(1, frame)]
+    steps: list[nn.Module] = [nn.Unflatten(1, (1, FRAME, 1))]
     for k in range(1, 7):
         conv, norm = getattr(model, f"conv{k}"), getattr(model, f"conv{k}_BN")
         ends = (254, 254) if k == 1 else (31, 32)
-        if wide:
-            conv.weight = nn.Parameter(conv.weight.detach().transpose(2, 3).contiguous())
-            conv.kernel_size, conv.stride = conv.kernel_size[::-1], conv.stride[::-1]
-        pad = nn.ZeroPad2d((*ends, 0, 0) if wide else (0, 0, *ends))
-        steps += [pad, conv, nn.ReLU(), norm, nn.MaxPool2d((1, 2) if wide else (2, 1))]
+        pad = nn.ZeroPad2d((0, 0, *ends))
+        steps += [pad, conv, nn.ReLU(), norm, nn.MaxPool2d((2, 1))]
     last: nn.Linear = model.classifier  # type: ignore[assignment]
     positions = last.in_features // model.conv6.out_channels  # type: ignore[union-attr]
     with torch.no_grad():

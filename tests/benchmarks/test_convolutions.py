@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from convs import heal, page, vbmf
+from convs import heal, page, quick, vbmf
 from convs.count import multiplications, numbers
 from convs.methods import METHODS, NEEDS
 from convs.models import Subject, decoded, tones
@@ -29,7 +29,7 @@ def batch(step: int, size: int) -> Tensor:
 
 
 SUBJECT = Subject(
-    "small", "small", small, lambda: batch(999, 8), batch, F.mse_loss, lambda _: {}, (1,), small
+    "small", "small", small, lambda: batch(999, 8), batch, F.mse_loss, lambda _: {}, (1,)
 )
 
 
@@ -86,6 +86,16 @@ def test_healing_comes_nearer_to_the_teacher_and_leaves_the_student(tmp_path: Pa
     assert errors[1] < 0.8 * errors[0]
     assert rate == 1e-2
     torch.testing.assert_close(student.state_dict(), before, rtol=0, atol=0)
+
+
+def test_convolutions_that_are_turned_give_the_same() -> None:
+    torch.manual_seed(0)
+    tall = nn.Conv2d(4, 6, (5, 1), stride=(2, 1), padding=(3, 0), dilation=(2, 1), groups=2)
+    square = nn.Conv2d(4, 6, 3, padding="same")
+    for conv, x in ((tall, torch.randn(3, 4, 30, 1)), (square, torch.randn(3, 4, 7, 5))):
+        wanted = conv(x)
+        with quick.turned():
+            torch.testing.assert_close(conv(x), wanted)
 
 
 def test_tones_are_what_they_are_said_to_be() -> None:
