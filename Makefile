@@ -66,6 +66,8 @@ bench-conv: $(READY)
 		--target $(PEERS) -c constraints.txt tensorly-torch==0.5.0 torch-pruning==1.6.1
 	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/convolutions.py $(ARGS)
 	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/convolutions.py --seconds $(ARGS)
+	$(BIN)/python benchmarks/convolutions.py --formats --keeps 0.25,0.1
+	$(BIN)/python benchmarks/convolutions.py --kinds
 	$(BIN)/python benchmarks/convolutions.py --stacks
 
 # docs/reading.md: bond features against neurons, principal components and random gauges; resumes.

@@ -4,6 +4,8 @@
                                       [--keeps 0.25,0.1] [--steps 100] [--tones 2000]
     python benchmarks/convolutions.py --seconds    # of the models that the first command left
     python benchmarks/convolutions.py --stacks     # thin convolutions of torch's own beside dense
+    python benchmarks/convolutions.py --formats    # each convolution alone, in each format
+    python benchmarks/convolutions.py --kinds      # models of other kinds, layer by layer
     python benchmarks/convolutions.py --page       # docs/benchmarks.md of what there is
 
 ``make bench-conv`` does all of it. A cell (a method at a keep on a model) is one file of JSON:
@@ -25,7 +27,7 @@ import torch
 from comparison.cells import write
 from comparison.flags import several, some
 from comparison.page import PAGE
-from convs import cells, models, page, seconds, stacks
+from convs import cells, formats, kinds, models, page, seconds, stacks
 from convs.methods import METHODS
 
 HERE = Path(__file__).parent
@@ -46,6 +48,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stacks", action="store_true", help="time thin convolutions of torch's own"
     )
+    parser.add_argument("--formats", action="store_true", help="each convolution in each format")
+    parser.add_argument("--kinds", action="store_true", help="models of other kinds")
+    parser.add_argument("--layers", nargs="+", help="of --formats; all by default")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each")
     parser.add_argument("--least", type=float, default=0.1, help="seconds of one turn")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -127,6 +132,33 @@ def thin(given: argparse.Namespace) -> None:
     write(given.results / "stacks.json", {"rows": rows, **about(2)})
 
 
+def formatted(given: argparse.Namespace) -> None:
+    """Each convolution of the subjects, in each format; one thread."""
+    torch.set_num_threads(1)
+    for subject in given.subjects:
+        own = models.SUBJECTS[subject]
+        for path in given.layers or formats.convolutions(own.dense()):
+            for share in given.keeps:
+                file = given.results / f"formats-{subject}-{path}-{share:g}.json"
+                if not file.exists():
+                    rows = formats.rows(own, path, share, given.repeats, given.least)
+                    if rows:
+                        write(file, {"rows": rows, **about(1)})
+                    print(f"{file.stem}: {len(rows)} formats", flush=True)
+
+
+def of_kinds(given: argparse.Namespace) -> None:
+    """Models of other kinds at one keep; one thread, and two where the machine is quiet."""
+    for name in kinds.KINDS:
+        for threads in range(1, given.threads + 1):
+            file = given.results / f"kinds-{name}-{threads}.json"
+            if not file.exists():
+                entry = kinds.measured(name, kinds.KEEP, threads, given.repeats, given.least, {})
+                write(file, {**entry, **about(threads)})
+                slow = [row["layer"] for row in kinds.slower(entry)]
+                print(f"{file.stem}: {entry['seconds']:.2f} of dense, slower: {slow}", flush=True)
+
+
 def main(typed: Sequence[str] | None = None) -> None:
     given = arguments(typed)
     models.JUDGING[0] = given.tones
@@ -134,8 +166,10 @@ def main(typed: Sequence[str] | None = None) -> None:
     page.refresh(given.results, given.target)  # a page without marks fails now, not after the run
     if given.page:
         return
-    job = speed if given.seconds else thin if given.stacks else accuracy
-    job(given)
+    jobs = {"seconds": speed, "stacks": thin, "formats": formatted, "kinds": of_kinds}
+    chosen = [job for name, job in jobs.items() if getattr(given, name)]
+    for job in chosen or [accuracy]:
+        job(given)
     page.refresh(given.results, given.target)
 
 

@@ -4,13 +4,14 @@ import time
 from typing import Any
 
 import torch
-from speed.clock import race
 from torch import Tensor, nn
 
 from convs.count import multiplications, numbers
+from convs.seconds import turns
 from convs.zoo import KINDS, pictures, seeded
 
 CALIBRATION, JUDGED = 2, 3  # seeds
+KEEP = 0.5
 
 
 def measured(
@@ -77,7 +78,7 @@ def _pair(
     runs = {"dense": lambda: dense(x), "ours": lambda: ours(x)}
     for run in runs.values():
         run()
-    times = race(runs, repeats, least, 10.0)
+    times = turns(runs, repeats, least)
     best = {name: min(found) for name, found in times.items()}
     needed, full = multiplications(ours, x), multiplications(dense, x)
     return {"seconds": best["ours"] / best["dense"], "dense_seconds": best["dense"],

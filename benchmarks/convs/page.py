@@ -9,6 +9,7 @@ from comparison.page import write_between
 
 from convs.methods import METHODS
 from convs.models import SUBJECTS
+from convs.zoo import KINDS
 
 Entry = dict[str, Any]
 
@@ -19,6 +20,8 @@ def refresh(folder: Path, page: Path) -> None:
         file.stem: json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))
     }
     parts = [part for name in SUBJECTS for part in _subject(name, found)]
+    parts += _formats([e for name, e in found.items() if name.startswith("formats-")])
+    parts += _kinds([e for name, e in found.items() if name.startswith("kinds-")])
     parts += _stacks(found.get("stacks"))
     write_between(page, "convolutions", "\n\n".join(parts))
 
@@ -116,4 +119,90 @@ def _stacks(found: Entry | None) -> list[str]:
         "### What share of the multiplications gives what share of the seconds",
         about,
         "\n".join(lines),
+    ]
+
+
+def _formats(found: Sequence[Entry]) -> list[str]:
+    """Each format down, each convolution across: error, multiplications and seconds."""
+    if not found:
+        return []
+    parts = [
+        "### Formats at equal numbers",
+        (
+            "`python benchmarks/convolutions.py --formats`: each convolution alone, fitted in the "
+            "metric of its inputs; the relative error of its outputs on other inputs, and in "
+            "brackets multiplications and seconds over dense's (batch 8, one thread). In bold what "
+            f"errs least. {found[0]['processor']}, torch {found[0]['torch']}."
+        ),
+    ]
+    rows = [row for entry in found for row in entry["rows"]]
+    for subject in SUBJECTS:
+        for share in sorted({row["share"] for row in rows}, reverse=True):
+            own = [r for r in rows if r["subject"] == subject and r["share"] == share]
+            if own:
+                label = SUBJECTS[subject].label
+                parts += [f"{label[0].upper()}{label[1:]}, {share:g} of a layer's numbers:"]
+                parts += [_by_format(own)]
+    return parts
+
+
+def _by_format(own: Sequence[Entry]) -> str:
+    layers = sorted({row["layer"] for row in own})
+    least = {layer: min(r["error"] for r in own if r["layer"] == layer) for layer in layers}
+    lines = ["| format | " + " | ".join(layers) + " |", "|---" * (len(layers) + 1) + "|"]
+    for name in dict.fromkeys(row["format"] for row in own):
+        at = {row["layer"]: row for row in own if row["format"] == name}
+        cells = []
+        for layer in layers:
+            row = at.get(layer)
+            if row is None:
+                cells.append("")
+                continue
+            error = f"{row['error']:.3f}"
+            error = f"**{error}**" if row["error"] == least[layer] else error
+            cells.append(f"{error} ({row['macs']:.2f}, {row['seconds']:.2f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _kinds(found: Sequence[Entry]) -> list[str]:
+    """A row for each model, and what became of its layers."""
+    if not found:
+        return []
+    head = (
+        "model",
+        "threads",
+        "numbers",
+        "multiplications",
+        "seconds",
+        "error",
+        "changed",
+        "slower",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * 8 + "|"]
+    slow = list[str]()
+    for entry in found:
+        few = [row for row in entry["layers"] if row["macs"] <= 0.5]
+        bad = [row for row in few if row["seconds"] > 1]
+        lines.append(
+            f"| {KINDS[entry['kind']].label} | {entry['threads']} | {entry['numbers']:.2f} | "
+            f"{entry['macs']:.2f} | {entry['seconds']:.2f} | {entry['error']:.2f} | "
+            f"{len(entry['layers'])} | {len(bad)} of {len(few)} |"
+        )
+        slow += [
+            f"- {KINDS[entry['kind']].label}, {_count(entry['threads'], 'thread')}, "
+            f"`{r['layer']}`: {r['macs']:.2f} of the multiplications, {r['seconds']:.2f} of the seconds"
+            for r in bad
+        ]
+    about = (
+        "`python benchmarks/convolutions.py --kinds`: models with random weights whose spectra "
+        "fall, compressed by `bw.tensorize(model, 0.5, data=..)`; numbers, multiplications and "
+        "seconds over dense's, one sample. The last column: layers that need at most half of the "
+        f"multiplications and are slower than dense. {found[0]['processor']}, torch {found[0]['torch']}."
+    )
+    return [
+        "### Models of other kinds",
+        about,
+        "\n".join(lines),
+        *(["\n".join(slow)] if slow else []),
     ]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from speed.clock import race
 from torch import Tensor, nn
 
 from convs.count import multiplications
+from convs.seconds import turns
 
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)  # of the channels, as ranks
 
@@ -104,7 +104,7 @@ def measure(
     runs = {name: (lambda m=m: m(x)) for name, m in models.items()}
     for run in runs.values():
         run()
-    times = race(runs, repeats, least, 1.0)
+    times = turns(runs, repeats, least)
     best = {name: min(found) for name, found in times.items()}
     macs = {name: multiplications(m, x) for name, m in models.items()}
     return [
