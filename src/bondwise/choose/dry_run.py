@@ -16,7 +16,7 @@ from bondwise.errors import BudgetError, number
 def plan_model(
     model: nn.Module,
     keep: SupportsFloat = 0.6,
-    targets: Patterns = "linear",
+    targets: Patterns = "auto",
     ignore: Patterns = (),
     format: str = "auto",  # noqa: A002
     protect: Patterns = (),
