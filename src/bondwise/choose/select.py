@@ -52,6 +52,12 @@ class Weight:
         return not self.reason
 
     @property
+    def modes(self) -> tuple[int, int, tuple[int, ...]]:
+        """(out, in) of a group, and the kernel."""
+        out, inp = self.shape
+        return out // self.groups, inp // prod(self.kernel), self.kernel
+
+    @property
     def numbers(self) -> int:
         """Numbers that it stores now."""
         return prod(self.shape)
