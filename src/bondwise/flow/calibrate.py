@@ -17,8 +17,8 @@ from bondwise.progress import Progress, silent
 class Inputs:
     """Second moments of the inputs of some layers; layers that get the same tensor share one.
 
-    ``of(name)`` is the metric of a layer, or None where no token reached it. ``sizes`` has what each
-    layer was given for a sample: the positions of its rows, or the size of a convolution's input.
+    ``of(name)`` is the metric of a layer, or None where no token reached it. ``sizes`` has what
+    each was given for a sample: the positions of its rows, or the size of a convolution's input.
     """
 
     def __init__(self, layers: dict[str, nn.Module], by_sample: bool = False) -> None:
