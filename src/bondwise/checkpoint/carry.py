@@ -33,7 +33,7 @@ IGNORED = [  # of a repository on the hub
     *(f"*{kind}" for kind in sorted(_WEIGHTS - {".safetensors"})),
     *(f"{name}/*" for name in (*_FOLDERS, ".*")),
 ]
-_OURS = {"bondwise.json", "recipe.yaml", "report.json", "report.html", "asked.json"}
+_OURS = {"bondwise.json", "recipe.yaml", "report.json", "report.html", "asked.json", "graph.json"}
 CONFIG = "config.json"
 _MARK = "bondwise.json"
 _ADAPTER = "adapter_config.json"  # without its weights transformers cannot load the folder

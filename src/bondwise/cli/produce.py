@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from bondwise.choices import FILE, MODEL, TIME, Switch
 from bondwise.cli.show import print_json, teller
-from bondwise.cli.verb import Folder, Plain, Usual, Verb
+from bondwise.cli.verb import Code, Folder, Plain, Usual, Verb
 from bondwise.compress.recipe import Cut, Recipe, chosen
 from bondwise.heal.folders import cut_folder, state_folder
 from bondwise.progress import Bars
@@ -89,7 +89,8 @@ class Compress(Recipe, Verb):
     report.html.
     """
 
-    # A Hugging Face folder or a GGUF file; not needed with --recipe.
+    # A Hugging Face folder, a GGUF file, package.module:attribute, or an exported program (.pt2); not
+    # needed with --recipe.
     model: Positional[Annotated[str, MODEL]] = ""
     out: Path  # Folder to write.
     recipe: Annotated[Path | None, FILE] = None  # A recipe.yaml to repeat; other flags change it.
@@ -131,7 +132,7 @@ class Heal(Healing, Verb):
 
     folder: Folder  # A folder that compress wrote.
     teacher: Annotated[str, MODEL]  # The dense model that it was compressed from.
-    # UTF-8 text to train on; its end is held out to judge on.
+    # UTF-8 text to train on, or samples (.pt, .safetensors, .npy); the end is held out to judge on.
     data: Annotated[str, FILE]
     out: Path  # Folder to write.
     validation: Annotated[str | None, FILE] = None  # Another text to judge on, held out.
@@ -178,6 +179,7 @@ class Merge(Plain):
 
     folder: Folder  # A folder that compress wrote.
     out: Path  # Folder to write.
+    code: Code = None
     force: Switch = False  # Replace a folder that bondwise wrote.
 
     def run(self) -> None:
@@ -190,12 +192,12 @@ class Merge(Plain):
         self.shared.checked()
         check_folder(self.out, self.force)
         check_source(self.folder, networks=True)
-        loaded = self.load(self.folder)
+        loaded = self.load(self.folder, self.code)
         dense = merge(loaded.model, inplace=True)
         notes = [] if loaded.folder is None else look(loaded.folder, self.out).notes
         save(
             dense, self.out, tokenizer=loaded.tokenizer, source=loaded.folder,
-            overwrite=self.force,
+            overwrite=self.force, code=loaded.code,
         )  # fmt: skip
         self.say(f"Wrote {self.out}: dense weights that load without bondwise.")
         for note in notes:
