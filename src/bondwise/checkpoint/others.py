@@ -54,6 +54,11 @@ def other_model(path: str | Path, code: str | None = None) -> tuple[nn.Module, s
     return model, None if code is None else whole_name(code)
 
 
+def named_code(other: str | Path | None) -> str | None:
+    """The code that another MODEL of the same command is, since the user wrote it there."""
+    return str(other) if other is not None and is_code(other) else None
+
+
 def shown(model: nn.Module, data: Tensor | list[Batch]) -> Tensor | list[Batch]:
     """Samples as a model takes them: one at a time where it was exported for one."""
     if not isinstance(model, Program) or model.batch != 1:

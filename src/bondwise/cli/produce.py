@@ -89,8 +89,8 @@ class Compress(Recipe, Verb):
     report.html.
     """
 
-    # A Hugging Face folder, a GGUF file, package.module:attribute, or an exported program (.pt2); not
-    # needed with --recipe.
+    # A Hugging Face folder, a GGUF file, package.module:attribute or an exported program (.pt2);
+    # not needed with --recipe.
     model: Positional[Annotated[str, MODEL]] = ""
     out: Path  # Folder to write.
     recipe: Annotated[Path | None, FILE] = None  # A recipe.yaml to repeat; other flags change it.
@@ -136,6 +136,7 @@ class Heal(Healing, Verb):
     data: Annotated[str, FILE]
     out: Path  # Folder to write.
     validation: Annotated[str | None, FILE] = None  # Another text to judge on, held out.
+    code: Code = None
     track: Path | None = None  # Write the curve there for TensorBoard as well.
     force: Switch = False  # Replace a folder that bondwise wrote.
     device: str = "cpu"  # Where to compute: cpu, cuda, cuda:1, ..
@@ -157,8 +158,9 @@ class Heal(Healing, Verb):
         if not choices.keys() & {"minutes", "steps"}:
             choices["minutes"] = MINUTES
         healer = Healer(
-            self.folder, self.teacher, self.data, self.out, self.validation, self.device, kind
-        )
+            self.folder, self.teacher, self.data, self.out, self.validation, self.device, kind,
+            code=self.code,
+        )  # fmt: skip
         recipe = healing(**choices)
         tracks = (
             nullcontext() if self.track is None else tracking("tensorboard", self.track, recipe)

@@ -51,8 +51,8 @@ class Recipe(Cut):
     as they are stored.
     """
 
-    # UTF-8 text to calibrate on, or samples (.pt, .safetensors, .npy); without it the fit knows only
-    # the weights, which costs far more quality.
+    # UTF-8 text to calibrate on, or samples (.pt, .safetensors, .npy); without it the fit knows
+    # only the weights, which costs far more quality.
     data: Annotated[str | None, FILE] = None
     # What keep counts: params, or with --data and format auto also bytes, macs (for a token) or
     # modelled seconds.

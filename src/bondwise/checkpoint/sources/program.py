@@ -85,6 +85,31 @@ class Program(nn.Module):
         sizes = {each["shape"][0] for each in given if each["shape"]}
         return sizes.pop() if len(sizes) == 1 else None
 
+    def example(self, count: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs of the sizes that it was exported for, by name; free sizes are ``count``.
+
+        Raises:
+            DataError: an input is of whole numbers, whose range is not known.
+        """
+        draw, found = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+        for name, each in zip(self._wanted(), self.traced["inputs"], strict=False):
+            if each["shape"] is None or not getattr(torch, each["dtype"]).is_floating_point:
+                raise DataError(
+                    f"{each['name']} of the program is {each['dtype'] or 'no tensor'}, whose range "
+                    "is not known; give samples, as --data samples.pt."
+                )
+            first = count if self.batch == 1 else None
+            sizes = [count if size is None else size for size in each["shape"]]
+            sizes[:1] = [first or size for size in sizes[:1]]
+            made = torch.randn(sizes, generator=draw)
+            found[name] = made.to(getattr(torch, each["dtype"]))
+        return found
+
+    def _wanted(self) -> list[str]:
+        """The names of all arguments, in order."""
+        first, rest = (next(iter(part.values())) for part in self.traced["takes"]["tuple"])
+        return [*self.traced["names"][: len(first)], *(key for key, _ in rest)]
+
     def forward(self, *args: Any, **named: Any) -> Any:
         """What the program gives, nested as the exported model's output was.
 
@@ -107,7 +132,7 @@ class Program(nn.Module):
         first, rest = (next(iter(part.values())) for part in self.traced["takes"]["tuple"])
         names = self.traced["names"]
         own = dict(zip(names, args, strict=False)) | dict(named)
-        wanted = [*names[: len(first)], *(key for key, _ in rest)]
+        wanted = self._wanted()
         fixed = {each["name"]: each.get("value") for each in self.traced["inputs"] if each["fixed"]}
         lacks = [name for name in wanted if name not in own and name not in fixed]
         more = [name for name in own if name not in wanted and own[name] is not None]
