@@ -26,7 +26,7 @@ NAMED = 8  # in a note
 _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".msgpack", ".h5", ".ot",
     ".onnx", ".onnx_data", ".tflite", ".pb", ".npz", ".npy", ".pkl", ".pickle", ".mlmodel",
-    ".engine", ".nemo", ".llamafile",
+    ".engine", ".nemo", ".llamafile", ".pt2",
 }  # fmt: skip
 _FOLDERS = ("onnx", "openvino", "checkpoint-*", "*.mlpackage", "*.healing", "*.healing-cut")
 IGNORED = [  # of a repository on the hub

@@ -1,7 +1,9 @@
 """Models that transformers does not know: code, exported programs, and our folders of either."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from bondwise.checkpoint.checkpoint import CONFIG, GRAPH, MANIFEST, load, plain_manifest
@@ -65,6 +67,17 @@ def shown(model: nn.Module, data: Tensor | list[Batch]) -> Tensor | list[Batch]:
         return data
     whole = [data] if isinstance(data, Tensor) else data
     return [each for batch in whole for each in in_parts(batch, 1)]
+
+
+def program_beside(model: nn.Module) -> Callable[[Path], dict[str, str]]:
+    """What leaves a dense program beside its weights as model.pt2, for torch without bondwise."""
+
+    def beside(folder: Path) -> dict[str, str]:
+        if isinstance(model, Program):
+            torch.export.save(model.exported(), str(folder / "model.pt2"))
+        return {}
+
+    return beside
 
 
 def check_other(path: str | Path, *, text: bool = False, networks: bool = False) -> None:

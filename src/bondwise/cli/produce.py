@@ -189,6 +189,7 @@ class Merge(Plain):
         from bondwise.checkpoint.carry import look
         from bondwise.checkpoint.checkpoint import check_folder, save
         from bondwise.checkpoint.loading import check_source
+        from bondwise.checkpoint.others import program_beside
         from bondwise.compress.merge import merge
 
         self.shared.checked()
@@ -199,7 +200,7 @@ class Merge(Plain):
         notes = [] if loaded.folder is None else look(loaded.folder, self.out).notes
         save(
             dense, self.out, tokenizer=loaded.tokenizer, source=loaded.folder,
-            overwrite=self.force, code=loaded.code,
+            overwrite=self.force, code=loaded.code, extra=program_beside(dense),
         )  # fmt: skip
         self.say(f"Wrote {self.out}: dense weights that load without bondwise.")
         for note in notes:

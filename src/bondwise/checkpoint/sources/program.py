@@ -105,6 +105,25 @@ class Program(nn.Module):
             found[name] = made.to(getattr(torch, each["dtype"]))
         return found
 
+    def exported(self) -> torch.export.ExportedProgram:
+        """The program as `torch.export` has it, dense or with networks, free sizes free again.
+
+        Raises:
+            DataError: an input is of whole numbers.
+        """
+        count = self.batch or 2
+        given = self.example(count)
+        sizes = [each["shape"] for each in self.traced["inputs"][: len(given)]]
+        free = [
+            {k: torch.export.Dim.DYNAMIC for k, size in enumerate(shape) if size is None} or None
+            for shape in sizes
+        ]
+        first = len(next(iter(self.traced["takes"]["tuple"][0].values())))
+        args, names = tuple(given.values())[:first], list(given)[first:]
+        more = {name: given[name] for name in names}
+        shapes = {"args": tuple(free[:first]), **dict(zip(names, free[first:], strict=True))}
+        return torch.export.export(self, args, more, dynamic_shapes=shapes)
+
     def _wanted(self) -> list[str]:
         """The names of all arguments, in order."""
         first, rest = (next(iter(part.values())) for part in self.traced["takes"]["tuple"])
@@ -117,9 +136,10 @@ class Program(nn.Module):
             DataError: inputs of other sizes or names than it was exported for.
         """
         given = list(leaves(self.traced["takes"], self._bound(args, named)))
-        size = self._samples(given)
-        self._check(given, 1 if self.batch == 1 else None)
-        if self.batch != 1 or size == 1:
+        one_by_one = self.batch == 1
+        self._check(given, one_by_one)
+        size = _samples(given) if one_by_one else 1
+        if size == 1:
             return nested(self.traced["gives"], self._run(given))
         rows = [self._run([_row(each, k, size) for each in given]) for k in range(size)]
         joined = [
@@ -144,17 +164,13 @@ class Program(nn.Module):
         values = [own.get(name) for name in names[: len(first)]]
         return tuple(values), {key: own.get(key) for key, _ in rest}
 
-    def _samples(self, given: Sequence[Any]) -> int:
-        sizes = {len(each) for each in given if isinstance(each, Tensor) and each.ndim}
-        return sizes.pop() if len(sizes) == 1 else 1
-
-    def _check(self, given: Sequence[Any], batch: int | None) -> None:
+    def _check(self, given: Sequence[Any], one_by_one: bool) -> None:
         """Refuse sizes that the program was not exported for."""
         for value, each in zip(given, self.traced["inputs"], strict=True):
             if each["fixed"] or not isinstance(value, Tensor):
                 continue
             shape = tuple(each["shape"])
-            own = (None, *shape[1:]) if batch is not None and shape else shape
+            own = (None, *shape[1:]) if one_by_one and shape else shape
             fits = len(own) == value.ndim and all(
                 size in (None, found) for size, found in zip(own, value.shape, strict=True)
             )
@@ -256,6 +272,11 @@ def _read(value: Any, values: Values, device: torch.device) -> Any:
     if not isinstance(found, torch.dtype | torch.layout | torch.memory_format):
         raise CheckpointError(f"The graph has {value!r}, which is no {kind}; save it again.")
     return found
+
+
+def _samples(given: Sequence[Any]) -> int:
+    sizes = {len(each) for each in given if isinstance(each, Tensor) and each.ndim}
+    return sizes.pop() if len(sizes) == 1 else 1
 
 
 def _row(value: Any, at: int, size: int) -> Any:
