@@ -33,8 +33,9 @@ class Cut:
     # A Hugging Face folder, a GGUF file, package.module:attribute, or an exported program (.pt2).
     model: Positional[Annotated[str, MODEL]]
     keep: float = 0.8  # Fraction of the targeted numbers that stays.
-    # What to change: linear, embedding, a class, a path, a glob or re:REGEX.
-    targets: Patterns = ("linear",)
+    # What to change: auto (all but embeddings), linear, convolution, embedding, a class, a path, a
+    # glob or re:REGEX.
+    targets: Patterns = ("auto",)
     # What to leave alone, besides the head, tied weights and routers.
     ignore: Patterns = ()
     # What stays dense but counts in the budget, so that the rest is cut more.
