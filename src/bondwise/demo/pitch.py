@@ -60,12 +60,17 @@ def activations(
     model: nn.Module, frames: Float[Tensor, "count 1024"], tell: Tell | None = None
 ) -> Float[Tensor, "count 360"]:
     """What a model gives for frames, some at a time; `tell` is told how many are done."""
-    parts: list[Tensor] = []
+    parts, device = list[Tensor](), place(model)
     for start in range(0, len(frames), BATCH):
-        parts.append(model(frames[start : start + BATCH]).float())
+        parts.append(model(frames[start : start + BATCH].to(device)).float().cpu())
         if tell is not None:
             tell(min(start + BATCH, len(frames)), len(frames))
     return torch.cat(parts) if parts else torch.zeros(0, 360)
+
+
+def place(model: nn.Module) -> torch.device:
+    """Where a model computes."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def errors(model: nn.Module, given: Tones, tell: Tell | None = None) -> Float[Tensor, " count"]:
@@ -129,8 +134,8 @@ def pace(models: Sequence[nn.Module], rounds: int = 5, batch: int = BATCH) -> Pa
     taken: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
         for model, times in zip(models, taken, strict=True):
-            start = time.perf_counter()
-            model(frames)
+            shown, start = frames.to(place(model)), time.perf_counter()
+            model(shown).cpu()  # waits for what another device does
             if turn:  # the first call finds its memory
                 times.append(time.perf_counter() - start)
     each = RATE / HOP / batch

@@ -59,6 +59,42 @@ def lessons(count: int, seed: int) -> Float[Tensor, "count 1024"]:
     return normal(torch.where(alone, hiss, clean + level * hiss))
 
 
+def others(count: int, seed: int) -> Tones:
+    """Timbres that nothing is healed on, a third of each, every other tone at 0 dB of noise."""
+    each = -(-count // len(OTHERS))
+    clean, noisy = (
+        [tones(each, seed + k, timbre=timbre, noise=noise) for k, timbre in enumerate(OTHERS)]
+        for noise in (None, 0.0)
+    )
+    frames, hertz = (
+        torch.stack([torch.cat([getattr(t, what) for t in part]) for part in (clean, noisy)], 1)
+        for what in ("frames", "hertz")
+    )
+    odd = torch.arange(len(frames)) % 2
+    rows = torch.arange(len(frames))
+    kept = torch.arange(count) * len(frames) // count  # as many of each timbre
+    return Tones(frames[rows, odd][kept], hertz[rows, odd][kept])
+
+
+def melody(seed: int = 0) -> Float[Tensor, " samples"]:
+    """Two seconds of a sawtooth that slides from note to note, with vibrato, in noise at 10 dB."""
+    random = Generator().manual_seed(seed)
+    steps = torch.tensor([0, 2, 4, 7, 12, 9, 7, 4, 5, 2, -5, 0.0])
+    each = 2 * RATE // len(steps)
+    key = steps.repeat_interleave(each)
+    slide = torch.ones(1, 1, each // 3) / (each // 3)
+    padded = torch.nn.functional.pad(key[None, None], (each // 3 - 1, 0), mode="replicate")
+    key = torch.nn.functional.conv1d(padded, slide)[0, 0]
+    key = key + 0.3 * torch.sin(2 * pi * 5.5 / RATE * torch.arange(len(key)))
+    hertz = 220 * 2 ** (key.double() / 12)
+    phase = 2 * pi * torch.cumsum(hertz, 0) / RATE
+    sound = torch.zeros(len(key), dtype=torch.float64)
+    for k in range(1, int(RATE / 2 / float(hertz.min())) + 1):
+        sound += (hertz * k < RATE / 2) * torch.sin(phase * k) / k
+    hiss = torch.randn(len(key), generator=random)
+    return (sound / sound.std() + 10 ** (-10 / 20) * hiss).float()
+
+
 def normal(sound: Float[Tensor, "*count samples"]) -> Float[Tensor, "*count samples"]:
     """Each frame at mean 0 and deviation 1, as the network wants it; silence stays silence."""
     centred = sound - sound.mean(-1, keepdim=True)
