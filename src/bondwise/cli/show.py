@@ -16,12 +16,13 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
     if as_json:
         print_json(report)
         return
-    from bondwise.report import lists, pitch, speeds, table
+    from bondwise.report import lists, speeds, table
+    from bondwise.report.pitch.shares import heard
 
     shown = {
         "healing": lambda: table.healing(report),
         "summary": lambda: table.summary(report),
-        "pitch": lambda: pitch.heard(report),
+        "pitch": lambda: heard(report),
         "samples": lambda: table.samples(report),
         "plan": lambda: lists.changes(report, full=full),
         "reading": lambda: lists.bonds(report),

@@ -10,11 +10,10 @@ from typing import Any
 from bondwise.report import sections
 from bondwise.report.groups import Report, title
 from bondwise.report.healing import healing
-from bondwise.report.markup import Markup, el
-from bondwise.report.parts import section
-from bondwise.report.pitch import pitch
+from bondwise.report.markup import Markup, el, section
+from bondwise.report.pitch.shares import pitch
+from bondwise.report.pitch.track import track
 from bondwise.report.strip import curves, strip
-from bondwise.report.track import track
 
 # Nothing may be fetched, whatever a name in the report contains.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

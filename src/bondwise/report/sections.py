@@ -7,9 +7,8 @@ from typing import Any
 import yaml
 
 from bondwise.report.groups import Report, Weight, becomes, changed, kept, left, shape, template
-from bondwise.report.markup import Markup, el, join
-from bondwise.report.parts import figure, grid
-from bondwise.report.pitch import figures as pitch_figures
+from bondwise.report.markup import Markup, el, figure, grid, join
+from bondwise.report.pitch.shares import figures as pitch_figures
 from bondwise.report.table import interval, windows
 from bondwise.report.units import Number, count, decimal, duration, percent, size
 

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from bondwise.report.charts import mark
 from bondwise.report.groups import Report, changed, title
-from bondwise.report.markup import Markup, el, join
-from bondwise.report.parts import figure, grid
+from bondwise.report.markup import Markup, el, figure, grid, join
 from bondwise.report.table import WIDTH
 from bondwise.report.units import Number, count, decimal, percent, size
 
