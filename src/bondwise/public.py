@@ -16,6 +16,14 @@ from bondwise.fit.metric import Metric
 from bondwise.gauge.canonical import canonical, insert_gauge
 from bondwise.gauge.compact import compact
 from bondwise.heal.heal import heal
+from bondwise.layers.convolution import (
+    TensorConv1d,
+    TensorConv2d,
+    TensorConv3d,
+    TensorConvTranspose1d,
+    TensorConvTranspose2d,
+    TensorConvTranspose3d,
+)
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
 from bondwise.network.network import Index, Network, parse
@@ -28,11 +36,18 @@ from bondwise.topology.mpo import mpo
 from bondwise.topology.ring import ring
 from bondwise.topology.tree import tree
 from bondwise.topology.tucker import tucker
+from bondwise.topology.tucker2 import tucker2
 
 __all__ = [
     "Index",
     "Metric",
     "Network",
+    "TensorConv1d",
+    "TensorConv2d",
+    "TensorConv3d",
+    "TensorConvTranspose1d",
+    "TensorConvTranspose2d",
+    "TensorConvTranspose3d",
     "TensorEmbedding",
     "TensorLinear",
     "apply",
@@ -60,14 +75,15 @@ __all__ = [
     "tensorize",
     "tree",
     "tucker",
+    "tucker2",
 ]
 
 if not TYPE_CHECKING:  # the topologies above are named for those who check types; here are all
-    __all__ += [name for name in registry.names() if name not in __all__]
+    __all__ += [name for name in registry.names(kernels=True) if name not in __all__]
 
     def topology(name):
         """The function of a known topology, as `bondwise.NAME`."""
-        if name in registry.names():
+        if name in registry.names(kernels=True):
             return registry.find(name).build
         raise AttributeError(f"module 'bondwise' has no attribute {name!r}")
 

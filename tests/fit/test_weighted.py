@@ -15,6 +15,7 @@ from bondwise.errors import FitError
 from bondwise.fit import weighted
 from bondwise.fit.fit import Fit, fit
 from bondwise.fit.metric import Metric
+from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named
 from bondwise.fit.weighted import Weighted
 from bondwise.network.network import Network
@@ -222,7 +223,7 @@ def test_gradients_in_float32_end_where_the_exact_half_steps_end(net: Network, m
 @pytest.mark.parametrize("net", [mpo((3, 2), (2, 3), 2), btt((3, 2), (2, 3), 1), LOOPS[6]], ids=str)
 def test_a_half_step_is_numpys_least_squares(net: Network):
     weight, moment = noise(net.shape, 3), spread(net.shape[1], 1, decades=1)
-    goal = Weighted(weight, moment)
+    goal = Weighted(weight, Moment.of(moment))
     cores = random_cores(net)
     root = np.linalg.cholesky(moment.numpy())
     columns = [

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.fit.whitened import root
+from bondwise.fit.moment import root
 
 
 @dataclass(frozen=True, eq=False)

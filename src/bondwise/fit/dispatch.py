@@ -1,7 +1,7 @@
 """Which method the structure of a network calls for, and which smaller ones a tolerance tries."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from bondwise.compute.run import dense
 from bondwise.fit.als import fit_plain, smaller_networks
-from bondwise.fit.metric import Metric, second_moment
+from bondwise.fit.metric import Kronecker, Metric, moment_of
+from bondwise.fit.moment import Coordinates
 from bondwise.fit.named import balance
-from bondwise.fit.starts import fit_weighted, whitened_target
+from bondwise.fit.starts import FOLLOWED, fit_weighted, whitened_target
 from bondwise.fit.sweep import shared, smaller_trees, tree_of
 from bondwise.fit.target import Target, as_cores, target
-from bondwise.fit.weighted import Weighted
+from bondwise.fit.weighted import Weighted, balanced
 from bondwise.fit.whitened import closed_form, has_closed_form, whitened_split
 from bondwise.network.network import Network
 
@@ -40,6 +41,8 @@ class Problem:
             tree = tree_of(net, self.free)
             assert tree is not None  # two cores, and no index on more
             parts = closed_form(net, tree, self.weight, self.goal.moment)
+        elif self.coordinates is not None:
+            return self._in_coordinates(net, self.coordinates)
         else:
             return fit_weighted(net, self.goal, self.seed, self.sweeps, self.progress)
         return as_cores(net, self.free, balance(parts, self.free.open)), []
@@ -51,6 +54,8 @@ class Problem:
             return smaller_networks(net)
         if self.goal is None:
             return smaller_trees(tree, self.free, net, tol * self.norm)
+        if self.coordinates is not None:
+            return self.inside.smaller(net, tol)
         if not has_closed_form(net):
             near, _ = whitened_target(net, self.goal)
             # the factors are not the metric: what they allow is taken wider
@@ -67,6 +72,31 @@ class Problem:
         return self._distance(off) / self.norm if self.norm else 0.0
 
     @cached_property
+    def coordinates(self) -> Coordinates | None:
+        """Those that take in what they can of the metric; None where there is a closed form."""
+        if self.goal is None or has_closed_form(self.full):
+            return None
+        return Coordinates.of(self.full, self.goal.moment)
+
+    @cached_property
+    def inside(self) -> "Problem":
+        """The same problem in the coordinates."""
+        assert self.coordinates is not None
+        weight, rest = self.coordinates.roots.push(self.weight), self.coordinates.rest
+        return replace(self, weight=weight, goal=None if rest.identity else Weighted(weight, rest))
+
+    def _in_coordinates(
+        self, net: Network, coordinates: Coordinates
+    ) -> tuple[list[Tensor], list[float]]:
+        """The fit in coordinates, or where that is less, the fit without a metric."""
+        cores, errors = self.inside.solve(net)
+        cores = balanced(net, coordinates.back(net, cores))
+        if errors or self.weight.numel() > FOLLOWED:
+            return cores, errors
+        plain, _ = replace(self, goal=None).solve(net)
+        return min(cores, plain, key=lambda found: self.error(net, found)), []
+
+    @cached_property
     def free(self) -> Target:
         """The target without a metric; it has a slice for each value of block indices."""
         return target(self.weight, self.full)
@@ -80,10 +110,9 @@ class Problem:
         return float(matrix.norm()) if self.goal is None else self.goal.distance(matrix)
 
 
-def in_metric(weight: Tensor, metric: Metric | Tensor | None) -> Weighted | None:
+def in_metric(weight: Tensor, metric: Metric | Kronecker | Tensor | None) -> Weighted | None:
     """The goal in a metric; None where there is none, or only the identity at some scale."""
     if metric is None:
         return None
-    moment = second_moment(metric, weight.shape[1]).to(weight.device)
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return None if torch.equal(moment, identity) else Weighted(weight, moment)
+    moment = moment_of(metric, weight.shape[1]).to(weight.device)
+    return None if moment.identity else Weighted(weight, moment)

@@ -8,9 +8,11 @@ The structure decides, never a name: a parsed network gets the fit of the topolo
     no loops                       SVDs from the leaves inwards, sweeps over pairs (HOOI on a star)
     loops, index on many cores     alternating least squares with restarts
 
-In the metric of the inputs, low rank has its closed form. Any other network starts
-from the fit above in coordinates that a Kronecker product of the metric whitens, and goes on by
-alternating least squares in the metric itself.
+In the metric of the inputs, low rank has its closed form. A factor of the metric that one core has
+to itself (channels and kernel of a convolution, on Tucker-2) is an exact change of coordinates, in
+which the fit above serves. Any other network starts from the fit above in coordinates that a
+Kronecker product of the metric whitens, and goes on by alternating least squares in the metric
+itself.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from torch import Tensor
 from bondwise.compute.run import Numbers, as_tensor
 from bondwise.errors import FitError, ShapeError, whole_number
 from bondwise.fit.dispatch import Problem, in_metric
-from bondwise.fit.metric import Metric
+from bondwise.fit.metric import Kronecker, Metric
 from bondwise.fit.target import zeros
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
@@ -63,11 +65,11 @@ class Fit:
 def fit(
     weight: Numbers,
     net: Network,
-    metric: Metric | Numbers | None = None,
+    metric: Metric | Kronecker | Numbers | None = None,
     tol: float | None = None,
     seed: SupportsIndex = 0,
     *,
-    held_out: Metric | Numbers | None = None,
+    held_out: Metric | Kronecker | Numbers | None = None,
     sweeps: int = 20,
     progress: float = 2e-3,
 ) -> Fit:
@@ -82,7 +84,8 @@ def fit(
         weight: out x in, of any float dtype, an array too; computed in float64.
         net: the network, whose ranks are limits; those above what a bond can use are lowered and
             reported.
-        metric: second moment of the inputs (in x in), or a `Metric`.
+        metric: second moment of the inputs (in x in), a `Metric`, or a `Kronecker` metric of the
+            patches of a convolution, at whose border the column modes have to split.
         tol: largest relative error allowed. The fit then has the smallest ranks found that reach
             it, at most those of ``net``; where those do not reach it, it has them, and says its
             real error. Below the rounding of the weight's dtype, that rounding is allowed.
@@ -112,9 +115,7 @@ def fit(
     """
     began = perf_counter()
     weight, seed = as_tensor(weight), whole_number("seed", seed, FitError)
-    metric = metric if isinstance(metric, Metric) or metric is None else as_tensor(metric)
-    if held_out is not None and not isinstance(held_out, Metric):
-        held_out = as_tensor(held_out)
+    metric, held_out = _as_metric(metric), _as_metric(held_out)
     _check(weight, net, tol)
     useful = useful_ranks(net)
     capped = {b: (size, useful[b]) for b, size in net.bonds.items() if useful[b] < size}
@@ -134,6 +135,12 @@ def fit(
         elsewhere = replace(problem, goal=unseen).error(best.network, best.cores)
         best = replace(best, held_out=elsewhere)
     return replace(best, seconds=perf_counter() - began)
+
+
+def _as_metric(
+    given: Metric | Kronecker | Numbers | None,
+) -> Metric | Kronecker | Tensor | None:
+    return given if given is None or isinstance(given, Metric | Kronecker) else as_tensor(given)
 
 
 def _fitted(problem: Problem, net: Network, capped: Capped) -> Fit:

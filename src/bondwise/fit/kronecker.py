@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named, contract, prime
 from bondwise.fit.target import diagonal
 from bondwise.network.network import Network
@@ -53,14 +54,32 @@ def whitening(factors: dict[str, Named]) -> Whitening:
     return Whitening(roots, inverses)
 
 
-def factors_of(net: Network, moment: Tensor) -> dict[str, Named]:
+def factors_of(net: Network, moment: Moment) -> dict[str, Named]:
     """One factor per column mode that is on one core alone: axes block indices, m, m'.
 
     The factors minimise ``||C - K_1 x K_2 x ..||`` by alternation (Van Loan and Pitsianis 1993);
     each is positive semidefinite because the others are. A mode that is open on both sides, or on
-    some cores but not all, is summed over.
+    some cores but not all, is summed over. A mode in which the metric is the identity has none.
     """
-    names = [index.name for index in net.cols]
+    found: dict[str, Named] = {}
+    scales: list[Named] = []
+    for names, factor in zip(moment.groups(net), moment.factors, strict=True):
+        if factor is not None:
+            factors, scale = _in_group(net, names, factor)
+            found |= factors
+            scales += [] if scale is None else [scale]
+    for name in list(found)[:1]:  # what is known of the blocks alone weighs with any of them
+        factor, names = found[name]
+        every = tuple(n for n in net.sizes if any(n in scale.names for scale in scales))
+        batch = (*every, *(n for n in names if n not in every))
+        found[name] = Named(contract([Named(factor, names), *scales], batch), batch)
+    return found
+
+
+def _in_group(
+    net: Network, names: Sequence[str], moment: Tensor
+) -> tuple[dict[str, Named], Named | None]:
+    """The factors of modes under one factor of the metric, or their scale where all are blocks."""
     both = {index.name for index in net.rows} & {index.name for index in net.cols}
     own = [name for name in names if len(net.places[name]) == 1 and name not in both]
     batch = [name for name in names if len(net.places[name]) == len(net.cores) > 1]
@@ -73,10 +92,12 @@ def factors_of(net: Network, moment: Tensor) -> dict[str, Named]:
     )
     found = _nearest(Named(values, ("", *own, *primed)), own)
     shape = [net.sizes[name] for name in batch]
+    if batch and not own:
+        return {}, Named(values.reshape(shape), tuple(batch))
     return {
         name: Named(factor.reshape(*shape, *factor.shape[1:]), (*batch, name, prime(name)))
         for name, factor in found.items()
-    }
+    }, None
 
 
 def _nearest(moment: Named, own: Sequence[str]) -> dict[str, Tensor]:

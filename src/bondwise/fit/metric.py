@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bondwise.errors import DataError, FitError
+from bondwise.fit.moment import Moment
 from bondwise.fit.whitened import metric_norm, whitened_split
 
 
@@ -60,6 +61,42 @@ class Metric:
         moment *= 1 - self.shrinkage
         moment.diagonal().copy_(variances)
         return moment
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """A metric that is a product, ``C = channels x kernel``, over columns (in, k) row-major.
+
+    For the patches of a convolution whose full second moment would be too large. It is never
+    formed.
+
+    Args:
+        channels: second moment of the channels (in x in), or a `Metric` of them.
+        kernel: second moment of the taps (k x k), all kernel modes as one.
+
+    >>> from bondwise import fit, lowrank
+    >>> metric = Kronecker(torch.diag(torch.tensor([1.0, 4.0])), torch.eye(3))
+    >>> fit(torch.eye(6), lowrank(6, 6, 3), metric).error     # of 1 and 4, the 1 is lost
+    0.447...
+
+    Raises:
+        FitError: a factor is no second moment.
+    """
+
+    channels: Metric | Tensor
+    kernel: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.channels, Metric):
+            check_moment(self.channels)
+        check_moment(self.kernel)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many channels, how many taps."""
+        moment = self.channels
+        moment = moment.second_moment if isinstance(moment, Metric) else moment
+        return len(moment), len(self.kernel)
 
 
 DEPENDENCE = 4  # tokens of a text that tell as much as one independent token
@@ -185,6 +222,23 @@ def second_moment(metric: Metric | Tensor, size: int) -> Float[Tensor, "inp inp"
     shrunk = metric.shrunk() if isinstance(metric, Metric) else moment.detach().to(torch.float64)
     unit = shrunk / shrunk.diagonal().max()  # the scale cancels, and no product can overflow
     return _semidefinite((unit + unit.T) / 2)
+
+
+def moment_of(metric: Metric | Kronecker | Tensor, size: int) -> Moment:
+    """``C`` as an operator, float64, its largest variance 1.
+
+    Raises:
+        FitError: not a metric over ``size`` inputs.
+    """
+    if not isinstance(metric, Kronecker):
+        return Moment.of(second_moment(metric, size))
+    channels, kernel = metric.sizes
+    if channels * kernel != size:
+        raise FitError(
+            f"A metric of {channels} channels x {kernel} taps came for a weight with {size} "
+            f"columns; give one whose product is {size}."
+        )
+    return Moment.of(second_moment(metric.channels, channels), second_moment(metric.kernel, kernel))
 
 
 def check_moment(moment: Tensor) -> None:

@@ -13,7 +13,7 @@ from bondwise.fit.weighted import Weighted, improve
 from bondwise.network.network import Network
 
 _TINY = 2**13  # entries of a weight up to which every start is followed to its end
-_SMALL = 2**17  # and up to which the start without a metric is as good as that fit
+FOLLOWED = 2**17  # and up to which the start without a metric is as good as that fit
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def _starts(net: Network, goal: Weighted, seed: int) -> Iterator[list[Tensor]]:
     near, white = whitened_target(net, goal)
     yield white.unwhiten(net, _cores(net, near, seed, brief=True))
     # a large weight with loops takes many times longer without a metric than a start is worth
-    brief = goal.weight.numel() > _SMALL
+    brief = goal.weight.numel() > FOLLOWED
     yield _cores(net, target(goal.weight, net), seed, brief)
 
 

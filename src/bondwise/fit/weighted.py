@@ -22,10 +22,11 @@ from torch import Tensor
 
 from bondwise.compute.run import dense
 from bondwise.fit.kronecker import factors_of
+from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named, balance, contract, largest_intermediate, prime, twin
 from bondwise.fit.preconditioner import preconditioner
 from bondwise.fit.solvers import ENTRIES, SMALL, conjugate_gradients, solve
-from bondwise.fit.target import diagonal, reach
+from bondwise.fit.target import reach
 from bondwise.network.network import Network
 
 _STEPS = 20  # of conjugate gradients in a half-step
@@ -40,20 +41,16 @@ class Weighted:
     """A weight and the metric of its inputs, both float64."""
 
     weight: Tensor
-    moment: Tensor
+    moment: Moment
 
     def distance(self, matrix: Tensor) -> float:
         """``||A L||``."""
-        return max(0.0, float((matrix * self.push(matrix)).sum())) ** 0.5
-
-    def push(self, matrix: Tensor) -> Tensor:
-        """``A C`` in the dtype of ``A``."""
-        return matrix @ self._in(matrix.dtype)[1]
+        return max(0.0, float((matrix * self.moment.push(matrix)).sum())) ** 0.5
 
     def pull(self, net: Network, cores: Sequence[Tensor]) -> tuple[float, Named]:
         """The squared error, and ``(W - W~) C`` where the network can reach it."""
-        off = self._in(cores[0].dtype)[0] - dense(net, cores)
-        pushed = self.push(off)
+        off = self._in(cores[0].dtype) - dense(net, cores)
+        pushed = self.moment.push(off)
         return max(0.0, float((off * pushed).sum())), reach(pushed, net)
 
     def error(self, net: Network, cores: Sequence[Tensor]) -> float:
@@ -70,30 +67,26 @@ class Weighted:
         """``||W L||``."""
         return self.distance(self.weight)
 
-    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return (self.weight, self.moment) if dtype == torch.float64 else self._single
+    def _in(self, dtype: torch.dtype) -> Tensor:
+        return self.weight if dtype == torch.float64 else self._single
 
     @cached_property
-    def _single(self) -> tuple[Tensor, Tensor]:
-        return self.weight.float(), self.moment.float()
+    def _single(self) -> Tensor:
+        return self.weight.float()
 
 
 @dataclass(frozen=True, eq=False)
 class _MetricOperand:
-    """The metric as an operand of a contraction with the cores and their twins."""
+    """The metric as operands of a contraction with the cores and their twins."""
 
     net: Network
     shared: frozenset[str]  # open indices in which the metric is diagonal
-    exact: Named
+    exact: list[Named]  # one for each factor of the metric
     nearly: dict[str, Named]  # the Kronecker factors, by mode
 
     @classmethod
     def of(cls, net: Network, goal: Weighted) -> "_MetricOperand":
-        shared = frozenset(index.name for index in net.rows)
-        names, sizes = [i.name for i in net.cols], [i.size for i in net.cols]
-        twins = (name if name in shared else prime(name) for name in names)
-        exact = diagonal(Named(goal.moment.reshape(*sizes, *sizes), (*names, *twins)))
-        return cls(net, shared, exact, factors_of(net, goal.moment))
+        return cls(net, *goal.moment.operands(net), factors_of(net, goal.moment))
 
 
 @torch.no_grad()
@@ -110,7 +103,7 @@ def improve(
     for count in range(sweeps):
         if errors[-1] <= _ROUNDING * goal.norm or slow == 2:
             break
-        best = _balanced(net, best)
+        best = balanced(net, best)
         after = _sweep(metric, goal, best)
         if count > 0:
             after = _leap(net, goal, best, after, (count + 1) ** (1 / 3))
@@ -123,7 +116,8 @@ def improve(
     return best, errors
 
 
-def _balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
+def balanced(net: Network, cores: Sequence[Tensor]) -> list[Tensor]:
+    """Equal norms: every component of a bond, then every core, is as large here as there."""
     parts = [Named(core, names) for core, names in zip(cores, net.names, strict=True)]
     return [part.tensor for part in balance(parts, net.open)]
 
@@ -154,7 +148,7 @@ def _half_step(
     right = Named(
         contract([Named(pushed.tensor.double(), pushed.names), *others], part.names), part.names
     )
-    exact = _exact_step(metric, others, right)
+    exact = _exact_step(metric, goal, others, right)
     step = _gradient_step(metric, goal, parts, k, right) if exact is None else exact
     return Named(part.tensor + step, part.names)
 
@@ -166,20 +160,21 @@ def _others(parts: list[Named], k: int, net: Network) -> list[Named]:
     return [*parts[:k], *parts[k + 1 :], *(Named(one, (name,)) for name in alone)]
 
 
-def _exact_step(metric: _MetricOperand, others: list[Named], right: Named) -> Tensor | None:
+def _exact_step(
+    metric: _MetricOperand, goal: Weighted, others: list[Named], right: Named
+) -> Tensor | None:
     """The best change by Cholesky, or None where its matrix is too large or too dear."""
-    elsewhere = {name for other in (*others, metric.exact) for name in other.names}
+    elsewhere = {name for other in (*others, *metric.exact) for name in other.names}
     batch = tuple(n for n in right.names if n in metric.shared and n in elsewhere)
     free = tuple(n for n in right.names if n in metric.shared and n not in elsewhere)
     rows = tuple(n for n in right.names if n not in metric.shared)
     size, count = (prod(metric.net.sizes[n] for n in names) for names in (rows, batch))
     if size > SMALL or count * size * size > ENTRIES:
         return None
-    out, inp = metric.net.shape
-    if count * size**3 / 3 > max(_CALLS, _STEPS * out * inp * inp):
+    if count * size**3 / 3 > max(_CALLS, _STEPS * goal.weight.numel() * goal.moment.work):
         return None  # a small weight is pushed through the metric for less
     twins = [twin(other, metric.shared) for other in others]
-    operands = [*others, *twins, metric.exact]
+    operands = [*others, *twins, *metric.exact]
     names = (*batch, *rows, *(prime(name) for name in rows))
     if largest_intermediate(operands, names) > ENTRIES:
         return None
@@ -200,7 +195,7 @@ def _gradient_step(
     others = [Named(part.tensor.to(dtype), part.names) for part in _others(parts, k, net)]
 
     def apply(step: Tensor) -> Tensor:
-        pushed = goal.push(dense(net, [*cores[:k], step, *cores[k + 1 :]]))
+        pushed = goal.moment.push(dense(net, [*cores[:k], step, *cores[k + 1 :]]))
         return contract([reach(pushed, net), *others], names)
 
     scale = right.tensor.abs().max().clamp(min=torch.finfo(torch.float64).tiny)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named
 from bondwise.fit.split import GRAM_IS_ENOUGH, Split, kept_rank, split, tails
 from bondwise.fit.sweep import Tree, edge_name, unfold
@@ -22,14 +23,15 @@ _SINGLE_IS_ENOUGH = 1e-5  # the same as GRAM_IS_ENOUGH, of a Gram matrix in floa
 @torch.no_grad()
 def whitened_split(
     weight: Float[Tensor, "out inp"],
-    moment: Float[Tensor, "inp inp"],
+    moment: Moment | Float[Tensor, "inp inp"],
     rank: int,
     tol: float | None = None,
 ) -> Split:
     """Best low rank in the metric; ``error`` and the absolute ``tol`` are norms in the metric.
 
     Computed in the dtype of the weight and the moment: float32 takes half the time of float64, and
-    changes to float64 by itself where next to nothing is dropped.
+    changes to float64 by itself where next to nothing is dropped. A product of factors is formed
+    only where it is smaller than out x out.
 
     >>> W, C = torch.eye(3), torch.diag(torch.tensor([1.0, 100.0, 4.0]))
     >>> cut = whitened_split(W.double(), C.double(), rank=1)
@@ -37,12 +39,13 @@ def whitened_split(
     tensor([0., 1., 0.], dtype=torch.float64)
     """
     out, inp = weight.shape
+    moment = moment if isinstance(moment, Moment) else Moment((inp,), (moment,))
     if tol is None and rank >= min(out, inp):
         return split(weight, rank)
     if out <= inp:
-        half, gram = None, weight @ moment @ weight.mT
+        half, gram = None, moment.push(weight) @ weight.mT
     else:
-        half = root(moment)
+        half = moment.root().dense(weight)
         gram = half @ (weight.mT @ weight) @ half
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     dropped = tails(values.flip(-1).clamp(min=0).sqrt())
@@ -50,9 +53,9 @@ def whitened_split(
     allowed = dropped[most] if tol is None else max(dropped[most], dropped.new_tensor(tol * tol))
     double = weight.dtype == torch.float64
     if allowed <= (GRAM_IS_ENOUGH if double else _SINGLE_IS_ENOUGH) * dropped[0]:
-        precise = half if half is not None and double else root(moment.double())
         weight = weight.double()
-        left, kept, error = _exact(weight, precise, most, tol)
+        cut = split(moment.to(torch.float64).root().push(weight), most, tol)
+        left, kept, error = cut.left, cut.rank, cut.error
     else:
         kept = kept_rank(dropped, most, tol)
         vectors, error = vectors.flip(-1)[:, :kept], float(dropped[kept].sqrt())
@@ -61,21 +64,12 @@ def whitened_split(
     return Split(left, left.mT @ weight, error)
 
 
-def metric_norm(weight: Float[Tensor, "out inp"], moment: Float[Tensor, "inp inp"]) -> float:
+def metric_norm(
+    weight: Float[Tensor, "out inp"], moment: Moment | Float[Tensor, "inp inp"]
+) -> float:
     """``||W L|| = sqrt(tr W C W^T)``."""
-    return float(((weight @ moment) * weight).sum().clamp(min=0).sqrt())
-
-
-def root(moment: Float[Tensor, "inp inp"]) -> Float[Tensor, "inp inp"]:
-    """The symmetric ``L`` with ``C = L L``; negative eigenvalues are rounding and count as zero."""
-    values, vectors = torch.linalg.eigh(moment)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
-
-
-def _exact(weight: Tensor, half: Tensor, most: int, tol: float | None) -> tuple[Tensor, int, float]:
-    white = weight @ half
-    cut = split(white, most, tol)
-    return cut.left, cut.rank, cut.error
+    pushed = moment.push(weight) if isinstance(moment, Moment) else weight @ moment
+    return float((pushed * weight).sum().clamp(min=0).sqrt())
 
 
 def has_closed_form(net: Network) -> bool:
@@ -94,7 +88,7 @@ def has_closed_form(net: Network) -> bool:
     return apart and all(len(net.places[b]) == 2 or size == 1 for b, size in net.bonds.items())
 
 
-def closed_form(net: Network, tree: Tree, weight: Tensor, moment: Tensor) -> list[Named]:
+def closed_form(net: Network, tree: Tree, weight: Tensor, moment: Moment) -> list[Named]:
     """The parts of a network that `has_closed_form`, which is ``tree``: the best in the metric."""
     ((edge, _),) = tree.edges.items()
     cut = whitened_split(weight, moment, tree.rank(edge, net.bonds))

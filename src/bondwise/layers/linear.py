@@ -98,7 +98,9 @@ class TensorLinear(TensorLayer):
         TensorLayer.__init__(self, terms, device=device, dtype=dtype)
         self._host = host
         self.out_features, self.in_features = self.shape
-        self.register_parameter("bias", self._bias(bias))
+        self.register_parameter(
+            "bias", bias_of(bias, self.out_features, self.in_features, self.like)
+        )
 
     @property
     def host(self) -> str:
@@ -118,24 +120,6 @@ class TensorLinear(TensorLayer):
     def as_stack(self, order: Sequence[int] | None = None) -> nn.Sequential:
         """The same as sparse linear layers, one for each core."""
         return stacked(self, order, self.bias)
-
-    def _bias(self, bias: Tensor | bool | None) -> nn.Parameter | None:
-        if bias is None or bias is False:
-            return None
-        like = self.like
-        if bias is True:
-            bound = self.in_features**-0.5
-            drawn = torch.empty(self.out_features, device=like.device, dtype=like.dtype)
-            return nn.Parameter(drawn.uniform_(-bound, bound))
-        if not isinstance(bias, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ShapeError(f"bias={bias!r} came; write a tensor, True, False or None.")
-        if tuple(bias.shape) != (self.out_features,):
-            raise ShapeError(
-                f"A bias of shape {tuple(bias.shape)} came; write one of ({self.out_features},)."
-            )
-        own = bias.detach().to(device=like.device, dtype=like.dtype).clone()
-        frozen = isinstance(bias, nn.Parameter) and not bias.requires_grad
-        return nn.Parameter(own, requires_grad=not frozen)
 
     def spec(self) -> Spec:
         """All that an empty layer of this kind is built from, as plain JSON."""
@@ -168,3 +152,29 @@ class TensorLinear(TensorLayer):
         made = host.build(linear, [networks.network(fitted.network, fitted.cores)])
         assert isinstance(made, cls)
         return made
+
+
+def bias_of(bias: Tensor | bool | None, out: int, inp: int, like: Tensor) -> nn.Parameter | None:
+    """A bias of ``out`` numbers as a parameter: a copy of the one given, or drawn as torch does.
+
+    Args:
+        bias: (out,), True to draw one, None or False for none.
+        out: how many outputs there are.
+        inp: how many numbers each of them is a sum over.
+        like: of the device and dtype that it gets.
+
+    Raises:
+        ShapeError: a bias of another shape.
+    """
+    if bias is None or bias is False:
+        return None
+    if bias is True:
+        drawn = torch.empty(out, device=like.device, dtype=like.dtype)
+        return nn.Parameter(drawn.uniform_(-(inp**-0.5), inp**-0.5))
+    if not isinstance(bias, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ShapeError(f"bias={bias!r} came; write a tensor, True, False or None.")
+    if tuple(bias.shape) != (out,):
+        raise ShapeError(f"A bias of shape {tuple(bias.shape)} came; write one of ({out},).")
+    own = bias.detach().to(device=like.device, dtype=like.dtype).clone()
+    frozen = isinstance(bias, nn.Parameter) and not bias.requires_grad
+    return nn.Parameter(own, requires_grad=not frozen)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from bondwise.draw.notebook import html
 from bondwise.errors import CheckpointError, SelectionError, ShapeError
@@ -65,9 +66,10 @@ class TensorLayer(nn.Module):
     state dict they are its extra state: bytes with a checksum, so that positions that were averaged
     or cast are refused.
 
-    ``weight`` is the dense weight, out x in, made when it is read. Assigning a whole weight makes
-    it the one term of the layer. A state dict has a guard under that name, a tensor of one element:
-    a reader that does not know this layer meets a size that cannot be right.
+    ``weight`` is the dense weight, out x in, made when it is read; that of a convolution has the
+    shape that torch gives it. Assigning a whole weight makes it the one term of the layer. A state
+    dict has a guard under that name, a tensor of one element: a reader that does not know this
+    layer meets a size that cannot be right.
     """
 
     group: ClassVar[str] = ""  # what a pattern calls it
@@ -122,6 +124,7 @@ class TensorLayer(nn.Module):
                 f"A {type(term).__name__} came as a term; write one such as networks.network(net, "
                 "cores) or entries.columns(positions, values, shape) of bondwise.layers."
             )
+        term = self._own(term)
         if term.kind.shape != self.shape:
             raise ShapeError(
                 f"A term of shape {term.kind.shape} came for a weight of {self.shape}; "
@@ -142,6 +145,14 @@ class TensorLayer(nn.Module):
         if own is not None and where.type != "meta":
             own = tuple(place.detach().to(where, copy=True) for place in own)
         self._places += (own,)
+        self._changed()
+
+    def _own(self, term: Term) -> Term:
+        """A term as this layer holds it."""
+        return term
+
+    def _changed(self) -> None:
+        """Called when the terms are others than they were."""
 
     def remove(self) -> Term:
         """Take the last term away, and give it back.
@@ -155,6 +166,7 @@ class TensorLayer(nn.Module):
         for name in self.parts[-1].held:
             delattr(self, name)
         self.parts, self._places = self.parts[:-1], self._places[:-1]
+        self._changed()
         return last
 
     @property
@@ -206,6 +218,19 @@ class TensorLayer(nn.Module):
 
     def _masked(self, weight: Tensor) -> Tensor:
         """The sum of the terms, but for what a host gives without asking them."""
+        return weight
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """That of `weight`."""
+        return self.shape
+
+    def _weight(self, matrix: Tensor) -> Tensor:
+        """What ``layer.weight`` is, of the sum of the terms."""
+        return self._masked(matrix)
+
+    def _matrix(self, weight: Tensor) -> Tensor:
+        """The matrix, out x in, of a weight that is assigned."""
         return weight
 
     def stored(self) -> tuple[list[Tensor], int]:
@@ -284,8 +309,9 @@ class TensorLayer(nn.Module):
         if name != GUARD:
             return super().__getattr__(name)
         if torch.compiler.is_compiling():
-            return self.dense()
-        return Made(partial(_made, self._pieces(), self._masked), self.like, self.shape, self._ask)
+            return self._weight(_total(self._pieces()))
+        made = partial(_made, self._pieces(), self._weight)
+        return Made(made, self.like, self.weight_shape, self._ask)
 
     def _ask(self, graded: bool) -> None:
         """What ``layer.weight.requires_grad_(..)`` does: the same for all that it is made from."""
@@ -321,20 +347,24 @@ class TensorLayer(nn.Module):
         if isinstance(value, Tensor) and value.numel() == 1 and value.ndim == 1:
             return
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if not isinstance(value, Tensor) or shape != self.shape or not value.is_floating_point():
+        fits = shape in (self.weight_shape, self.shape)
+        if not isinstance(value, Tensor) or not fits or not value.is_floating_point():
             kind = f" and {value.dtype}" if isinstance(value, Tensor) else ""
             raise ShapeError(
-                f"A weight of {shape}{kind} came; write a tensor of {self.shape} of numbers with a "
-                "point."
+                f"A weight of {shape}{kind} came; write a tensor of {self.weight_shape} of numbers "
+                "with a point."
             )
         if isinstance(value, Made):
             value = value + 0  # what was read from another layer
         for part in self.parts:
             for name in part.held:
                 delattr(self, name)
-        self.parts, self._places = (Part.of(0, dense_term(value).kind),), ((),)
         own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+        if shape != self.shape:
+            own = nn.Parameter(self._matrix(own.detach()), own.requires_grad)
+        self.parts, self._places = (Part.of(0, dense_term(own).kind),), ((),)
         super().register_parameter(self.parts[0].names[0], own)
+        self._changed()
 
     def get_extra_state(self) -> Tensor:
         """The positions, packed: a fresh tensor; without data where they are not known yet."""
@@ -428,7 +458,7 @@ def check_model(model: object) -> None:
         raise SelectionError(
             f"A {type(model).__name__} came as the model; give a torch.nn.Module{also}."
         )
-    if isinstance(model, nn.Linear | nn.Embedding | TensorLayer):
+    if isinstance(model, nn.Linear | nn.Embedding | _ConvNd | TensorLayer):
         raise SelectionError(
             f"A {type(model).__name__} on its own came as the model; put it in one, such as "
             "nn.Sequential(layer)."

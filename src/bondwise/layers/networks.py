@@ -55,17 +55,22 @@ class Cores(Kind):
     plans: tuple[tuple[int, Plan], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        gathers = _gathers(self.network, self.pinned)
+        gathers, plans = self._ways()
         derived = {
             "forms": core_forms(self.network, self.pinned),
             "gathers": gathers,
-            "plans": () if gathers else row_plans(self.network),
+            "plans": plans,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
+    def _ways(self) -> tuple[bool, tuple[tuple[int, Plan], ...]]:
+        """Whether it runs as it is stored, and its plans where it does not."""
+        gathers = _gathers(self.network, self.pinned)
+        return gathers, () if gathers else row_plans(self.network)
+
     def __reduce__(self) -> tuple[type["Cores"], tuple[Network, Pins]]:
-        return Cores, (self.network, self.pinned)
+        return type(self), (self.network, self.pinned)
 
     @property
     def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -28,7 +28,15 @@ def _shapes(out: int, inp: int, _heads: int) -> list[Split]:
     return [((out // o, o), (i, inp // i)) for o, i in grids]
 
 
-@register(modes=_four_blocks_a_side, scouted="fast", shapes=_shapes)
+def _of_kernel(out: int, inp: int, kernel: tuple[int, ...], rank: int) -> Network:
+    """The kernel's modes stand on the core that meets the input."""
+    rows, cols = _four_blocks_a_side(out, inp)
+    net, taps = btt(rows, cols, rank), modes(kernel, "k")
+    first, second = net.cores
+    return network([first, (*second, *taps)], net.rows, (*net.cols, *taps))
+
+
+@register(modes=_four_blocks_a_side, scouted="fast", shapes=_shapes, convolution=_of_kernel)
 def btt(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """``o2 i1 o1 a, i1 o2 a i2`` (Qiu et al. 2024): every block ``W[:, o2, i1, :]`` has rank a.
 

@@ -6,7 +6,15 @@ from bondwise.topology.modes import Sizes, bonds, modes, network, sites
 from bondwise.topology.registry import register
 
 
-@register(modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)))
+def _of_kernel(out: int, inp: int, kernel: tuple[int, ...], rank: int) -> Network:
+    """A factor for the outputs, the inputs, and each axis of the kernel."""
+    return cp((out,), (inp, *kernel), rank)
+
+
+@register(
+    modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)),
+    convolution=_of_kernel,
+)
 def cp(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """A sum of r products of vectors (Hitchcock 1927; Carroll and Chang 1970).
 

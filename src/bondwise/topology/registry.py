@@ -12,6 +12,8 @@ from bondwise.network.network import Network
 Modes = tuple[int, ...]
 Split = tuple[Modes, Modes]
 """Modes of the rows, and of the columns."""
+OfKernel = Callable[[int, int, Modes, int], Network]
+"""From (out, in, kernel, rank) the network of a convolution, the kernel its last column modes."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Topology:
         scouted: the effort from which on it is tried beside low rank; None: never.
         shapes: the splits that are then tried, for ``out``, ``inp`` and the number of heads that
             the rows are (0: none).
+        convolution: makes a network of out, inp, kernel and rank: that of a convolution's group.
+        kernel_only: whether it says nothing of a weight without a kernel.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Topology:
     modes: Callable[[int, int], Split]
     scouted: Literal["fast", "best"] | None
     shapes: Callable[[int, int, int], Sequence[Split]]
+    convolution: OfKernel
+    kernel_only: bool = False
 
     def sized(self, out: int, inp: int, rank: int) -> Network:
         """The network for an ``out x inp`` weight, with one rank for every bond."""
@@ -45,10 +51,14 @@ def register(
     modes: Callable[[int, int], Split],
     scouted: Literal["fast", "best"] | None = None,
     shapes: Callable[[int, int, int], Sequence[Split]] | None = None,
+    convolution: OfKernel | None = None,
+    *,
+    kernel_only: bool = False,
 ) -> Callable[[Callable[..., Network]], Callable[..., Network]]:
     """Decorator of a topology function: its place in the table of those known.
 
-    The arguments are those of `Topology`; without ``shapes`` the split of ``modes`` alone is tried.
+    The arguments are those of `Topology`. Without ``shapes`` the split of ``modes`` alone is tried;
+    without ``convolution`` a kernel's sizes are further modes of the columns.
 
     Raises:
         NetworkError: another module has registered a topology of that name.
@@ -62,18 +72,29 @@ def register(
                 f"{there.build.__module__} has; give the function another name."
             )
         tried = shapes or (lambda out, inp, _heads: [modes(out, inp)])
-        _known[build.__name__] = Topology(build.__name__, build, modes, scouted, tried)
+
+        def beside(out: int, inp: int, kernel: Modes, rank: int) -> Network:
+            rows, cols = modes(out, inp)
+            return build(rows, (*cols, *kernel), rank)
+
+        _known[build.__name__] = Topology(
+            build.__name__, build, modes, scouted, tried, convolution or beside, kernel_only
+        )
         return build
 
     return keep
 
 
-def names() -> list[str]:
-    """Names of all known topologies: of each file in this folder, and what else is registered."""
+def names(*, kernels: bool = False) -> list[str]:
+    """Names of all known topologies: of each file in this folder, and what else is registered.
+
+    Args:
+        kernels: also of those that are of convolutions alone.
+    """
     package = import_module("bondwise.topology")
     for module in iter_modules(package.__path__):
         import_module(f"bondwise.topology.{module.name}")
-    return sorted(_known)
+    return sorted(name for name, known in _known.items() if kernels or not known.kernel_only)
 
 
 def scouted(effort: str) -> tuple[str, ...]:
@@ -92,7 +113,7 @@ def find(name: str) -> Topology:
     Raises:
         NetworkError: there is none; the message lists those that there are.
     """
-    if name not in _known and name not in names():
+    if name not in _known and name not in names(kernels=True):
         raise NetworkError(
             f"Topology {name!r} is not known; write one of {', '.join(names())}, or an einsum."
         )

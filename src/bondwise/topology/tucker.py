@@ -11,8 +11,16 @@ def _shapes(out: int, inp: int, heads: int) -> list[Split]:
     return [((heads, out // heads), (inp,))] if heads else []
 
 
+def _of_kernel(out: int, inp: int, kernel: tuple[int, ...], rank: int) -> Network:
+    """A factor for the outputs, the inputs, and each axis of the kernel."""
+    return tucker((out,), (inp, *kernel), rank)
+
+
 @register(
-    modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)), scouted="best", shapes=_shapes
+    modes=lambda out, inp: (balanced(out, 2), balanced(inp, 2)),
+    scouted="best",
+    shapes=_shapes,
+    convolution=_of_kernel,
 )
 def tucker(rows: Sizes, cols: Sizes, rank: Sizes) -> Network:
     """``p1 p2 q1 q2, o1 p1, i1 q1, o2 p2, i2 q2`` (Tucker 1966): the core comes first.

@@ -15,13 +15,16 @@ from bondwise.layers.terms import Term
 Modes = tuple[int, ...]
 
 
+_STEPS = ("forward", "__call__", "_conv_forward", "_output_padding")  # of what a module computes
+
+
 @dataclass(frozen=True)
 class Host:
     """A kind of module: all that any room needs to know of it.
 
     Attributes:
         name: in a checkpoint.
-        group: what targets call it: "linear" or "embedding".
+        group: what targets call it: "linear", "embedding" or "convolution".
         base: its class, as ``module.Class``, so that it need not be imported.
         layer: the class of ours that stands in its place.
         matrix: the weight that it applies, out x in, without gradient.
@@ -57,8 +60,9 @@ class Host:
         kind, parent = type(module), self.parent(module)
         assert parent is not None
         hooked = "_hf_hook" in vars(module)  # accelerate puts its own before that of the class
-        same: Any = (parent.forward, parent.__call__)
-        if (kind.forward, kind.__call__) != same or ("forward" in vars(module) and not hooked):
+        steps = [name for name in _STEPS if hasattr(parent, name)]
+        other = any(getattr(kind, name) is not getattr(parent, name) for name in steps)
+        if other or ("forward" in vars(module) and not hooked):
             return f"a {kind.__name__} with a forward of its own"
         own = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
         if kind is not parent and own - {"weight", "bias"}:
@@ -72,7 +76,8 @@ def hosts() -> dict[str, Host]:
     package = import_module("bondwise.layers.hosts")
     names = sorted(found.name for found in iter_modules(package.__path__))
     modules = (import_module(f"{package.__name__}.{n}") for n in names if n != "registry")
-    return {module.HOST.name: module.HOST for module in modules}
+    found = [host for m in modules for host in getattr(m, "HOSTS", None) or (m.HOST,)]
+    return {host.name: host for host in found}
 
 
 def find(module: nn.Module) -> Host | None:

@@ -1,0 +1,162 @@
+"""How a convolution moves over its input: stride, padding, dilation and groups, axis by axis."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bondwise.errors import ShapeError
+
+Sizes = tuple[int, ...]
+AXES = (1, 2, 3)  # how many axes a kernel has
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution without its weight, or a transposed one.
+
+    Attributes:
+        kernel: its sizes, one for each axis.
+        stride: as torch has them, one for each axis.
+        padding: before and after each axis.
+        dilation: one for each axis.
+        groups: of channels that do not meet.
+        mode: what is padded with: "zeros", "reflect", "replicate", "circular".
+        transposed: whether it spreads each input over a kernel of outputs.
+        output_padding: of a transposed one, one for each axis.
+    """
+
+    kernel: Sizes
+    stride: Sizes
+    padding: tuple[tuple[int, int], ...]
+    dilation: Sizes
+    groups: int = 1
+    mode: str = "zeros"
+    transposed: bool = False
+    output_padding: Sizes = ()
+
+    @classmethod
+    def of(cls, module: Any) -> "Geometry":
+        """That of a module with torch's attributes.
+
+        >>> from torch import nn
+        >>> Geometry.of(nn.Conv1d(2, 3, 4, padding="same", dilation=3)).padding
+        ((4, 5),)
+        """
+        kernel, dilation = tuple(module.kernel_size), tuple(module.dilation)
+        if module.padding == "same":  # as torch: the larger half behind
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            padding = tuple((total // 2, total - total // 2) for total in totals)
+        elif module.padding == "valid":
+            padding = ((0, 0),) * len(kernel)
+        else:
+            padding = tuple((int(p), int(p)) for p in module.padding)
+        return cls(
+            kernel,
+            tuple(module.stride),
+            padding,
+            dilation,
+            module.groups,
+            module.padding_mode,
+            module.transposed,
+            tuple(module.output_padding) if module.transposed else (),
+        )
+
+    @property
+    def axes(self) -> int:
+        """How many the kernel has."""
+        return len(self.kernel)
+
+    @property
+    def taps(self) -> int:
+        """Numbers of a kernel between two channels."""
+        return prod(self.kernel)
+
+    def extent(self, axis: int, size: int) -> int:
+        """The output's size along an axis, at least 1, for an input's."""
+        reach = self.dilation[axis] * (self.kernel[axis] - 1)
+        padded = sum(self.padding[axis])
+        if self.transposed:
+            size = (size - 1) * self.stride[axis] - padded + reach + self.output_padding[axis] + 1
+        else:
+            size = (size + padded - reach - 1) // self.stride[axis] + 1
+        return max(1, size)
+
+    def extents(self, sizes: Sizes) -> Sizes:
+        """The output's sizes for an input's."""
+        return tuple(self.extent(axis, size) for axis, size in enumerate(sizes))
+
+    def pad(self, x: Tensor, axes: Sizes | None = None) -> Tensor:
+        """An input (.., *spatial) with its padding along some axes, or all."""
+        chosen = range(self.axes) if axes is None else axes
+        if self.transposed or not any(any(self.padding[axis]) for axis in chosen):
+            return x
+        sides = [side for a in reversed(range(self.axes))
+                 for side in (self.padding[a] if a in chosen else (0, 0))]  # fmt: skip
+        return F.pad(x, sides, mode="constant" if self.mode == "zeros" else self.mode)
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        axes: Sizes | None = None,
+        groups: int | None = None,
+    ) -> Tensor:
+        """A convolution along some axes, or all; along the others the kernel has one tap.
+
+        Args:
+            x: (n, groups * in, *spatial).
+            weight: (groups * out, in, *kernel); of a transposed one (groups * in, out, *kernel).
+            bias: (groups * out,).
+            axes: those that are convolved.
+            groups: of channels; those of the geometry by default.
+        """
+        chosen = tuple(range(self.axes)) if axes is None else axes
+        groups = self.groups if groups is None else groups
+        stride = [self.stride[a] if a in chosen else 1 for a in range(self.axes)]
+        dilation = [self.dilation[a] if a in chosen else 1 for a in range(self.axes)]
+        even = self.mode == "zeros" and all(
+            self.padding[a][0] == self.padding[a][1] for a in chosen
+        )
+        if not even:
+            x = self.pad(x, chosen)
+        padding = [self.padding[a][0] if a in chosen and even else 0 for a in range(self.axes)]
+        if self.transposed:
+            run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.axes - 1]
+            more = [self.output_padding[a] if a in chosen else 0 for a in range(self.axes)]
+            return run(x, weight, bias, stride, padding, more, groups, dilation)
+        run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
+        return run(x, weight, bias, stride, padding, dilation, groups)
+
+    def weight(self, matrix: Tensor, groups: int | None = None) -> Tensor:
+        """The weight as torch has it, of the matrix: (groups * out, in * taps)."""
+        groups = self.groups if groups is None else groups
+        rows = matrix.reshape(groups, len(matrix) // groups, -1, *self.kernel)
+        if self.transposed:
+            rows = rows.transpose(1, 2)
+        return rows.reshape(-1, *rows.shape[2:])
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The matrix, (groups * out, in * taps), of the weight as torch has it."""
+        rows = weight.reshape(self.groups, len(weight) // self.groups, *weight.shape[1:])
+        if self.transposed:
+            rows = rows.transpose(1, 2)
+        return rows.reshape(rows.shape[0] * rows.shape[1], -1)
+
+
+def batched(x: Tensor, axes: int, channels: int) -> tuple[Tensor, bool]:
+    """An input with its batch, and whether that is new.
+
+    Raises:
+        ShapeError: neither (n, channels, *spatial) nor (channels, *spatial).
+    """
+    alone = x.ndim == axes + 1
+    if x.ndim not in (axes + 1, axes + 2) or x.shape[-axes - 1] != channels:
+        raise ShapeError(
+            f"An input of shape {tuple(x.shape)} came; write (samples, {channels}, "
+            f"{', '.join(('depth', 'height', 'width')[3 - axes :])})."
+        )
+    return (x[None] if alone else x), alone
