@@ -32,8 +32,9 @@ class Cut:
 
     model: Positional[Annotated[str, MODEL]]  # A Hugging Face folder or a GGUF file.
     keep: float = 0.8  # Fraction of the targeted numbers that stays.
-    # What to change: linear, embedding, a class, a path, a glob or re:REGEX.
-    targets: Patterns = ("linear",)
+    # What to change: auto (all but embeddings), linear, convolution, embedding, a class, a path, a
+    # glob or re:REGEX.
+    targets: Patterns = ("auto",)
     # What to leave alone, besides the head, tied weights and routers.
     ignore: Patterns = ()
     # What stays dense but counts in the budget, so that the rest is cut more.

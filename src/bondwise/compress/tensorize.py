@@ -39,7 +39,7 @@ def tensorize(
     data: Any = None,
     *,
     tokenizer: Any = None,
-    targets: Patterns = "linear",
+    targets: Patterns = "auto",
     ignore: Patterns = (),
     protect: Patterns = (),
     format: str = "auto",  # noqa: A002
