@@ -17,8 +17,8 @@ from nets import noise, numpy_dense, random_cores, thorough
 
 @pytest.fixture(autouse=True)
 def one_start(monkeypatch: pytest.MonkeyPatch):
-    """One finalist and 250 sweeps, instead of three and 500: enough to see where they end."""
-    monkeypatch.setattr(als, "_effort", lambda *_: als._Effort(250, 8, 1, 1))
+    """One finalist instead of three: what is tested is where it ends."""
+    monkeypatch.setattr(als, "_effort", lambda *_: als._Effort(500, 8, 1, 1))
 
 
 def border(order: int) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_terms_that_would_cancel_are_bounded_at_nearly_the_same_error():
     assert got.error < 0.1 * fit(weight, third(2)).error
 
 
-@pytest.mark.parametrize("limit", [1.0, *thorough(2.0, 3.0)])
+@pytest.mark.parametrize("limit", [1.0, *thorough(2.0)])
 def test_a_bound_is_used_up(limit: float):
     """Of border rank 2, the error only falls as the terms grow."""
     weight, net = border(1), third(2)
@@ -80,7 +80,7 @@ def test_a_bound_is_used_up(limit: float):
     assert 0.97 * limit < float(norms.max()) <= limit + 1e-9
 
 
-@pytest.mark.parametrize("product", [True, *thorough(False)])
+@pytest.mark.parametrize("product", thorough(True, False))
 def test_a_bound_holds_in_a_metric_too(product: bool):
     channels, kernel = torch.diag(torch.tensor([1.0, 0.1, 0.01, 1.0])), torch.eye(4)
     roots = np.kron(channels.numpy() ** 0.5, kernel.numpy())

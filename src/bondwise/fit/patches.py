@@ -16,14 +16,15 @@ from bondwise.errors import DataError, ShapeError
 from bondwise.fit.metric import DEPENDENCE, Kronecker, Metric
 
 PATCH = 2304  # numbers of a patch up to which its full second moment is counted
-ROWS = 2048  # patches, or positions, that are counted of one input
+Weighing = Metric | Kronecker | tuple[Metric | Kronecker, ...]
+ROWS = 8192  # patches, or positions, that are counted of one input
 _ENTRIES = 2**22  # of the patches that the moment of the taps is counted of
 
 
 class Patches:
     """Accumulates second moments of patches over inputs of a convolution, padded by the caller.
 
-    Of an input with more than 2,048 patches, as many are drawn, the same ones in every run; what is
+    Of an input with more than 8,192 patches, as many are drawn, the same ones in every run; what is
     counted keeps its scale.
 
     A transposed convolution has no patches: every position meets all taps, so its metric is that of
@@ -115,9 +116,7 @@ class Patches:
         """Whether there is no metric to be had: nothing was counted, or nothing but zeros."""
         return self._sum is None or not bool(self._sum.any())
 
-    def metric(
-        self, shrinkage: float | None = None
-    ) -> Metric | Kronecker | tuple[Metric | Kronecker, ...]:
+    def metric(self, shrinkage: float | None = None) -> Weighing:
         """The metric of what was counted, or one for each group where there are more than one.
 
         Shrunk as `Moments.metric` is, of a product the channels alone. A group whose inputs were
