@@ -11,6 +11,7 @@ patches the core and ``U`` are the best ones for each ``V`` instead.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -128,17 +129,23 @@ class _Basis:
         if len(self.moment.factors) > 1:
             left, right = self.back @ V, V.mT @ self.half  # W (A^1/2 V V^T A^-1/2)
             return self._along(self._along(self.weight, right), left).flatten(1), self.left
-        down = (self.back @ V).mT  # rank x in: what enters the spatial core
-        pushed = self.moment.push(self.flat).reshape(self.weight.shape)
-        right = self._along(pushed, down).flatten(1)
-        size = right.shape[1]
-        eye = torch.eye(size, dtype=right.dtype, device=right.device)
-        wide = self._along(eye.reshape(size, rank, -1), down.mT).flatten(1)  # down x identity
-        gram = self.moment.push(wide) @ wide.mT
+        gram, right = (part[..., : rank * self.weight.shape[2]] for part in self._normal)
+        gram = gram[: right.shape[1]]  # directions are nested
         middle = solve(gram.double()[None], right.double()[None])[0].to(right)
         explained = middle @ right.mT
         vectors = torch.linalg.eigh((explained + explained.mT) / 2).eigenvectors.flip(-1)
-        return self._along(middle.reshape(len(middle), rank, -1), down.mT).flatten(1), vectors
+        cut = self._along(middle.reshape(len(middle), rank, -1), self.back @ V)
+        return cut.flatten(1), vectors
+
+    @cached_property
+    def _normal(self) -> tuple[Tensor, Tensor]:
+        """``E^T C E`` and ``W C E`` of all directions ``E`` of what enters the spatial core."""
+        down, inp = (self.back @ self.right).mT, self.weight.shape[1]
+        right = self._along(self.moment.push(self.flat).reshape(self.weight.shape), down).flatten(1)
+        size = right.shape[1]
+        eye = torch.eye(size, dtype=right.dtype, device=right.device)
+        wide = self._along(eye.reshape(size, inp, -1), down.mT).flatten(1)  # down x identity
+        return self.moment.push(wide) @ wide.mT, right
 
     @staticmethod
     def _along(weight: Tensor, matrix: Tensor) -> Tensor:
