@@ -53,7 +53,7 @@ def save(
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
     source: str | Path | None = None,
-    extra: Callable[[Path], Mapping[str, str]] | None = None,
+    extra: Callable[[Path], Mapping[str, str | bytes]] | None = None,
     code: str | None = None,
 ) -> Path:
     """Write a model to a folder, whole or not at all.
@@ -68,8 +68,8 @@ def save(
             it holds beside the weights is carried along, so small files, subfolders, and tensors
             that the model's class lacks. Weights in other forms, hidden files and links to
             elsewhere are not; `bondwise.checkpoint.carry.look` says which.
-        extra: called with the folder once the weights are in it; gives texts to keep beside
-            them, by file name.
+        extra: called with the folder once the weights are in it; gives texts or bytes to
+            keep beside them, by file name.
         code: what makes a dense model of the kind, ``package.module:attribute``, for a module that
             is none of transformers'. It is noted, to be said where it is needed: see `load`.
 
@@ -112,8 +112,8 @@ def save(
         check_written(model, folder)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, folder)
-        for name, text in (extra(folder) if extra else {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name, held in (extra(folder) if extra else {}).items():
+            (folder / name).write_bytes(held.encode() if isinstance(held, str) else held)
         if found is not None:
             carry_files(found, folder)
     return target

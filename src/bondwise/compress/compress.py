@@ -133,7 +133,7 @@ def write(
     steps: Steps,
     *,
     overwrite: bool,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
 ) -> Report:
     """Leave the folder whole, or not at all; the report gets the bytes of the weights on disk.
 
@@ -144,7 +144,7 @@ def write(
         report["notes"] += look(loaded.folder, out).notes
     report |= {"steps": list(steps.done), "commands": _commands(out, model, recipe)}
 
-    def beside(folder: Path) -> dict[str, str]:
+    def beside(folder: Path) -> dict[str, str | bytes]:
         report["bytes"]["after"] = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         return {
             "recipe.yaml": recipe.to_yaml(),

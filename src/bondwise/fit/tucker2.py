@@ -1,12 +1,12 @@
 """How the error of Tucker-2 falls with its two ranks: a whole grid from three decompositions.
 
-With ``U`` the leading left singular vectors of ``W L``, ``C = L L^T`` the metric of the patches, and
-``V`` those of the channels that enter, in coordinates that the channels' metric whitens,
+``C = L L^T`` is the metric of the patches. With ``U`` the leading left singular vectors of ``W L``
+and ``V`` those of the channels that enter, in coordinates that their own metric whitens,
 
     W~ = U_p U_p^T W (A^1/2 V_q V_q^T A^-1/2 x I)
 
-is Tucker-2 of ranks (p, q) (Tucker 1966; De Lathauwer et al. 2000; for kernels Kim et al. 2016). Its
-error at every p comes of two products for each q, and a fit only improves on it.
+is Tucker-2 of ranks (p, q) (De Lathauwer et al. 2000; for kernels Kim et al. 2016). Its error at
+every p comes of two products for each q, and a fit only improves on it.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
+from bondwise.compute.geometry import Geometry
 from bondwise.errors import DataError
 from bondwise.fit.metric import Moments
 from bondwise.fit.patches import Patches, Weighing
@@ -16,8 +17,8 @@ from bondwise.progress import Progress, silent
 class Inputs:
     """Second moments of the inputs of some layers; layers that get the same tensor share one.
 
-    ``of(name)`` is the metric of a layer, or None where no token reached it. ``sizes`` has what each
-    layer was given for a sample: the positions of its rows, or the size of a convolution's input.
+    ``of(name)`` is the metric of a layer, or None where no token reached it. ``sizes`` has what
+    each was given for a sample: the positions of its rows, or the size of a convolution's input.
     """
 
     def __init__(self, layers: dict[str, nn.Module], by_sample: bool = False) -> None:
@@ -64,9 +65,22 @@ class Inputs:
             return
         if group not in self.moments:
             self.moments[group] = (
-                Moments(x.shape[-1], x.device) if geometry is None else Patches.of(geometry, x)
+                Moments(x.shape[-1], x.device) if geometry is None else _patches(geometry, x)
             )
         try:
             self.moments[group].add(entering.tokens if geometry is None else x)
         except DataError as error:
             raise DataError(f"Inputs of {name}: {error}") from error
+
+
+def _patches(geometry: Geometry, x: Tensor) -> Patches:
+    """What counts the patches of a convolution that is given ``x``."""
+    return Patches(
+        x.shape[1],
+        geometry.kernel,
+        stride=geometry.stride,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
+        transposed=geometry.transposed,
+        device=x.device,
+    )

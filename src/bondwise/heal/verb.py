@@ -109,7 +109,7 @@ class Healer:
                 tell=tell,
                 **choices,
             )
-        report["healing"] = self._told(healed)
+        report["healing"] = told(healed, self.called or self.student, self.teacher, self.data)
         report = self._write(healed.model, report, loaded, steps, overwrite)
         shutil.rmtree(self.state, ignore_errors=True)
         return report
@@ -205,19 +205,28 @@ class Healer:
             return {"notes": [f"{path} is no report of a compression, and is left out"]}
         return {k: v for k, v in cast(Report, found).items() if k not in STALE}
 
-    def _told(self, healed: Healed) -> Report:
-        return {
-            "student": self.called or self.student,
-            "teacher": self.teacher,
-            "data": self.data,
-            "recipe": healed.recipe.to_json(),
-            "measured": healed.measured,
-            "before": healed.before,
-            "after": healed.after,
-            "steps": healed.steps,
-            "history": [_finite(entry) for entry in healed.history],
-            "notes": list(healed.notes),
-        }
+
+def told(healed: Healed, student: str, teacher: str, data: str) -> Report:
+    """A healing as reports hold it.
+
+    Args:
+        healed: what came of it.
+        student: its name.
+        teacher: its name.
+        data: what was learned on, in words or as a path.
+    """
+    return {
+        "student": student,
+        "teacher": teacher,
+        "data": data,
+        "recipe": healed.recipe.to_json(),
+        "measured": healed.measured,
+        "before": healed.before,
+        "after": healed.after,
+        "steps": healed.steps,
+        "history": [_finite(entry) for entry in healed.history],
+        "notes": list(healed.notes),
+    }
 
 
 def _shown(model: nn.Module, data: Any) -> Any:
