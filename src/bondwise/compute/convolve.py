@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import prod
+from sys import maxsize
 
 from torch import Tensor
 
@@ -174,10 +175,13 @@ class _Search:
             for done in reached[:FOLLOWED]:
                 (macs, steps), way = found[done]
                 for some in self._next(done):
-                    own = (macs + self._cost(done, some), steps + 1)
                     there = done | set(some)
-                    if there not in found or own < found[there][0]:
-                        found[there] = (own, (*way, some))
+                    least = found[there][0] if there in found else (maxsize, 0)
+                    own = macs + self._applying(done, some)
+                    if own <= least[0]:  # to look for the best product of cores takes longest
+                        cost = (own + self._joining(some), steps + 1)
+                        if cost < least:
+                            found[there] = (cost, (*way, some))
         (macs, _), way = found[self.all]
         return self._lowered(way, macs)
 
@@ -230,24 +234,31 @@ class _Search:
         }
 
     def _cost(self, done: frozenset[int], some: tuple[int, ...]) -> int:
+        return self._applying(done, some) + self._joining(some)
+
+    def _applying(self, done: frozenset[int], some: tuple[int, ...]) -> int:
+        """Multiplications of the convolution alone."""
         sizes, parts = self.net.sizes, self._parts(done, some)
         channels = prod(sizes[n] for names in parts.values() for n in names)
         axes = self._axes(some)
         taps = prod(self.geometry.kernel[a] for a in axes)
         where = self._sizes(done) if self.geometry.transposed else self._sizes({*done, *some})
-        return channels * taps * prod(where) + self._joining(some)
+        return channels * taps * prod(where)
 
     def _joining(self, some: tuple[int, ...]) -> int:
-        """Multiplications that make one weight of some cores, one core after another."""
+        """Multiplications that make one weight of some cores."""
+        if len(some) == 1:
+            return 0
         if some not in self.joining:
-            own, total = set(self.names[some[0]]), 0
-            for at, k in enumerate(some[1:], start=2):
-                own |= set(self.names[k])
-                total += self._count(own)
-                seen = set(some[:at])
-                own = {n for n in own if n in self.net.open or not self.holders[n] <= seen}
-            self.joining[some] = total
+            inside = set(some)
+            seen = {n for k in some for n in self.names[k]
+                    if n in self.net.open or not self.holders[n] <= inside}  # fmt: skip
+            output = tuple(n for n in self.net.sizes if n in seen)
+            self.joining[some] = self._product(some, output).macs
         return self.joining[some]
+
+    def _product(self, some: tuple[int, ...], output: Names) -> Program:
+        return _joined(tuple(self.names[k] for k in some), output, tuple(self.net.sizes.items()))
 
     def _weight(self, some: tuple[int, ...], parts: Mapping[str, Names]) -> Program:
         """The weight of a step as a product of its cores."""
@@ -255,7 +266,7 @@ class _Search:
         ends = (parts["summed"], parts["new"]) if self.geometry.transposed else (
             parts["new"], parts["summed"])  # fmt: skip
         output = (*parts["kept"], *ends[0], *ends[1], *kernel)
-        return _joined(tuple(self.names[k] for k in some), output, tuple(self.net.sizes.items()))
+        return self._product(some, output)
 
     def _lowered(self, way: Sequence[tuple[int, ...]], macs: int) -> ConvPlan:
         done, steps, order = frozenset[int](), list[Convolved](), self.channels
