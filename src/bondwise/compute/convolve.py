@@ -42,6 +42,7 @@ class Convolved:
         beside: those that they do not meet, which go with the samples.
         before: sizes of the input's channels as modes, and their order with those beside first;
             None where they lie that way.
+        as_is: whether as many go with the samples as already do.
         macs: multiplications for one sample, those of the weight among them.
     """
 
@@ -53,6 +54,7 @@ class Convolved:
     channels: int
     beside: int
     before: tuple[Sizes, Sizes] | None
+    as_is: bool
     macs: int
 
 
@@ -76,9 +78,10 @@ class ConvPlan:
 
     def __call__(self, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``y = W * x + b``: (n, channels, *spatial) -> (n, channels, *spatial)."""
-        count = len(x)
+        count = x.shape[0]  # len is a constant where a graph is traced
         for k, step in enumerate(self.steps):
             weight = contract(step.weight, [cores[at] for at in step.cores]).reshape(step.shape)
+            weight = weight.contiguous()  # torch lays out the output as it finds the weight
             own = bias if k == len(self.steps) - 1 and self.last is None else None
             x = self.geometry.convolve(
                 _ordered(x, count, step), weight, own, step.axes, step.groups
@@ -272,7 +275,7 @@ class _Search:
         done, steps, order = frozenset[int](), list[Convolved](), self.channels
         for some in way:
             parts = self._parts(done, some)
-            steps.append(self._step(done, some, parts, order))
+            steps.append(self._step(done, some, parts, order, steps[-1].beside if steps else 1))
             order = (*parts["beside"], *parts["kept"], *parts["new"])
             done |= set(some)
         wanted = tuple(index.name for index in self.net.rows)
@@ -280,13 +283,19 @@ class _Search:
         return ConvPlan(self.geometry, self.size, tuple(steps), last, macs)
 
     def _step(
-        self, done: frozenset[int], some: tuple[int, ...], parts: dict[str, Names], order: Names
+        self,
+        done: frozenset[int],
+        some: tuple[int, ...],
+        parts: dict[str, Names],
+        order: Names,
+        beside: int,
     ) -> Convolved:
         kept, summed, new = (self._count(parts[p]) for p in ("kept", "summed", "new"))
         axes = self._axes(some)
         taps = [self.geometry.kernel[a] if a in axes else 1 for a in range(self.geometry.axes)]
         ends = (kept * summed, new) if self.geometry.transposed else (kept * new, summed)
         wanted = (*parts["beside"], *parts["kept"], *parts["summed"])
+        lies, apart = order == wanted, self._count(parts["beside"])
         return Convolved(
             some,
             self._weight(some, parts),
@@ -294,8 +303,9 @@ class _Search:
             axes,
             kept,
             kept * summed,
-            self._count(parts["beside"]),
-            None if order == wanted else self._view(order, wanted),
+            apart,
+            None if lies else self._view(order, wanted),
+            apart == (beside if lies else 1),
             self._cost(done, some),
         )
 
@@ -315,9 +325,7 @@ def _ordered(x: Tensor, count: int, step: Convolved) -> Tensor:
     """The input with the channels that a step does not meet beside the samples."""
     if step.before is not None:
         x = _permuted(x, count, *step.before)
-    if x.shape[:2] == (count * step.beside, step.channels):
-        return x
-    return x.reshape(count * step.beside, step.channels, *x.shape[2:])
+    return x if step.as_is else x.reshape(count * step.beside, step.channels, *x.shape[2:])
 
 
 def _permuted(x: Tensor, count: int, sizes: Sizes, order: Sizes) -> Tensor:
