@@ -5,17 +5,21 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import ceil, gcd
+from math import ceil, gcd, prod
 
 from bondwise.choose.select import Weight
 from bondwise.errors import BudgetError, NetworkError
 from bondwise.gauge.compact import pivot_bits, stored_numbers
+from bondwise.network.groups import grouped_network
 from bondwise.network.network import Network, parse
 from bondwise.network.ranks import capped
 from bondwise.network.shapes import balanced, divisors
 from bondwise.topology import registry
+from bondwise.topology.tucker2 import tucker2
 
-Build = Callable[[int, int, int], Network]
+Modes = tuple[int, ...]
+Build = Callable[[int, int, Modes, int], Network]
+"""From (out, in) of a group, the kernel of a convolution (else ()) and the rank."""
 
 STEP = 8  # ranks that are multiples of this run at the speed that their multiplications promise
 
@@ -40,12 +44,11 @@ class ByRank:
 
     def at(self, rank: int) -> Network:
         """The network of that rank, bonds no larger than they can use."""
-        out, inp = self.weight.shape
-        return capped(self.build(out, inp, rank))
+        return _built(self.build, self.weight.modes, self.weight.groups, rank)
 
     def cost(self, rank: int) -> int:
         """Stored numbers at that rank; they grow with it."""
-        return _cost(self.build, *self.weight.shape, rank, self.bits)
+        return _cost(self.build, self.weight.modes, self.weight.groups, rank, self.bits)
 
     @cached_property
     def top(self) -> int:
@@ -67,15 +70,20 @@ class ByRank:
 
 
 @cache
-def _cost(build: Build, out: int, inp: int, rank: int, bits: int) -> int:
-    return cost(capped(build(out, inp, rank)), bits)
+def _cost(build: Build, modes: tuple[int, int, Modes], groups: int, rank: int, bits: int) -> int:
+    return cost(_built(build, modes, groups, rank), bits)
+
+
+def _built(build: Build, modes: tuple[int, int, Modes], groups: int, rank: int) -> Network:
+    return capped(grouped_network(build(*modes, rank), groups))
 
 
 def builder(form: object) -> Build:
-    """How a format makes a network from (out, in, rank).
+    """How a format makes a network from (out, in, kernel, rank).
 
     The format is a topology's name, or an einsum with free sizes: there the modes are split evenly,
-    an index open on both sides gets at most four values, and every bond has the same rank.
+    the last columns are the kernel's, an index open on both sides gets at most four values, and
+    every bond has the same rank. "auto" is low rank, and Tucker-2 of a convolution.
 
     Raises:
         NetworkError: neither a known topology nor an einsum.
@@ -86,16 +94,43 @@ def builder(form: object) -> Build:
             "as 'o a, a i -> (o) (i)'."
         )
     if form == "auto":
-        return registry.find("lowrank").sized
+        return _auto
     if "->" not in form:
-        return registry.find(form).sized
+        found, plain = registry.find(form), registry.find("lowrank")
+
+        def sized(out: int, inp: int, kernel: Modes, rank: int) -> Network:
+            of = found if kernel or not found.kernel_only else plain  # the same without a kernel
+            return of.sized(out, inp, rank, kernel)
+
+        return sized
     names = set(re.findall(r"[A-Za-z_]\w*", form))
     shape = parse(form, **dict.fromkeys(names, 1))
 
-    def build(out: int, inp: int, rank: int) -> Network:
-        return parse(form, **_sizes(shape, out, inp) | dict.fromkeys(shape.bonds, rank))
+    def build(out: int, inp: int, kernel: Modes, rank: int) -> Network:
+        return parse(form, **_sizes(shape, out, inp, kernel) | dict.fromkeys(shape.bonds, rank))
 
     return build
+
+
+def format_of(form: str, weight: Weight) -> str:
+    """What a format comes to for a weight.
+
+    >>> format_of("auto", Weight("a", "Conv2d", (8, 36), kernel=(3, 3)))
+    'tucker2'
+    """
+    out, inp, kernel = weight.modes
+    if form == "auto":
+        return "lowrank" if prod(kernel) == 1 or min(out, inp) == 1 else "tucker2"
+    alone = "->" not in form and registry.find(form).kernel_only and not kernel
+    return "lowrank" if alone else form
+
+
+def _auto(out: int, inp: int, kernel: Modes, rank: int) -> Network:
+    """Low rank; of a kernel Tucker-2 whose ranks are one fraction of the channels of both sides."""
+    if prod(kernel) == 1 or min(out, inp) == 1:
+        return registry.find("lowrank").sized(out, inp, rank, kernel)
+    most = max(out, inp)
+    return tucker2(out, inp, kernel, (ceil(rank * out / most), ceil(rank * inp / most)))
 
 
 def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
@@ -203,11 +238,17 @@ def _total(series: Sequence[ByRank], ranks: Sequence[int]) -> int:
     return sum(nets.cost(rank) for nets, rank in zip(series, ranks, strict=True))
 
 
-def _sizes(shape: Network, out: int, inp: int) -> dict[str, int]:
-    """Sizes of the open indices of an einsum for an out x in weight."""
+def _sizes(shape: Network, out: int, inp: int, kernel: Modes) -> dict[str, int]:
+    """Sizes of the open indices of an einsum for an out x in weight, or with a kernel."""
     rows, cols = ([index.name for index in side] for side in (shape.rows, shape.cols))
     both = [name for name in rows if name in cols]
-    sizes: dict[str, int] = {}
+    if len(cols) <= len(kernel) > 0:
+        raise NetworkError(
+            f"'{shape}' has {len(cols)} column modes for a kernel of {kernel}; its last ones are "
+            "the kernel's, and one or more before them the inputs."
+        )
+    sizes = dict(zip(cols[len(cols) - len(kernel) :], kernel, strict=True))
+    cols = cols[: len(cols) - len(kernel)]
     for name in both:
         common = gcd(out, inp)
         sizes[name] = max(d for d in divisors(common) if d <= 4)

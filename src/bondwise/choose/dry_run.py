@@ -7,7 +7,7 @@ from typing import SupportsFloat, cast
 import torch
 from torch import Tensor, nn
 
-from bondwise.choose.by_rank import ByRank, builder, check_keep, uniform
+from bondwise.choose.by_rank import ByRank, builder, check_keep, format_of, uniform
 from bondwise.choose.select import Patterns, Weight, listed, matches, select
 from bondwise.choose.table import Line, Table, changed
 from bondwise.errors import BudgetError, number
@@ -16,7 +16,7 @@ from bondwise.errors import BudgetError, number
 def plan_model(
     model: nn.Module,
     keep: SupportsFloat = 0.6,
-    targets: Patterns = "linear",
+    targets: Patterns = "auto",
     ignore: Patterns = (),
     format: str = "auto",  # noqa: A002
     protect: Patterns = (),
@@ -55,17 +55,17 @@ def plan_model(
     ]
     bits = {w.name: bits_of(modules[w.name]) for w in weights if w.chosen}
     networks = uniform([ByRank(w, build, bits[w.name]) for w in weights if w.chosen], keep)
-    name = "lowrank" if format == "auto" else format
     lines = [
-        changed(w, name, networks[w.name], bits[w.name])
+        changed(w, format_of(format, w), networks[w.name], bits[w.name])
         if w.name in networks
-        else Line(w, w.reason or _why_dense(w, keep, name), w.numbers)
+        else Line(w, w.reason or _why_dense(w, keep, format), w.numbers)
         for w in weights
     ]
     table = Table(tuple(lines), keep, tuple(notes))
     if 0.98 * keep <= table.kept <= keep:
         return table
-    note = f"kept {table.kept:.4f} of {keep:g} asked: ranks of {name} are coarse for these weights"
+    coarse = f"ranks of {_known(format)} are coarse for these weights"
+    note = f"kept {table.kept:.4f} of {keep:g} asked: {coarse}"
     return replace(table, notes=(*table.notes, note))
 
 
@@ -81,7 +81,11 @@ def _guards(patterns: Sequence[str], weight: Weight, modules: Mapping[str, nn.Mo
     )
 
 
-def _why_dense(weight: Weight, keep: float, name: str) -> str:
+def _why_dense(weight: Weight, keep: float, form: str) -> str:
     if weight.protected:
         return "protected"
-    return "keep is 1" if keep == 1 else f"{name} would be larger than dense"
+    return "keep is 1" if keep == 1 else f"{format_of(form, weight)} would be larger than dense"
+
+
+def _known(form: str) -> str:
+    return "lowrank" if form == "auto" else form

@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor
 
 from bondwise.choose import cost
-from bondwise.choose.by_rank import ByRank
+from bondwise.choose.by_rank import Build, ByRank
 from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.select import Weight
 from bondwise.compute.run import dense
@@ -68,6 +68,8 @@ def fitted(
     >>> [c.error < 1e-9 for c in fitted(group, formats=["mpo"], prefer="size")]
     [True, False, False, True]
     """
+    if group.moves:
+        return
     fitting, held = group.moments()
     metric = None if group.metric is None else fitting
     for name, weight in group.weights.items():
@@ -83,14 +85,12 @@ def fitted(
                 yield Candidate.of(name, form, (net,), price, error)
 
 
-def shapes(
-    form: str, out: int, inp: int, heads: int | None = None
-) -> list[Callable[[int, int, int], Network]]:
-    """Ways to write an out x in weight in a format, as functions of (out, in, rank).
+def shapes(form: str, out: int, inp: int, heads: int | None = None) -> list[Build]:
+    """Ways to write an out x in weight in a format, as functions of (out, in, kernel, rank).
 
     They are those that the topology names as worth a try, where the weight splits so.
 
-    >>> [build(16, 16, 2).core_shapes for build in shapes("mpo", 16, 16)][1]
+    >>> [build(16, 16, (), 2).core_shapes for build in shapes("mpo", 16, 16)][1]
     ((16, 2, 2), (2, 1, 8))
     """
     known = registry.find(form)
@@ -118,7 +118,9 @@ def _shape_of(form: str, net: Network) -> Shape:
     return Shape(form, tuple(i.size for i in net.rows), tuple(i.size for i in net.cols))
 
 
-def _built(build: Callable[..., Network], split: Split, _out: int, _inp: int, rank: int) -> Network:
+def _built(
+    build: Callable[..., Network], split: Split, _out: int, _inp: int, _kernel: Modes, rank: int
+) -> Network:
     return build(*split, rank)
 
 

@@ -18,6 +18,7 @@ Patterns = str | Sequence[str]
 
 HEADS = ("lm_head", "embed_out", "output_projection", "classifier", "score", "qa_outputs", "head")
 ROUTERS = ("gate", "router", "wg", "shared_expert_gate")
+AUTO = "auto"  # every kind of module that a host knows, but embeddings
 _READ_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
@@ -32,6 +33,8 @@ class Weight:
         shape: (out, in) of a weight that can be tensorized, the parameter's own shape otherwise.
         reason: why it is left alone; empty where it was chosen.
         protected: whether it counts in the budget but stays dense.
+        kernel: the sizes of a convolution's; its columns are the inputs of a group times these.
+        groups: of a convolution, whose matrices lie below each other.
     """
 
     name: str
@@ -40,11 +43,19 @@ class Weight:
     reason: str = ""
     aliases: tuple[str, ...] = ()
     protected: bool = False
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
 
     @property
     def chosen(self) -> bool:
         """Whether the patterns chose it."""
         return not self.reason
+
+    @property
+    def modes(self) -> tuple[int, int, tuple[int, ...]]:
+        """(out, in) of a group, and the kernel."""
+        out, inp = self.shape
+        return out // self.groups, inp // prod(self.kernel), self.kernel
 
     @property
     def numbers(self) -> int:
@@ -53,14 +64,15 @@ class Weight:
 
 
 def select(
-    model: nn.Module, targets: Patterns = "linear", ignore: Patterns = ()
+    model: nn.Module, targets: Patterns = "auto", ignore: Patterns = ()
 ) -> tuple[list[Weight], list[str]]:
     """Every parameter of a model, chosen or with the reason why not; and notes for the user.
 
-    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"embedding"``, a class name, a path
-    or some parts of one in a row (``model.layers.0``, ``mlp``, ``q_proj``), a glob, or ``re:`` and
-    a regular expression that is searched for in the path. By default the head, tied embeddings and
-    routers are ignored; a target that is a full path overrides that.
+    A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"convolution"``, ``"embedding"``,
+    ``"auto"`` (all but embeddings), a class name, a path or some parts of one in a row
+    (``model.layers.0``, ``mlp``, ``q_proj``), a glob, or ``re:`` and a regular expression that is
+    searched for in the path. By default the head, tied embeddings and routers are ignored; a target
+    that is a full path overrides that.
 
     Raises:
         SelectionError: a target matches no module of the model, or nothing is left to change.
@@ -123,7 +135,12 @@ def _weight(
 ) -> Weight:
     kind = type(module).__name__
     if _group(module) is not None and name == f"{names[0]}.weight".removeprefix("."):
-        return Weight(names[0], kind, tuple(matrix_of(module).shape), refused, tuple(names[1:]))
+        host, shape = find(module), tuple(matrix_of(module).shape)
+        assert host is not None
+        kernel, groups = host.modes(module)[1][1:], getattr(module, "groups", 1)
+        return Weight(
+            names[0], kind, shape, refused, tuple(names[1:]), kernel=kernel, groups=groups
+        )
     return Weight(name, kind, tuple(parameter.shape), refused)
 
 
@@ -138,8 +155,11 @@ def matches(pattern: str, path: str, module: nn.Module) -> bool:
         return re.search(pattern[3:], path) is not None
     if any(c in pattern for c in "*?["):
         return fnmatchcase(path, pattern)
-    if type(module).__name__ == pattern or pattern == getattr(near(module), "group", None):
+    group = getattr(near(module), "group", None)
+    if type(module).__name__ == pattern or pattern == group:
         return True
+    if pattern == AUTO:
+        return group not in (None, "embedding")
     return bool(path) and f".{pattern}." in f".{path}."
 
 
@@ -245,8 +265,6 @@ def _unfit(module: nn.Module, name: str, parameter: Tensor, inside: set[nn.Modul
         return f"stored as {type(parameter).__name__}, which only its own code reads"
     if parameter.ndim < 2:
         return "not a matrix"
-    if isinstance(module, nn.modules.conv._ConvNd):  # pyright: ignore[reportPrivateUsage]
-        return "a convolution: these come later"
     is_weight = name.endswith("weight")
     if is_weight and own_way(module):
         return own_way(module)
@@ -294,7 +312,7 @@ def _is_head(module: nn.Module, model: nn.Module) -> bool:
 
 def _examples(modules: dict[str, nn.Module]) -> str:
     found: Iterable[str] = (name for name, module in modules.items() if _group(module))
-    return ", ".join(list(found)[:3]) or "no Linear, Conv1D or Embedding"
+    return ", ".join(list(found)[:3]) or "no Linear, Conv1D, Embedding or convolution"
 
 
 def check_finite(name: str, weight: Tensor) -> None:

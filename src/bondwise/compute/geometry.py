@@ -69,6 +69,12 @@ class Geometry:
         """How many the kernel has."""
         return len(self.kernel)
 
+    def size(self, padded: Tensor) -> Sizes:
+        """The size of the input that `pad` made (.., *spatial) of."""
+        sides = [0 if self.transposed else sum(sides) for sides in self.padding]
+        where = padded.shape[-self.axes :]
+        return tuple(n - side for n, side in zip(where, sides, strict=True))
+
     @property
     def taps(self) -> int:
         """Numbers of a kernel between two channels."""
@@ -128,6 +134,11 @@ class Geometry:
             run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.axes - 1]
             more = [self.output_padding[a] if a in chosen else 0 for a in range(self.axes)]
             return run(x, weight, bias, stride, padding, more, groups, dilation)
+        flat = self.axes == 2 and x.shape[3] == weight.shape[3] == 1
+        if flat and (stride[1], padding[1]) == (1, 0):
+            # kernels work along the last axis: (1, k) takes half the time of (k, 1)
+            step, before, apart = stride[::-1], padding[::-1], dilation[::-1]
+            return F.conv2d(x.mT, weight.mT, bias, step, before, apart, groups).mT
         run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
         return run(x, weight, bias, stride, padding, dilation, groups)
 

@@ -39,8 +39,19 @@ class Topology:
     convolution: OfKernel
     kernel_only: bool = False
 
-    def sized(self, out: int, inp: int, rank: int) -> Network:
-        """The network for an ``out x inp`` weight, with one rank for every bond."""
+    def sized(self, out: int, inp: int, rank: int, kernel: Modes = ()) -> Network:
+        """The network for an ``out x inp`` weight, or with a kernel, and one rank for every bond.
+
+        Raises:
+            NetworkError: it is one of convolutions alone, and no kernel came.
+        """
+        if kernel:
+            return self.convolution(out, inp, kernel, rank)
+        if self.kernel_only:
+            raise NetworkError(
+                f"{self.name} came for a weight without a kernel; write lowrank, or target "
+                "convolutions alone."
+            )
         return self.build(*self.modes(out, inp), rank)
 
 
