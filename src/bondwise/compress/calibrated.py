@@ -23,6 +23,7 @@ from bondwise.progress import Progress, silent
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
 ROOM = 2**29  # bytes of what enters chains that are kept from one look to the next
 COMPARED = 2  # samples of a batch that a whole model's output is compared on
+NUMBERS = 2**20  # of images and the like that it is compared on, if those are more samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,10 +174,12 @@ def _normal(batch: Batch) -> Batch:
 
 def _small(batch: Batch) -> list[Batch]:
     """A batch in parts whose outputs are small enough to be kept: logits are wide."""
-    size = samples(batch)
-    if is_vectors(batch) or size <= COMPARED:
+    size, many = samples(batch), COMPARED
+    if isinstance(batch, Tensor) and batch.is_floating_point() and batch.numel():
+        many = max(COMPARED, NUMBERS // batch[0].numel())
+    if is_vectors(batch) or size <= many:
         return [batch]
-    return [part(batch, k, min(k + COMPARED, size)) for k in range(0, size, COMPARED)]
+    return [part(batch, k, min(k + many, size)) for k in range(0, size, many)]
 
 
 def _tied(model: nn.Module, blocks: Sequence[str]) -> bool:
