@@ -247,7 +247,7 @@ EVAL = "eval --data {shelf}/text.txt --windows 4 --length 16 -q "
         ("plan", 2, "Missing argument 'MODEL'"),
         ("bench", 2, "Missing argument 'DIR'"),
         ("demo --keep 7 --out o", 2, "keep=7 came"),
-        ("demo --tiny --keep 0 --out o", 2, "keep=0 came"),
+        ("demo --text --keep 0 --out o", 2, "keep=0 came"),
         ("demo --dtype int4 --out o", 2, "dtype='int4' came"),
         ("demo --device nosuch --out o", 2, "device='nosuch' came"),
         ("plan nosuch/at/all --keep 2", 2, "keep=2 came"),
@@ -309,7 +309,7 @@ def test_one_pattern_in_a_recipe_needs_no_list(capsys, shelf, desk):
     assert sum(w["action"] == "tensorize" for w in said.json["weights"]) == 2
 
 
-@pytest.mark.parametrize("verb", ["compress", "merge", "demo", "demo --tiny"])
+@pytest.mark.parametrize("verb", ["compress", "merge", "demo", "demo --text"])
 def test_places_to_write(capsys, shelf, ours, desk, verb, monkeypatch):
     never = Mock(side_effect=AssertionError("looked at the model before the folder"))
     monkeypatch.setattr("bondwise.checkpoint.loading._read_model", never)

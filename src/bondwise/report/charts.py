@@ -109,15 +109,15 @@ def _grid(frame: _Frame, step: Number, axis: Axis) -> list[Markup]:
 def _curve(points: Sequence[Point], k: int, frame: _Frame) -> Markup:
     path = [(frame.x(point.depth), frame.y(point.value)) for point in points]
     marks = [
-        el("path", d=_mark(k, x, y), data_tip=point.tip)
+        el("path", d=mark(k, x, y), data_tip=point.tip)
         for (x, y), point in zip(path, points, strict=True)
     ]
     line = el("polyline", points=lines(*path)) if len(path) > 1 else None
     return el("g", line, *marks, class_=f"series k{k}")
 
 
-def _mark(k: int, x: Number, y: Number) -> str:
-    """Shapes differ, so that curves are told apart without colour."""
+def mark(k: int, x: Number, y: Number) -> str:
+    """A mark there, as a path. Shapes differ, so that curves are told apart without colour."""
     place = f"M{x:.5g} {y:.5g}"
     shapes = (
         "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z",

@@ -10,7 +10,9 @@ from typing import Any
 from bondwise.report import sections
 from bondwise.report.groups import Report, title
 from bondwise.report.healing import healing
-from bondwise.report.markup import Markup, el
+from bondwise.report.markup import Markup, el, section
+from bondwise.report.pitch.shares import pitch
+from bondwise.report.pitch.track import track
 from bondwise.report.strip import curves, strip
 
 # Nothing may be fetched, whatever a name in the report contains.
@@ -22,22 +24,23 @@ def page(report: Report) -> str:
 
     Numbers that are not finite become null in that copy, as JSON has no others.
     """
-    part = sections.section
     body = [
         _masthead(report),
         el(
             "main",
-            part("cost", "What it cost", sections.headline(report)),
-            part("quality", "Quality", sections.evaluation(report)),
-            part("healing", "Healing", healing(report)),
-            part("blocks", "Blocks", strip(report)),
-            part("depth", "Along the depth", curves(report)),
-            part("samples", "In its own words", sections.samples(report)),
-            part("sizes", "Sizes", sections.sizes(report)),
-            part("steps", "Steps", sections.steps(report)),
-            part("weights", "All weights", sections.weights(report)),
-            part("untouched", "Left alone", sections.untouched(report)),
-            part("repeat", "Repeat it", sections.repeat(report)),
+            section("cost", "What it cost", sections.headline(report)),
+            section("pitch", "What it hears", pitch(report)),
+            section("track", "The same sound, heard by both", track(report)),
+            section("quality", "Quality", sections.evaluation(report)),
+            section("healing", "Healing", healing(report)),
+            section("blocks", "Blocks", strip(report)),
+            section("depth", "Along the depth", curves(report)),
+            section("samples", "In its own words", sections.samples(report)),
+            section("sizes", "Sizes", sections.sizes(report)),
+            section("steps", "Steps", sections.steps(report)),
+            section("weights", "All weights", sections.weights(report)),
+            section("untouched", "Left alone", sections.untouched(report)),
+            section("repeat", "Repeat it", sections.repeat(report)),
         ),
         el("footer", el("p", f"bondwise {report['bondwise']}, seed {report['seed']}")),
         el("div", id="tip", role="status", hidden=True),

@@ -1,6 +1,5 @@
 """The parts of the page: headline, evaluation, sizes, samples, steps, weights, how to repeat it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -8,44 +7,25 @@ from typing import Any
 import yaml
 
 from bondwise.report.groups import Report, Weight, becomes, changed, kept, left, shape, template
-from bondwise.report.markup import Markup, el, join
+from bondwise.report.markup import Markup, el, figure, grid, join
+from bondwise.report.pitch.shares import figures as pitch_figures
 from bondwise.report.table import interval, windows
 from bondwise.report.units import Number, count, decimal, duration, percent, size
 
 WEIGHTS = ("weight", "kind", "shape", "becomes", "before", "after", "kept", "error")
 
 
-def section(name: str, title: str, *children: str | None) -> Markup:
-    """A titled part of the page; nothing at all where it would be empty."""
-    filled = [child for child in children if child]
-    if not filled:
-        return Markup("")
-    head = el("h2", title, id=f"{name}-title")
-    return el("section", head, *filled, id=name, aria_labelledby=f"{name}-title")
-
-
-def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A plain table whose first column names the rows and whose other columns are numbers."""
-    top = el("tr", *(el("th", head, scope="col") for head in heads))
-    body = [
-        el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    table = el("table", el("thead", top), el("tbody", *body), class_="numbers")
-    return el("div", table, class_="scroll")
-
-
 def headline(report: Report) -> Markup:
     """What was kept and what it cost, at one glance."""
     target, whole, stored = report["targeted"], report["parameters"], report["bytes"]
     figures = [
-        _figure(
+        figure(
             percent(report["kept"]),
             "of the targeted numbers kept",
             f"{count(target['before'])} to {count(target['after'])}, asked for {report['keep']:g}",
         ),
         *_cost(report),
-        _figure(
+        figure(
             size(stored["after"]),
             "on disk",
             f"from {size(stored['before'])} dense, {count(whole['after'])} parameters",
@@ -54,7 +34,7 @@ def headline(report: Report) -> Markup:
     if report.get("steps"):
         seconds = sum(step["seconds"] for step in report["steps"])
         peak = max(step["peak_bytes"] for step in report["steps"])
-        figures.append(_figure(duration(seconds), "all steps", f"peak memory {size(peak)}"))
+        figures.append(figure(duration(seconds), "all steps", f"peak memory {size(peak)}"))
     notes = [el("p", str(note), class_="note") for note in report.get("notes") or []]
     return join([el("div", *figures, class_="figures"), _origin(stored), *notes])
 
@@ -65,7 +45,7 @@ def _cost(report: Report) -> list[Markup]:
         first = entries[0]
         before, after = (first[side].get("perplexity") for side in ("before", "after"))
         figures = [
-            _figure(
+            figure(
                 f"{decimal(first.get('ratio'), 2)} x",
                 f"perplexity {first['text'].split(':')[0]}",
                 f"{decimal(before, 2)} to {decimal(after, 2)}",
@@ -73,17 +53,14 @@ def _cost(report: Report) -> list[Markup]:
         ]
         if first["after"].get("top1") is not None:
             also = f"KL divergence {decimal(first['after'].get('kl'))}"
-            figures.append(_figure(percent(first["after"]["top1"]), "top-1 agreement", also))
+            figures.append(figure(percent(first["after"]["top1"]), "top-1 agreement", also))
         return figures
+    if report.get("pitch"):
+        return pitch_figures(report)
     return [
-        _figure(decimal(entry["after"]), str(entry["name"]), f"from {decimal(entry['before'])}")
+        figure(decimal(entry["after"]), str(entry["name"]), f"from {decimal(entry['before'])}")
         for entry in (report.get("similarity") or [])[:2]
     ]
-
-
-def _figure(value: str, label: str, more: str) -> Markup:
-    whole = re.sub(r"(?<=\d) (?=[kMGT])", "\u00a0", more)  # a number stays beside its unit
-    return el("p", el("b", value), el("span", label), el("small", whole), class_="figure")
 
 
 def _origin(stored: Mapping[str, Any]) -> Markup:
