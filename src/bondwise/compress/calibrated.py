@@ -17,7 +17,7 @@ from bondwise.flow.chain import Chain
 from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
 from bondwise.flow.forms.door import Texts, opened
 from bondwise.flow.text import fitting
-from bondwise.flow.units import Calls, unfolded, units
+from bondwise.flow.units import Calls, is_stack, unfolded, units
 from bondwise.progress import Progress, silent
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
@@ -117,7 +117,13 @@ def calibrate(
         if not isinstance(model.get_submodule(name), nn.Embedding) and not line.weight.aliases
     ]
     streams = _Streams(model, shown.every, progress)
-    stacks = chains(model, plain, lambda blocks: streams.has(unfolded(model, blocks, plain)))
+    stacks = chains(
+        model,
+        plain,
+        lambda blocks: (
+            is_stack(model, blocks, plain) and streams.has(unfolded(model, blocks, plain))
+        ),
+    )
     calls = Calls.of(model, shown.given[0])
     found = [unfolded(model, blocks, plain) for blocks in stacks]
     taken = [block for blocks in found for block in blocks]
