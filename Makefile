@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo demo-lm demo-text test test-all check docs clean \
-	bench-quality bench-formats bench-layers bench-models bench-heal bench-concepts
+	bench-quality bench-formats bench-layers bench-models bench-heal bench-concepts bench-conv
 
 # A pitch tracker cut to a tenth, healed and heard: four minutes on two cores. ARGS="--wav FILE"
 demo: $(READY)
@@ -61,6 +61,18 @@ bench-models: $(READY)
 # docs/benchmarks.md, healing: hours; resumes. ARGS="--keeps 0.6 --methods both" runs a part of it.
 bench-heal: $(READY)
 	$(BIN)/python benchmarks/healing.py $(ARGS)
+
+# docs/benchmarks.md, convolutions; resumes. The peers are put into a folder of their own, and one that
+# cannot be had is named and left out. ARGS="--subjects mnist --methods ours,vbmf" runs a part of it.
+PEERS := build/peers
+bench-conv: $(READY)
+	-@test -d $(PEERS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(PEERS) -c constraints.txt tensorly-torch==0.5.0 torch-pruning==1.6.1
+	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/convolutions.py $(ARGS)
+	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/convolutions.py --seconds $(ARGS)
+	$(BIN)/python benchmarks/convolutions.py --formats --keeps 0.25,0.1
+	$(BIN)/python benchmarks/convolutions.py --kinds
+	$(BIN)/python benchmarks/convolutions.py --stacks
 
 # docs/reading.md: bond features against neurons, principal components and random gauges; resumes.
 bench-concepts: $(READY)

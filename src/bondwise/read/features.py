@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
+from bondwise.fit.metric import Moments
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.forms.door import batches as opened_batches
 from bondwise.flow.watch import Entering, watch
@@ -160,7 +161,7 @@ def input_moments(
     made = {
         group: own.metric(shrinkage=0.0).shrunk()
         for group, own in watched.moments.items()
-        if not own.empty
+        if isinstance(own, Moments) and not own.empty  # those of a convolution are of patches
     }
     return {n: made[watched.group[n]] for n in names if watched.group.get(n) in made}
 
