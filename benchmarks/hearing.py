@@ -97,7 +97,7 @@ def table(found: dict[str, Any], models: dict[str, nn.Module]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How well cut CREPEs hear.")
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--tones", type=several(int, 1), default=[4000], help="of each test")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file to write")

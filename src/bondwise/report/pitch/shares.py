@@ -13,7 +13,7 @@ from bondwise.report.markup import Markup, el, figure, grid, join
 from bondwise.report.table import WIDTH
 from bondwise.report.units import Number, count, decimal, percent, size
 
-LEFT, RIGHT, ROW, FOOT = 170, 14, 34, 38
+LEFT, RIGHT, ROW, FOOT = 245, 14, 34, 38
 WIDE = 760  # of the picture
 COLOURS = (6, 0, 1)  # of the dense model, ours, and the other
 
