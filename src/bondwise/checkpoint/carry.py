@@ -26,14 +26,14 @@ NAMED = 8  # in a note
 _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".msgpack", ".h5", ".ot",
     ".onnx", ".onnx_data", ".tflite", ".pb", ".npz", ".npy", ".pkl", ".pickle", ".mlmodel",
-    ".engine", ".nemo", ".llamafile",
+    ".engine", ".nemo", ".llamafile", ".pt2",
 }  # fmt: skip
 _FOLDERS = ("onnx", "openvino", "checkpoint-*", "*.mlpackage", "*.healing", "*.healing-cut")
 IGNORED = [  # of a repository on the hub
     *(f"*{kind}" for kind in sorted(_WEIGHTS - {".safetensors"})),
     *(f"{name}/*" for name in (*_FOLDERS, ".*")),
 ]
-_OURS = {"bondwise.json", "recipe.yaml", "report.json", "report.html", "asked.json"}
+_OURS = {"bondwise.json", "recipe.yaml", "report.json", "report.html", "asked.json", "graph.json"}
 CONFIG = "config.json"
 _MARK = "bondwise.json"
 _ADAPTER = "adapter_config.json"  # without its weights transformers cannot load the folder

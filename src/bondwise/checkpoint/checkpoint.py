@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, written whole or not at all, read without unpickling.
 
 A Hugging Face model is kept as ``save_pretrained`` writes it, its manifest in config.json. Any
-other module is kept as model.safetensors. Both have bondwise.json beside them, which marks a folder
-as ours.
+other module is kept as model.safetensors, with graph.json where it is an exported program. All have
+bondwise.json beside them, which marks a folder as ours.
 """
 
 import json
@@ -29,6 +29,8 @@ from bondwise.checkpoint.hub import (
     without_bars,
 )
 from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
+from bondwise.checkpoint.sources.code import made_by, model_of
+from bondwise.checkpoint.sources.program import Program
 from bondwise.checkpoint.whole import check_writable
 from bondwise.checkpoint.written import check_written
 from bondwise.errors import BondwiseError, CheckpointError, DataError
@@ -40,6 +42,7 @@ from bondwise.layers.older import is_old
 MANIFEST = "bondwise.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+GRAPH = "graph.json"
 
 
 def save(
@@ -51,6 +54,7 @@ def save(
     max_shard_size: int | str = "5GB",
     source: str | Path | None = None,
     extra: Callable[[Path], Mapping[str, str | bytes]] | None = None,
+    code: str | None = None,
 ) -> Path:
     """Write a model to a folder, whole or not at all.
 
@@ -66,6 +70,8 @@ def save(
             elsewhere are not; `bondwise.checkpoint.carry.look` says which.
         extra: called with the folder once the weights are in it; gives texts or bytes to
             keep beside them, by file name.
+        code: what makes a dense model of the kind, ``package.module:attribute``, for a module that
+            is none of transformers'. It is noted, to be said where it is needed: see `load`.
 
     Raises:
         CheckpointError: the folder is not ours or in the way, or cannot be written (a full disk),
@@ -100,8 +106,7 @@ def save(
         if is_hub_model(model):
             _save_hub_model(model, folder, max_shard_size)
         else:
-            _write_json(folder / MANIFEST, describe(model))
-            save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
+            _save_module(model, folder, code)
         if found is not None:
             carry_tensors(found, model, folder)
         check_written(model, folder)
@@ -114,13 +119,24 @@ def save(
     return target
 
 
-def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -> Any:
+def load(
+    directory: str | Path,
+    model: nn.Module | Callable[[], nn.Module] | str | None = None,
+    **kwargs: Any,
+) -> Any:
     """Read a checkpoint.
+
+    Nothing in a folder is unpickled or run. The code of a plain module is not in it, and though it
+    may note what makes one (``package.module:attribute``), a name that came as data is not
+    imported: whoever wrote the folder would choose what runs here. It is imported where the caller
+    writes it, as ``model``; the error says which name the folder has. An exported program is kept
+    as a graph of torch's operations on tensors and needs no code.
 
     Args:
         directory: as `save` or ``save_pretrained`` wrote it.
-        model: a dense instance of the class that was saved; it is copied, not changed. Hugging Face
-            checkpoints do without it.
+        model: a dense instance of the class that was saved, which is copied, not changed; or a
+            function without arguments that returns one; or code that has either, as
+            ``"package.module:attribute"``. Hugging Face checkpoints and programs do without it.
         kwargs: handed to ``from_pretrained`` (dtype, device_map, ..); for a plain module dtype
             alone, which casts what was loaded.
 
@@ -138,8 +154,7 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
     True
     """
     check_place("directory", directory)
-    if model is not None:
-        check_model(model)
+    model = _given(model)
     folder = Path(directory)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; name one that bondwise.save wrote.")
@@ -158,13 +173,60 @@ def load(directory: str | Path, model: nn.Module | None = None, **kwargs: Any) -
             f"{next(iter(kwargs))}=.. came for a plain module, which takes dtype alone; move what "
             "load gives with .to(..)."
         )
+    if model is None and (folder / GRAPH).is_file():
+        model = _program(folder)
     if model is None:
+        noted = plain_manifest(folder).get("code")
+        wanted = f"'{noted}' if you trust it" if noted else ".."
         raise CheckpointError(
             f"{folder} holds a plain module, whose code is not in the checkpoint; "
-            "give a dense instance of it: load(directory, model=..)."
+            f"give a dense instance of it: load(directory, model={wanted})."
         )
     made = _load_module(folder, model)
     return made if dtype is None else made.to(dtype)
+
+
+def plain_manifest(folder: Path) -> dict[str, Any]:
+    """What the folder of a plain module says of it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _read_json(folder / MANIFEST)
+
+
+def _given(model: nn.Module | Callable[[], nn.Module] | str | None) -> nn.Module | None:
+    """The module that came, or what code makes."""
+    if model is None:
+        return None
+    if isinstance(model, str):
+        return model_of(model)
+    if not isinstance(model, nn.Module) and callable(model):
+        return made_by(model, getattr(model, "__name__", "model"))
+    check_model(model)
+    return model
+
+
+def _program(folder: Path) -> nn.Module:
+    """The program of a folder, without numbers."""
+    try:
+        return Program(_read_json(folder / GRAPH))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, BondwiseError):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{folder / GRAPH} cannot be read ({type(error).__name__}: {reason}); copy or save it "
+            "again."
+        ) from error
+
+
+def _save_module(model: nn.Module, folder: Path, code: str | None) -> None:
+    noted = {"code": code} if code else {}
+    _write_json(folder / MANIFEST, describe(model) | noted)
+    if isinstance(model, Program):
+        _write_json(folder / GRAPH, model.traced, indent=None)
+    save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 
 def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
@@ -329,8 +391,9 @@ def _replace(folder: Path, target: Path, old: Path) -> None:
         folder.rename(target)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _write_json(path: Path, values: dict[str, Any], indent: int | None = 2) -> None:
+    text = json.dumps(values, indent=indent, sort_keys=indent is not None)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading a model and its tokenizer from a folder or a GGUF file, quietly, or saying why not."""
+"""Reading a model and its tokenizer from whatever MODEL may be, quietly, or saying why not."""
 
 import hashlib
 import importlib
@@ -17,7 +17,9 @@ from torch import nn
 
 from bondwise.checkpoint.cache import cache_directory, filling
 from bondwise.checkpoint.carry import IGNORED, networks_of
+from bondwise.checkpoint.others import check_other, is_other, no_networks, other_model
 from bondwise.errors import BondwiseError, CheckpointError, DataError, MissingExtraError
+from bondwise.flow.doors import check_bare
 
 Task = Literal["auto", "causal", "encoder"]
 
@@ -33,7 +35,8 @@ class Loaded:
     `tokenizer` is None where the folder has none. `source_file_bytes` is the size of the GGUF file
     that the weights came from, None for other sources. `notes` are the warnings of the libraries
     that read the files: they are handed on instead of printed. `folder` is where the files are,
-    None for a GGUF file: what a result carries along is there.
+    None for a GGUF file, code or an exported program: what a result carries along is there. `code`
+    is what makes a model of the kind (``package.module:attribute``), where code does.
     """
 
     model: nn.Module
@@ -41,6 +44,7 @@ class Loaded:
     source_file_bytes: int | None = None
     notes: tuple[str, ...] = ()
     folder: Path | None = None
+    code: str | None = None
 
 
 def load_model(
@@ -48,13 +52,17 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     task: Task = "auto",
+    code: str | None = None,
 ) -> Loaded:
-    """Loads a language model or encoder for use and for fitting.
+    """Loads a model for use and for fitting.
 
     `path` is a Hugging Face folder with safetensors (dense, or tensorized by bondwise), a `.gguf`
-    file, a folder that holds exactly one, or else an id on the Hugging Face hub. `dtype` None keeps
-    the stored one. `task` "auto" takes the class named in `config.json`, with its head; "causal"
-    and "encoder" ask for `AutoModelForCausalLM` and `AutoModel`.
+    file, a folder that holds exactly one, or else an id on the Hugging Face hub; or, for any other
+    model, `package.module:attribute`, a `.pt2` file of `torch.export.save`, or a folder that we
+    wrote of one of these. `code` makes the model of such a folder (a name in the folder itself is
+    not imported). `dtype` None keeps the stored one. `task` "auto" takes the class named in
+    `config.json`, with its head; "causal" and "encoder" ask for `AutoModelForCausalLM` and
+    `AutoModel`.
 
     A GGUF file is dequantised once and kept as a float32 folder in the cache: its weights are
     sums of a 4-bit multiple and an offset with 16-bit scales, of which bfloat16 would drop bits
@@ -65,6 +73,8 @@ def load_model(
             code, or files that do not load in full.
         MissingExtraError: transformers (or gguf, for such a file) is not installed.
     """
+    if is_other(path):
+        return _other(path, dtype, device, task, code)
     _require("transformers", extra="hf")
     with _quiet() as notes:
         source = _resolve(path)
@@ -75,6 +85,21 @@ def load_model(
         model = _read_model(folder, dtype, task).to(device).eval()
         tokenizer = _read_tokenizer(folder)
     return Loaded(model, tokenizer, bytes_, tuple(notes), None if bytes_ else folder)
+
+
+def _other(
+    path: str | Path,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    task: Task,
+    code: str | None,
+) -> Loaded:
+    """A model that is none of transformers' folders, without a tokenizer."""
+    if task != "auto":
+        raise DataError(f"{path} is no language model; give a Hugging Face folder or a GGUF file.")
+    model, made_by = other_model(path, code)
+    check_bare(model)
+    return Loaded(model.to(device, dtype).eval(), None, code=made_by)
 
 
 def check_source(path: str | Path, *, text: bool = False, networks: bool = False) -> None:
@@ -89,6 +114,9 @@ def check_source(path: str | Path, *, text: bool = False, networks: bool = False
         CheckpointError: there is nothing, no model, or no tokenizer.
         DataError: there are no networks where they are asked for.
     """
+    if is_other(path):
+        check_other(path, text=text, networks=networks)
+        return
     local = Path(path).expanduser()
     if not local.exists() and _HUB_ID.fullmatch(str(path)):
         return
@@ -106,15 +134,13 @@ def reader(loaded: Loaded, path: str | Path) -> Any:
 
     Raises:
         CheckpointError: none came with the model.
+        DataError: it is no language model.
     """
+    if is_other(path):
+        check_other(path, text=True)
     if loaded.tokenizer is None:
         raise _no_tokenizer(path)
     return loaded.tokenizer
-
-
-def no_networks(path: str | Path) -> DataError:
-    """What is said of a model that is dense where networks are asked for."""
-    return DataError(f"{path} holds no tensor networks; give a folder that compress wrote.")
 
 
 def _no_tokenizer(path: str | Path) -> CheckpointError:

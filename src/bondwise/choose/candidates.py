@@ -2,8 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,13 @@ from bondwise.choose.by_rank import STEP
 from bondwise.choose.columns import SHARE, loudest, regression, rest
 from bondwise.choose.cost import Cost
 from bondwise.choose.curves import curve
-from bondwise.fit.metric import Metric, second_moment
+from bondwise.choose.kernels import Moves, dense_cost, options
+from bondwise.compute.convolve import SIZE
+from bondwise.fit.metric import Kronecker, Metric, second_moment
+from bondwise.fit.patches import Weighing
 from bondwise.flow.calibrate import Inputs
 from bondwise.layers.entries import Columns, Dense
+from bondwise.layers.hosts.convolution import geometry_of
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.layers.terms import Kind
 from bondwise.network.network import Network
@@ -45,7 +50,7 @@ class Candidate:
         terms: what it becomes the sum of: a network, and entries beside it; or dense.
         numbers: stored numbers; pivots and positions as the numbers whose bits they take.
         bytes: on disk.
-        macs: multiplications for one token.
+        macs: multiplications for one token; for one sample in a model with convolutions.
         seconds: modelled, for a batch of 1 and of 256 tokens.
         resident: bytes in memory.
         error: ``||(W - W~) X||^2 / ||W X||^2`` on held-out tokens.
@@ -99,16 +104,23 @@ class Group:
         weights: out x in each, by name.
         metric: of the tokens that they are fitted on; None where no token came.
         held_out: of other tokens, never shrunk; the fitting metric where there are none.
+        moves: of each that is a convolution, how it moves; its metric is that of its patches.
+        rows: that meet each matrix for a sample, where multiplications are counted for a sample;
+            1 where they are counted for a token.
     """
 
     weights: Mapping[str, Tensor]
-    metric: Metric | Tensor | None = None
-    held_out: Metric | Tensor | None = None
+    metric: Weighing | Tensor | None = None
+    held_out: Weighing | Tensor | None = None
+    moves: Mapping[str, Moves] = field(default_factory=dict[str, Moves])
+    rows: int = 1
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Both second moments in float64; the identity where no token came."""
         like = next(iter(self.weights.values()))
         inp = like.shape[1]
+        assert not isinstance(self.metric, tuple | Kronecker)
+        assert not isinstance(self.held_out, tuple | Kronecker)
         if self.metric is None:
             fitting = torch.eye(inp, dtype=torch.float64, device=like.device)
         else:
@@ -140,6 +152,8 @@ def candidates(
     >>> sorted({c.format for c in found}), max(c.numbers for c in found)
     (['dense', 'lowrank'], 2048)
     """
+    if group.moves:
+        return [c for name in group.weights for c in _convolution(name, group, bits)]
     wide = {name: weight.detach().to(torch.float64) for name, weight in group.weights.items()}
     fitting, held = group.moments()
     norms = {name: float(((w @ held) * w).sum()) for name, w in wide.items()}
@@ -149,11 +163,11 @@ def candidates(
             found += _low_rank(name, weight, norms[name], (fitting, held), bits)
         if COLUMNS in formats and group.metric is not None:  # the loudest inputs are not known else
             found += _with_columns(name, weight, norms[name], (fitting, held), bits)
-    return found
+    return found if group.rows == 1 else [replace(c, macs=c.macs * group.rows) for c in found]
 
 
 def grouped(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> list[Group]:
-    """Layers grouped by the input that they share."""
+    """Layers grouped by the input that they share; every convolution is alone."""
     found: dict[str, list[str]] = {}
     for name in layers:
         found.setdefault(seen.group.get(name, name), []).append(name)
@@ -162,9 +176,29 @@ def grouped(layers: Mapping[str, nn.Module], seen: Inputs, unseen: Inputs) -> li
             {name: matrix_of(layers[name]) for name in names},
             seen.of(names[0]),
             unseen.of(names[0]),
+            {name: moves for name in names if (moves := _moves(name, layers, seen)) is not None},
+            prod(seen.sizes.get(names[0], ())) if seen.by_sample else 1,
         )
         for names in found.values()
     ]
+
+
+def _moves(name: str, layers: Mapping[str, nn.Module], seen: Inputs) -> Moves | None:
+    geometry = geometry_of(layers[name])
+    if geometry is None:
+        return None
+    return Moves(geometry, seen.sizes.get(name, (SIZE,) * geometry.axes))
+
+
+def _convolution(name: str, group: Group, bits: int) -> Iterator[Candidate]:
+    """Dense, and what its patches' metric says of networks."""
+    weight, moves = group.weights[name].detach(), group.moves[name]
+    out, columns = weight.shape
+    whole = (Dense((out, columns)),)
+    price = dense_cost(out, columns // moves.taps, moves, bits)
+    yield Candidate.of(name, "dense", whole, price, 0.0)
+    for form, net, own, error in options(weight, moves, group.metric, group.held_out, bits):
+        yield Candidate.of(name, form, (net,), own, error)
 
 
 def _with_columns(

@@ -64,7 +64,8 @@ def plan_model(
     table = Table(tuple(lines), keep, tuple(notes))
     if 0.98 * keep <= table.kept <= keep:
         return table
-    note = f"kept {table.kept:.4f} of {keep:g} asked: ranks of {_known(format)} are coarse for these weights"
+    coarse = f"ranks of {_known(format)} are coarse for these weights"
+    note = f"kept {table.kept:.4f} of {keep:g} asked: {coarse}"
     return replace(table, notes=(*table.notes, note))
 
 

@@ -68,6 +68,8 @@ def fitted(
     >>> [c.error < 1e-9 for c in fitted(group, formats=["mpo"], prefer="size")]
     [True, False, False, True]
     """
+    if group.moves:
+        return
     fitting, held = group.moments()
     metric = None if group.metric is None else fitting
     for name, weight in group.weights.items():

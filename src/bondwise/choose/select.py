@@ -69,9 +69,10 @@ def select(
     """Every parameter of a model, chosen or with the reason why not; and notes for the user.
 
     A pattern is ``"linear"`` (``nn.Linear`` and ``Conv1D``), ``"convolution"``, ``"embedding"``,
-    ``"auto"`` (all but embeddings), a class name, a path or some parts of one in a row (``model.layers.0``, ``mlp``, ``q_proj``), a glob, or ``re:`` and
-    a regular expression that is searched for in the path. By default the head, tied embeddings and
-    routers are ignored; a target that is a full path overrides that.
+    ``"auto"`` (all but embeddings), a class name, a path or some parts of one in a row
+    (``model.layers.0``, ``mlp``, ``q_proj``), a glob, or ``re:`` and a regular expression that is
+    searched for in the path. By default the head, tied embeddings and routers are ignored; a target
+    that is a full path overrides that.
 
     Raises:
         SelectionError: a target matches no module of the model, or nothing is left to change.

@@ -8,7 +8,7 @@ squared error, so that errors of different weights can be added up.
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import EXACT, Candidate, Group, candidates, grouped
+from bondwise.choose.kernels import cut
 from bondwise.choose.scout import Scout
 from bondwise.fit.whitened import whitened_split
 from bondwise.flow.blocks import Products, Stream, holds
@@ -23,10 +24,12 @@ from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
 from bondwise.flow.data import Batch, evaluating, feed, fitted_on
 from bondwise.flow.padding import tokens
-from bondwise.layers.hosts.registry import matrix_of
+from bondwise.layers.hosts.convolution import convolves
+from bondwise.layers.hosts.registry import host_of, matrix_of
 from bondwise.progress import Progress
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
+FELT = 0.02  # squared error at which a convolution is cut then: kernels lose little at first
 LEAST = 1e-9  # sensitivity of a weight whose cut changes nothing that can be measured
 CHUNK = 256  # tokens whose distributions over a vocabulary are in memory at once
 
@@ -143,7 +146,8 @@ def outside_groups(
 ) -> list[Group]:
     """Layers outside the blocks by the input that they share; an embedding has no metric."""
     linear = {n: layer for n, layer in layers.items() if not isinstance(layer, nn.Embedding)}
-    seen, unseen = Inputs(linear), Inputs(linear)
+    by_sample = convolves(model)
+    seen, unseen = Inputs(linear, by_sample), Inputs(linear, by_sample)
     if linear:
         seen.watch(model, [batches[k] for k in fitted_on(len(batches), held_out)], progress)
         if held_out:
@@ -156,22 +160,44 @@ def _sensitivities(
     model: nn.Module, group: Group, options: Sequence[Candidate], reference: Reference
 ) -> dict[str, float]:
     """By how much the output changes, for each relative squared error that a weight is given."""
-    fitting, _ = group.moments()
     found: dict[str, float] = {}
-    for name, weight in group.weights.items():
-        room = CUT * weight.numel()
-        ranks = [c for c in options if c.weight == name and c.format == "lowrank"]
-        cut = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
-        if cut is None or cut.network is None or not cut.error > 0:
+    for name in group.weights:
+        trial = (_cut_kernel if group.moves else _cut)(name, group, options)
+        if trial is None:
             found[name] = LEAST
             continue
-        (rank,) = cut.network.bonds.values()
-        split = whitened_split(weight.double(), fitting, rank)
-        with _replaced(model.get_submodule(name), split.left @ split.right):
-            changed = reference.distance() / cut.error
+        weight, error = trial
+        with _replaced(model.get_submodule(name), weight):
+            changed = reference.distance() / error
         if isfinite(changed):
             found[name] = max(changed, LEAST)
     return found
+
+
+def _cut(name: str, group: Group, options: Sequence[Candidate]) -> tuple[Tensor, float] | None:
+    """A weight at low rank with `CUT` of its numbers, and its error."""
+    weight = group.weights[name]
+    room = CUT * weight.numel()
+    ranks = [c for c in options if c.weight == name and c.format == "lowrank"]
+    best = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
+    if best is None or best.network is None or not best.error > 0:
+        return None
+    (rank,) = best.network.bonds.values()
+    split = whitened_split(weight.double(), group.moments()[0], rank)
+    return split.left @ split.right, best.error
+
+
+def _cut_kernel(
+    name: str, group: Group, options: Sequence[Candidate]
+) -> tuple[Tensor, float] | None:
+    """A convolution's weight at about `FELT`, and its error."""
+    cuts = [c for c in options if c.weight == name and c.network is not None and c.error > 0]
+    if not cuts:
+        return None
+    near = min(cuts, key=lambda c: abs(log(c.error / FELT)))
+    assert near.network is not None
+    weight = cut(group.weights[name], near.network, group.moves[name], group.metric)
+    return weight, near.error
 
 
 @contextmanager
@@ -179,8 +205,7 @@ def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
     """A layer with another weight, for a moment."""
     parameter = cast(Tensor, layer.weight)
     old = parameter.data
-    new = weight.T if matrix_of(layer).shape != parameter.shape else weight
-    parameter.data = new.to(old).contiguous()
+    parameter.data = host_of(layer).lay(layer, weight).to(old).contiguous()
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from bondwise.choices import FILE, MODEL, Patterns, Switch
-from bondwise.cli.verb import Folder, Plain
+from bondwise.cli.verb import Code, Folder, Plain
 from bondwise.errors import BudgetError
 from bondwise.progress import Bars
 
@@ -55,15 +55,18 @@ class Read(Plain):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Plain):
-    """Perplexity on a text, alone or beside another model.
+    """Perplexity on a text, or outputs on samples, beside another model.
 
-    With --vs also KL divergence and top-1 agreement with that model.
+    With --vs also KL divergence and top-1 agreement with that model. Of models that read no text,
+    the relative error of the outputs towards that model's, and how often both say the same class.
     """
 
-    # A folder that compress wrote, another Hugging Face folder, or a GGUF file.
+    # A folder that compress wrote, or any other MODEL.
     model: Positional[Annotated[str, MODEL]]
-    data: Annotated[str, FILE]  # UTF-8 text, held out from calibration.
+    # UTF-8 text, or samples (.pt, .safetensors, .npy), held out from calibration.
+    data: Annotated[str, FILE]
     vs: Annotated[str | None, MODEL] = None  # The dense model to compare with.
+    code: Code = None
     windows: int = 64  # Windows of the text.
     length: int = 512  # Tokens of a window, at most as many as the model can take.
 
@@ -74,7 +77,9 @@ class Eval(Plain):
         kind, shared = self.shared.checked(), self.shared
         drawn = (self.windows, self.length, shared.seed)
         with Bars(shared.quiet) as bars:
-            report = evaluate(self.model, self.data, self.vs, drawn, shared.device, kind, bars)
+            report = evaluate(
+                self.model, self.data, self.vs, drawn, shared.device, kind, bars, self.code
+            )
         self.show(report, "evaluation")
 
 
@@ -84,11 +89,14 @@ class Bench(Plain):
 
     Tokens per second, time to first token, memory and multiplications. With --vs both models run in
     turns: decoding at batch 1 and the prefill of a prompt, or for encoders one text and eight at a
-    time.
+    time. Of models that read no text: samples per second, of one sample and of eight.
     """
 
     folder: Folder  # A folder that compress wrote, or a dense model.
     vs: Annotated[str | None, MODEL] = None  # The dense model to compare with.
+    # Samples (.pt, .safetensors, .npy) for a model that reads no text.
+    data: Annotated[str | None, FILE] = None
+    code: Code = None
     prompt: int = 256  # Tokens read at once: the prompt, or each text of an encoder.
     tokens: int = 32  # Tokens written after the prompt; an encoder writes none.
     repeats: int = 5  # Timed runs of each model, after one that is not.
@@ -97,14 +105,20 @@ class Bench(Plain):
     def run(self) -> None:
         """Measure."""
         from bondwise.bench.run import Load
+        from bondwise.bench.samples import Asked, bench_samples
         from bondwise.bench.verb import bench, check_numbers
+        from bondwise.checkpoint.others import is_other
         from bondwise.compress.compress import threads
 
         kind, shared = self.shared.checked(), self.shared
         check_numbers(threads=1 if self.threads is None else self.threads)
-        load = Load(self.prompt, self.tokens, shared.seed)
+        load, place = Load(self.prompt, self.tokens, shared.seed), (shared.device, kind)
         with Bars(shared.quiet) as bars, threads(self.threads or 0):
-            report = bench(self.folder, self.vs, load, self.repeats, shared.device, kind, bars)
+            if self.data is not None or is_other(self.folder):
+                asked = Asked(self.folder, self.vs, self.data, self.code, shared.seed)
+                report = bench_samples(asked, self.repeats, *place, bars)
+            else:
+                report = bench(self.folder, self.vs, load, self.repeats, *place, bars)
         self.show(report, "benchmark")
 
 

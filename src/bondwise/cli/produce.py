@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from bondwise.choices import FILE, MODEL, TIME, Switch
 from bondwise.cli.show import print_json, teller
-from bondwise.cli.verb import Folder, Plain, Usual, Verb
+from bondwise.cli.verb import Code, Folder, Plain, Usual, Verb
 from bondwise.compress.recipe import Cut, Recipe, chosen
 from bondwise.errors import BudgetError
 from bondwise.heal.folders import cut_folder, state_folder
@@ -114,7 +114,8 @@ class Compress(Recipe, Verb):
     report.html.
     """
 
-    # A Hugging Face folder or a GGUF file; not needed with --recipe.
+    # A Hugging Face folder, a GGUF file, package.module:attribute or an exported program (.pt2);
+    # not needed with --recipe.
     model: Positional[Annotated[str, MODEL]] = ""
     out: Path  # Folder to write.
     recipe: Annotated[Path | None, FILE] = None  # A recipe.yaml to repeat; other flags change it.
@@ -156,10 +157,11 @@ class Heal(Healing, Verb):
 
     folder: Folder  # A folder that compress wrote.
     teacher: Annotated[str, MODEL]  # The dense model that it was compressed from.
-    # UTF-8 text to train on; its end is held out to judge on.
+    # UTF-8 text to train on, or samples (.pt, .safetensors, .npy); the end is held out to judge on.
     data: Annotated[str, FILE]
     out: Path  # Folder to write.
     validation: Annotated[str | None, FILE] = None  # Another text to judge on, held out.
+    code: Code = None
     track: Path | None = None  # Write the curve there for TensorBoard as well.
     force: Switch = False  # Replace a folder that bondwise wrote.
     device: str = "cpu"  # Where to compute: cpu, cuda, cuda:1, ..
@@ -181,8 +183,9 @@ class Heal(Healing, Verb):
         if not choices.keys() & {"minutes", "steps"}:
             choices["minutes"] = MINUTES
         healer = Healer(
-            self.folder, self.teacher, self.data, self.out, self.validation, self.device, kind
-        )
+            self.folder, self.teacher, self.data, self.out, self.validation, self.device, kind,
+            code=self.code,
+        )  # fmt: skip
         recipe = healing(**choices)
         tracks = (
             nullcontext() if self.track is None else tracking("tensorboard", self.track, recipe)
@@ -203,6 +206,7 @@ class Merge(Plain):
 
     folder: Folder  # A folder that compress wrote.
     out: Path  # Folder to write.
+    code: Code = None
     force: Switch = False  # Replace a folder that bondwise wrote.
 
     def run(self) -> None:
@@ -210,17 +214,18 @@ class Merge(Plain):
         from bondwise.checkpoint.carry import look
         from bondwise.checkpoint.checkpoint import check_folder, save
         from bondwise.checkpoint.loading import check_source
+        from bondwise.checkpoint.others import program_beside
         from bondwise.compress.merge import merge
 
         self.shared.checked()
         check_folder(self.out, self.force)
         check_source(self.folder, networks=True)
-        loaded = self.load(self.folder)
+        loaded = self.load(self.folder, self.code)
         dense = merge(loaded.model, inplace=True)
         notes = [] if loaded.folder is None else look(loaded.folder, self.out).notes
         save(
             dense, self.out, tokenizer=loaded.tokenizer, source=loaded.folder,
-            overwrite=self.force,
+            overwrite=self.force, code=loaded.code, extra=program_beside(dense),
         )  # fmt: skip
         self.say(f"Wrote {self.out}: dense weights that load without bondwise.")
         for note in notes:

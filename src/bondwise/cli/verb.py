@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from bondwise.checkpoint.loading import Loaded
 
 Folder = Positional[Annotated[str, arg(metavar="DIR")]]
+Code = Annotated[
+    str | None,
+    arg(
+        metavar="MODULE:ATTRIBUTE",
+        help="What makes the model of a folder that code made: it is imported because you name it.",
+        help_behavior_hint="",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,13 @@ class Plain(Verb):
 
     shared: OmitArgPrefixes[Usual] = Usual()
 
-    def load(self, model: str) -> "Loaded":
+    def load(self, model: str, code: str | None = None) -> "Loaded":
         """A model, with a bar."""
         from bondwise.checkpoint.loading import load_model
 
         kind = self.shared.checked()
         with Bars(self.shared.quiet) as bars:
             bars("load", 0, 1)
-            loaded = load_model(model, kind, self.shared.device)
+            loaded = load_model(model, kind, self.shared.device, code=code)
             bars("load", 1, 1)
         return loaded

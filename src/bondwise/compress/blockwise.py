@@ -7,6 +7,7 @@ what the whole block is refined towards (Wang et al. 2025, AA-SVD).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -103,16 +104,23 @@ def fit_chains(
     model: nn.Module, seen: Calibrated, picks: Picks, how: Fitting, progress: Progress
 ) -> Fitted:
     """New blocks for every chain of a model, one chain after another; the model is not changed."""
-    done = Fitted()
+    done, before = Fitted(), 0
+    total = sum(len(chain.blocks) for chain in seen.chains)
     for chain in seen.chains:
         entering = None
         if done.modules:
             compressed = with_modules(model, done.modules)
-            entering = capture(compressed, chain.blocks, seen.shown.every, progress)
-        entering = chain.stream if entering is None else entering
+            entering = capture(compressed, chain.blocks, seen.shown.every, silent)
         given = len(seen.shown.given)
-        done.add(fit_chain(model, chain, entering, picks, given, how, progress))
+        tell = partial(_told, progress, before, total)
+        done.add(fit_chain(model, chain, entering or chain.stream, picks, given, how, tell))
+        before += len(chain.blocks)
     return done
+
+
+def _told(progress: Progress, before: int, total: int, stage: str, done: int, _total: int) -> None:
+    """Progress of one chain as that of all."""
+    progress(stage, before + done, total)
 
 
 def fit_chain(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,14 +12,16 @@ from bondwise.choose.survey import outside_groups
 from bondwise.choose.table import Line
 from bondwise.compress.continuations import continuations
 from bondwise.compress.recipe import Recipe
-from bondwise.flow.blocks import capture, chains, holds
+from bondwise.flow.blocks import Stream, capture, chains, holds
 from bondwise.flow.chain import Chain
 from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
 from bondwise.flow.forms.door import Texts, opened
 from bondwise.flow.text import fitting
-from bondwise.progress import Progress
+from bondwise.flow.units import Calls, unfolded, units
+from bondwise.progress import Progress, silent
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
+ROOM = 2**29  # bytes of what enters chains that are kept from one look to the next
 COMPARED = 2  # samples of a batch that a whole model's output is compared on
 
 
@@ -68,7 +71,7 @@ class Calibrated:
     def as_given(self) -> "Calibrated":
         """The same without what the model drew itself."""
         given = range(len(self.shown.given))
-        short = [replace(chain, stream=chain.stream.part(given)) for chain in self.chains]
+        short = [chain.part(given) for chain in self.chains] if self.shown.drawn else self.chains
         return replace(self, shown=replace(self.shown, drawn=()), chains=short)
 
 
@@ -112,16 +115,52 @@ def calibrate(
         for name, line in lines.items()
         if not isinstance(model.get_submodule(name), nn.Embedding) and not line.weight.aliases
     ]
-    found: list[Chain] = []
-    for blocks in chains(model, plain):
-        names = [n for n in plain if any(holds(block, n) for block in blocks)]
-        stream = None if _tied(model, blocks) else capture(model, blocks, shown.every, progress)
-        if stream is not None:
-            found.append(Chain(blocks, names, stream, shown.held_out))
-    inside = {name for chain in found for name in chain.weights}
+    streams = _Streams(model, shown.every, progress)
+    stacks = chains(model, plain, lambda blocks: streams.has(unfolded(model, blocks, plain)))
+    calls = Calls.of(model, shown.given[0])
+    found = [unfolded(model, blocks, plain) for blocks in stacks]
+    taken = [block for blocks in found for block in blocks]
+    rest = [n for n in plain if not any(holds(block, n) for block in taken)]
+    found += [(u,) for u in units(model, rest, calls, taken) if streams.has((u,))]
+    found.sort(key=lambda blocks: calls.order.get(blocks[0], len(calls.order)))
+    made = [
+        Chain(
+            blocks,
+            [n for n in plain if any(holds(block, n) for block in blocks)],
+            partial(streams.of, blocks),
+            shown.held_out,
+        )
+        for blocks in found
+    ]
+    inside = {name for chain in made for name in chain.weights}
     rest = {name: model.get_submodule(name) for name in lines if name not in inside}
     outside = outside_groups(model, rest, shown.given, shown.held_out, progress)
-    return Calibrated(shown, found, outside)
+    return Calibrated(shown, made, outside)
+
+
+class _Streams:
+    """What enters the first block of each chain: kept where there is `ROOM`, or captured again."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> None:
+        self.model, self.batches, self.progress = model, batches, progress
+        self._kept = dict[tuple[str, ...], Stream]()
+        self._room = ROOM
+
+    def has(self, blocks: tuple[str, ...]) -> bool:
+        """Whether blocks run one after another and share no parameter with others."""
+        if _tied(self.model, blocks):
+            return False
+        found = capture(self.model, blocks, self.batches, self.progress)
+        if found is not None and found.bytes <= self._room:
+            self._kept[blocks] = found
+            self._room -= found.bytes
+        return found is not None
+
+    def of(self, blocks: tuple[str, ...]) -> Stream:
+        """What enters blocks of which there is something."""
+        found = self._kept.get(blocks) or capture(self.model, blocks, self.batches, silent)
+        assert found is not None
+        return found
 
 
 def _normal(batch: Batch) -> Batch:

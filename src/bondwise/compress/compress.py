@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, check_source, load_model, reader
+from bondwise.checkpoint.others import is_other, shown
+from bondwise.checkpoint.sources.code import is_code, whole_name
 from bondwise.checkpoint.whole import check_writable
 from bondwise.choose.by_rank import builder, check_keep
 from bondwise.compress.recipe import Recipe, check_choices, dtype
@@ -21,6 +23,8 @@ from bondwise.compress.result import Result
 from bondwise.compress.swap import footprint
 from bondwise.compress.tensorize import follow
 from bondwise.errors import BudgetError
+from bondwise.flow.data import Batch
+from bondwise.flow.forms.samples import is_samples, read_samples
 from bondwise.flow.text import check_draw, read_text
 from bondwise.progress import Progress, Steps, silent
 from bondwise.report.page import finite, page
@@ -46,21 +50,34 @@ def compress(
     recipe = replace(recipe, model=_absolute(recipe.model), threads=count)
     if recipe.data is not None:
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
-    data = None if recipe.data is None else Path(recipe.data)
-    if data is not None:
-        read_text(data)  # a look, before the model is loaded
-    check_source(recipe.model, text=data is not None)
+    data = None if recipe.data is None else looked_at(recipe.data)
+    text = isinstance(data, Path)
+    check_source(recipe.model, text=text)
     steps = Steps()
     with steps("load", progress):
         loaded = load_model(recipe.model, device=recipe.device)
         check_writable(loaded.model)  # before hours of fitting, not after
-        tokenizer = None if data is None else reader(loaded, recipe.model)
+        tokenizer = reader(loaded, recipe.model) if text else None
+    data = data if data is None or isinstance(data, Path) else shown(loaded.model, data)
     result = run(recipe, loaded.model, data, tokenizer, progress, inplace=True)
     steps.done.extend(dict(step) for step in result.steps)
     report = describe(result, recipe, loaded.source_file_bytes)
     if data is None:
-        report["notes"].append("no text came (--data), so the fit knows the weights alone")
+        kind = "samples" if is_other(recipe.model) else "text"
+        report["notes"].append(f"no {kind} came (--data), so the fit knows the weights alone")
     return write(out, result.model, loaded, report, recipe, steps, overwrite=overwrite)
+
+
+def looked_at(source: str | Path) -> Path | Tensor | list[Batch]:
+    """Samples of a file of them; of a text its path, once it was seen that it can be read.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    if is_samples(source):
+        return read_samples(source)
+    read_text(Path(source))
+    return Path(source)
 
 
 def run(
@@ -139,23 +156,25 @@ def write(
     with steps("save"):
         save(
             model, out, tokenizer=loaded.tokenizer, source=loaded.folder, extra=beside,
-            overwrite=overwrite,
+            overwrite=overwrite, code=loaded.code,
         )  # fmt: skip
     return report | {"steps": steps.done}
 
 
 def _commands(out: Path, model: nn.Module, recipe: Recipe) -> list[str]:
-    """What repeats the compression, and for a language model what measures it."""
+    """What repeats the compression, and what measures it, but for encoders."""
     folder = shlex.quote(str(out))
     repeat = f"bondwise compress --recipe {shlex.quote(str(out / 'recipe.yaml'))} --out DIR"
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is None:
+    if head is None and not is_other(recipe.model):
         return [repeat]
     return [repeat, f"bondwise eval {folder} --vs {shlex.quote(recipe.model)} --data FILE"]
 
 
 def _absolute(model: str) -> str:
-    """The path of a model from anywhere; a name on the hub as it is."""
+    """The path of a model from anywhere; a name on the hub or of a module as it is."""
+    if is_code(model):
+        return whole_name(model)
     path = Path(model).expanduser()
     return str(path.absolute()) if path.exists() else model
 

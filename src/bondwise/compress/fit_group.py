@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.columns import low_rank_with_columns
-from bondwise.fit.fit import fit
-from bondwise.fit.metric import Metric, held_out_shrinkage
+from bondwise.fit.groups import fit_groups
+from bondwise.fit.metric import Kronecker, Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
+from bondwise.layers.convolution import TensorConv
 from bondwise.layers.entries import Columns, columns
 from bondwise.layers.hosts.registry import built
 from bondwise.layers.module import TensorLayer
@@ -65,7 +67,7 @@ def shrunk(group: Group, picks: Mapping[str, Candidate]) -> Group:
 
     Tried on the largest weight, at the rank that was chosen for it; one for all weights.
     """
-    metric, held_out = group.metric, group.held_out
+    metric, held_out = group.metric, group.held_out  # a convolution has more patches than numbers
     name = max(picks.keys() & group.weights, key=lambda w: (group.weights[w].numel(), w))
     net = picks[name].network
     if (
@@ -73,6 +75,7 @@ def shrunk(group: Group, picks: Mapping[str, Candidate]) -> Group:
         or not isinstance(held_out, Metric)
         or net is None
         or not net.bonds
+        or group.moves
     ):
         return group
     weight = group.weights[name].float()
@@ -84,13 +87,22 @@ def shrunk(group: Group, picks: Mapping[str, Candidate]) -> Group:
 
 def _alone(name: str, net: Network, group: Group, layer: nn.Module, seed: int) -> New:
     """One network of one weight."""
-    held_out = group.held_out  # what is measured in is never shrunk
-    if isinstance(held_out, Metric):
-        held_out = replace(held_out, shrinkage=0.0)
+    held_out = _unshrunk(group.held_out)  # what is measured in is never shrunk
     weight = group.weights[name]
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    done = fit(wide, net, group.metric, seed=seed, held_out=held_out)
-    return New(_plain(done.network, done.cores, layer), done.error, done.held_out)
+    done = fit_groups(wide, net, group.metric, seed=seed, held_out=held_out)
+    made = _plain(done.network, done.cores, layer)
+    if isinstance(made, TensorConv):
+        made.size = group.moves[name].size
+    return New(made, done.error, done.held_out)
+
+
+def _unshrunk(metric: Any) -> Any:
+    if isinstance(metric, tuple):
+        return tuple(_unshrunk(own) for own in cast(tuple[Any, ...], metric))
+    if isinstance(metric, Kronecker):
+        return replace(metric, channels=_unshrunk(metric.channels))
+    return replace(metric, shrinkage=0.0) if isinstance(metric, Metric) else metric
 
 
 def _beside_columns(name: str, net: Network, count: int, group: Group, layer: nn.Module) -> New:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import yaml
 from tyro.conf import Positional, arg
 
-from bondwise.choices import FILE, MODEL, Patterns
+from bondwise.choices import FILE, MODEL, Patterns, Switch
 from bondwise.errors import BudgetError
 from bondwise.topology.registry import names
 
@@ -30,7 +30,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Cut:
     """What a plan asks for: a part of a recipe."""
 
-    model: Positional[Annotated[str, MODEL]]  # A Hugging Face folder or a GGUF file.
+    # A Hugging Face folder, a GGUF file, package.module:attribute, or an exported program (.pt2).
+    model: Positional[Annotated[str, MODEL]]
     keep: float = 0.8  # Fraction of the targeted numbers that stays.
     # What to change: auto (all but embeddings), linear, convolution, embedding, a class, a path, a
     # glob or re:REGEX.
@@ -51,8 +52,8 @@ class Recipe(Cut):
     as they are stored.
     """
 
-    # UTF-8 text to calibrate on; without it the fit knows only the weights, which costs far more
-    # quality.
+    # UTF-8 text to calibrate on, or samples (.pt, .safetensors, .npy); without it the fit knows
+    # only the weights, which costs far more quality.
     data: Annotated[str | None, FILE] = None
     # What keep counts: params, or with --data and format auto also bytes, macs (for a token) or
     # modelled seconds.
@@ -60,6 +61,8 @@ class Recipe(Cut):
     # speed: nothing modelled slower than dense; size, quality: whatever it takes.
     prefer: str = "speed"
     effort: str = "fast"  # fast, or best: longer refinement.
+    # Multiply the scale of a BatchNorm into the layer before it, with --data.
+    fold: Switch = True
     windows: int = 64  # Windows of the text, at most.
     length: int = 256  # Tokens of a window.
     seed: int = 0  # Seed of every random choice.

@@ -6,7 +6,9 @@ the blocks before it. Some steps of Adam on all that the block stores take the m
 
     min  E ||block(x~) - y||^2 / ||y||^2    x~ from the compressed blocks before, y the teacher's
 
-Every token weighs alike: a few of them are hundreds of times longer than the others.
+Every token weighs alike: a few of them are hundreds of times longer than the others. The positions
+of an image are not like that, and many of them are all but zero (behind a ReLU, in the dark): there
+every number weighs alike, as in the metric that the weights are fitted in.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.flow.blocks import Products, Stream
+from bondwise.flow.calls import is_image
 from bondwise.flow.data import fitted_on
+from bondwise.flow.padding import matched
 from bondwise.train.schedule import scheduled
 
 TINY = 1e-6  # of the mean squared length: tokens shorter than that would weigh too much
@@ -68,8 +72,9 @@ def refine(
     True
     """
     goal = _Goal(block, inputs, wanted)
-    fitted = fitted_on(len(inputs), held_out)
-    measured = list(held_out) or fitted
+    full = {k for k, y in enumerate(wanted) if y.numel()}  # an expert may get no rows
+    fitted = [k for k in fitted_on(len(inputs), held_out) if k in full]
+    measured = [k for k in held_out if k in full] or fitted
     before = goal.measure(measured)
     parameters = [p for p in block.parameters() if p.is_floating_point()]
     if not steps or not fitted or not parameters or not before > 0:
@@ -97,26 +102,38 @@ class _Goal:
 
     def __init__(self, block: nn.Module, inputs: Stream, wanted: Sequence[Tensor]) -> None:
         self.block, self.inputs, self.wanted = block, inputs, wanted
-        means = [float(y.float().pow(2).mean()) for y in wanted]
-        mean = sum(m for m in means if isfinite(m)) / len(means)
+        means = [float(y.float().pow(2).mean()) for y in wanted if y.numel()]
+        self.mean = sum(m for m in means if isfinite(m)) / max(1, len(means))
         self.products = Products.of(inputs.hidden[0].device, inputs.hidden[0].dtype)
-        self.tiny = TINY * mean * wanted[0].shape[-1] or TINY
+        self.tiny = TINY * self.mean * wanted[0].shape[-1] or TINY
+        self.is_image = is_image(block, wanted[0])
 
     def loss(self, batch: int) -> Tensor:
-        """Mean over the tokens of ``||y~ - y||^2 / ||y||^2``."""
+        """Mean over the tokens of ``||y~ - y||^2 / ||y||^2``; over all numbers of an image."""
         y = self.wanted[batch].float()
         given = self.products(
             lambda: self.inputs.run(self.block, batch), lambda found: bool(found.isfinite().all())
         )
-        off = (given.float() - y).pow(2).sum(-1) / (y.pow(2).sum(-1) + self.tiny)
-        mask = self.inputs.masks[batch]
+        off = (given.float() - y).pow(2)
+        if self.is_image:
+            return off.mean() / (self.mean or TINY)
+        off = off.sum(-1) / (y.pow(2).sum(-1) + self.tiny)
+        mask = self._mask(batch, y)
         return off.mean() if mask is None else off[mask].mean()
+
+    def _mask(self, batch: int, y: Tensor) -> Tensor | None:
+        """Which rows of the output are tokens: those of the state, where it has as many."""
+        mask = self.inputs.masks[batch]
+        if mask is None or mask.shape == y.shape[:-1] or not self.inputs.padding:
+            return mask
+        found, _ = matched(self.inputs.padding[batch], tuple(y.shape))
+        return None if found is None else found.to(y.device)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[int]) -> float:
         """The mean error over some batches."""
         losses = [float(self.loss(batch)) for batch in batches]
-        return sum(losses) / len(losses)
+        return sum(losses) / len(losses) if losses else 0.0
 
 
 def _train(

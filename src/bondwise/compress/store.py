@@ -1,19 +1,21 @@
 """Networks as they are kept: without their gauge, rounded in the metric of their inputs."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.fit.metric import Metric
 from bondwise.gauge.compact import Compact, compact
+from bondwise.layers.convolution import TensorConv
 from bondwise.layers.hosts.registry import built, hosts
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.networks import compacted
 
 ROUGH = 4  # bytes of a number from which on its rounding is nothing
 
-Weighing = Metric | Tensor | None
+Weighing = Any
 
 
 def store(
@@ -37,6 +39,7 @@ def store(
     """
     cores = [core.detach() for core in plain.cores()]
     dtype = _coarser(own, asked)
+    metric = metric if isinstance(metric, Metric | Tensor) else None  # kernels round as they are
     scale = metric if dtype.itemsize < ROUGH else None  # it costs time, and rounding is no loss
     form = compact(plain.network, cores, dtype, scale)
     form = replace(form, free=tuple(free.to(own) for free in form.free))
@@ -58,4 +61,7 @@ def _coarser(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
 
 
 def _layer(form: Compact, source: nn.Module, plain: TensorLayer) -> TensorLayer:
-    return built(source, [compacted(form), *plain.beside()], hosts()[plain.host])
+    made = built(source, [compacted(form), *plain.beside()], hosts()[plain.host])
+    if isinstance(plain, TensorConv):
+        made.size = plain.size
+    return made

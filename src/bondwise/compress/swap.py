@@ -13,6 +13,7 @@ from bondwise.flow.copies import copied, is_plain, twins, view
 from bondwise.layers.module import TensorLayer
 
 Modules = Mapping[str, nn.Module]
+NORM = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
 
 
 def swap(model: nn.Module, modules: Modules) -> None:
@@ -86,7 +87,7 @@ def cast(model: nn.Module, name: str) -> None:
     if kind is None:
         return
     made: dict[Any, Tensor] = {}
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]  # pyright: ignore[reportPrivateUsage]
+    norms = [m for m in model.modules() if isinstance(m, NORM)]
     for tensor in [*model.parameters(), *(buffer for norm in norms for buffer in norm.buffers())]:
         if tensor.is_floating_point() and tensor.dtype != kind:
             key = view(tensor)
@@ -130,6 +131,9 @@ class _New:
             return
         values = dict(new.named_parameters(recurse=False, remove_duplicate=False))
         self.tensors.update({p: values[name] for name, p in old.named_parameters(recurse=False)})
+        if isinstance(old, NORM):  # its statistics may be others, as its parameters are
+            values = dict(new.named_buffers(recurse=False))
+            self.tensors.update({b: values[name] for name, b in old.named_buffers(recurse=False)})
         inside = dict(new.named_children())
         for name, child in old.named_children():
             self._look(child, inside[name])

@@ -1,7 +1,7 @@
 """The way of a weight into a network: select, calibrate, survey, budget, fit, store, swap."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
@@ -19,13 +19,15 @@ from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
 from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
 from bondwise.compress.effort import EFFORT, Effort
+from bondwise.compress.fold import folded, pairs
 from bondwise.compress.recipe import Recipe, check_choices, dtype_name
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
 from bondwise.compress.swap import apart, cast, check_copy, footprint, swap, with_modules
 from bondwise.errors import BudgetError, number, whole_number
+from bondwise.flow.blocks import holds
 from bondwise.flow.copies import normal
-from bondwise.flow.data import evaluating
+from bondwise.flow.data import Batch, evaluating
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
 from bondwise.flow.first_run import FirstRun
 from bondwise.flow.watch import unpadded
@@ -50,6 +52,7 @@ def tensorize(
     windows: SupportsIndex = 64,
     length: SupportsIndex = 256,
     dtype: torch.dtype | None = None,
+    fold: bool = True,
     inplace: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -90,6 +93,8 @@ def tensorize(
             positions for.
         dtype: of the result's parameters, each by default its own. Networks are rounded to it
             where they are stored, in the metric of their inputs: a cast afterwards loses more.
+        fold: with data, multiply the scale of a BatchNorm into the targeted layer before it, so
+            that errors are those of what leaves the norm; see `bondwise.compress.fold`.
         inplace: change the given model.
         progress: called with (stage, done, total).
 
@@ -119,6 +124,7 @@ def tensorize(
         windows=whole_number("windows", windows),
         length=whole_number("length", length, example=256),
         dtype=dtype_name(dtype),
+        fold=fold,
     )
     return follow(recipe, model, data, tokenizer, inplace=inplace, progress=progress)
 
@@ -137,6 +143,7 @@ def follow(
     check_whole(model)
     check_choices(recipe, given=data is not None)
     check_switch("inplace", inplace)
+    check_switch("fold", recipe.fold)
     check_tokenizer(tokenizer)
     check_call("progress", progress)
     steps = Steps()
@@ -188,17 +195,28 @@ class _Work:
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """New modules, the lines of the table that are known better now, notes, and a first run."""
+    """New modules, the lines of the table that are known better now, notes, and a first run.
+
+    ``folded`` are layers and norms that were the same in another form before anything was fitted.
+    """
 
     fitted: Fitted
     lines: dict[str, Line]
     notes: Sequence[str]
     first: FirstRun | None = None
+    folded: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All that takes the place of what was there."""
+        new = self.fitted.modules
+        left = {p: m for p, m in self.folded.items() if not any(holds(path, p) for path in new)}
+        return left | new
 
 
 def _changed(model: nn.Module, work: _Work, done: _Done, inplace: bool) -> nn.Module:
     """The model with its new layers, or a copy; where it does not run, all is as it was."""
-    modules, name = done.fitted.modules, work.recipe.dtype
+    modules, name = done.modules, work.recipe.dtype
     if inplace:
         if done.first:
             shared = work.dtype is None
@@ -241,6 +259,11 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     if not work.lines:
         return _Done(Fitted(), {}, notes)
     first = FirstRun.of(model, held_apart(listed).first)
+    scaled = _folded(work, listed[0])
+    if scaled:
+        model = with_modules(model, scaled)
+        work = replace(work, model=model)
+        notes.append(f"{len(scaled) // 2} norms have their scale in the layer before them")
     with evaluating(model):
         layers = {name: model.get_submodule(name) for name in work.lines}
         shown = held_apart(unpadded(model, layers, listed))
@@ -260,7 +283,15 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     notes += missed + (work.budget.spent(found, picks) if found else [])
     if not shown.held_out:
         notes.append("one sample came: errors are those of the tokens that were fitted on")
-    return _Done(fitted, _lines(work, picks, found, fitted), notes, first)
+    return _Done(fitted, _lines(work, picks, found, fitted), notes, first, scaled)
+
+
+def _folded(work: _Work, batch: Batch) -> dict[str, nn.Module]:
+    """Targeted layers with the scale of the norm behind them, and those norms without."""
+    if not work.recipe.fold:
+        return {}
+    found = pairs(work.model, batch)
+    return folded(work.model, [pair for pair in found if pair.layer in work.lines])
 
 
 def _survey(
@@ -274,9 +305,10 @@ def _survey(
     bits = bits_of(model.get_submodule(next(iter(work.lines))))
     found = Survey([], {})
     for chain in seen.as_given().chains:
+        alike = len(chain.blocks) > 1  # what is like no other is not worth a scout
         scouted = scout(
             model, chain,
-            keep=recipe.keep, bits=bits, prefer=recipe.prefer, formats=effort.formats,
+            keep=recipe.keep, bits=bits, prefer=recipe.prefer, formats=effort.formats * alike,
         )  # fmt: skip
         more = survey(
             model, chain, reference,

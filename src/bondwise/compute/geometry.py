@@ -69,6 +69,12 @@ class Geometry:
         """How many the kernel has."""
         return len(self.kernel)
 
+    def size(self, padded: Tensor) -> Sizes:
+        """The size of the input that `pad` made (.., *spatial) of."""
+        sides = [0 if self.transposed else sum(sides) for sides in self.padding]
+        where = padded.shape[-self.axes :]
+        return tuple(n - side for n, side in zip(where, sides, strict=True))
+
     @property
     def taps(self) -> int:
         """Numbers of a kernel between two channels."""
@@ -131,8 +137,8 @@ class Geometry:
         flat = self.axes == 2 and x.shape[3] == weight.shape[3] == 1
         if flat and (stride[1], padding[1]) == (1, 0):
             # kernels work along the last axis: (1, k) takes half the time of (k, 1)
-            turned = [own[::-1] for own in (stride, padding, dilation)]
-            return F.conv2d(x.mT, weight.mT, bias, *turned, groups).mT
+            step, before, apart = stride[::-1], padding[::-1], dilation[::-1]
+            return F.conv2d(x.mT, weight.mT, bias, step, before, apart, groups).mT
         run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
         return run(x, weight, bias, stride, padding, dilation, groups)
 

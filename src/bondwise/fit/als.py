@@ -8,9 +8,12 @@ Each half-step is the exact least squares for one core given the others. With ``
 whose pull towards the core it had keeps singular ``G`` harmless and biases no fixed point (Navasca
 et al. 2008). Between sweeps a step along the last change is tried (Harshman 1970; Bro 1998) and
 kept where it helps. So the error never rises.
+
+Where terms on one index grow and cancel (CP), it goes on with a penalty on their norms, falling to
+the least that keeps them within a bound.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -21,34 +24,43 @@ from bondwise.fit.named import Named, balance, contract, prime, twin
 from bondwise.fit.solvers import solve
 from bondwise.fit.sweep import fit_tree, tree_of
 from bondwise.fit.target import BLOCK, Target, core_names
+from bondwise.fit.terms import LIMIT, NONE, Penalty, squared_norms, term_bonds
 from bondwise.network.network import Network
 
 _ROUNDING = 1e-26  # a relative squared error that is rounding
 _PROGRESS = 2e-5  # relative gain in squared error per sweep, below which sweeping stops
+_FACTOR = 4.0  # by which a penalty on the norms of terms falls, until one is too large
+_LEAST = 1e-10  # of such a penalty
+_EACH = 30  # sweeps under one penalty
 _NOISE = 1e-2  # of the size of a core, on the numbers that a start leaves open
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Parts and their squared error."""
+    """Parts and their squared error, any penalty included."""
 
     parts: list[Named]
     error: float
 
 
-def fit_plain(net: Network, goal: Target, seed: int, brief: bool = False) -> list[Named]:
+def fit_plain(
+    net: Network, goal: Target, seed: int, brief: bool = False, limit: float = LIMIT
+) -> list[Named]:
     """The parts of any network without a metric: along the tree that it is, or alternating.
 
-    ``brief`` is for a start from which others go on: what alternates then has few sweeps.
+    ``brief`` is for a start from which others go on: what alternates then has few sweeps. No term
+    of a sum (`term_bonds`) has a norm above ``limit`` times that of the goal.
     """
     tree = tree_of(net, goal)
     if tree is None:
-        return fit_alternating(net, goal, seed, brief)
+        return fit_alternating(net, goal, seed, brief, limit)
     return fit_tree(tree, goal, net.bonds)
 
 
 @torch.no_grad()
-def fit_alternating(net: Network, goal: Target, seed: int, brief: bool = False) -> list[Named]:
+def fit_alternating(
+    net: Network, goal: Target, seed: int, brief: bool = False, limit: float = LIMIT
+) -> list[Named]:
     """The parts of any network, by alternating least squares from several starts."""
     effort = _BRIEF if brief else _effort(net, goal)
     tried = [
@@ -57,19 +69,70 @@ def fit_alternating(net: Network, goal: Target, seed: int, brief: bool = False) 
     ]
     finalists = sorted(tried, key=lambda state: state.error)[: effort.finalists]
     ends = [sweep_many(goal, state, effort.sweeps)[-1] for state in finalists]
+    bonds = tuple(bond for bond in term_bonds(net) if net.bonds[bond] > 1)
+    if bonds:
+        return _bounded_best(goal, bonds, ends, effort.sweeps, limit).parts
     return min(ends, key=lambda state: state.error).parts
 
 
-def sweep_many(goal: Target, state: State, most: int) -> list[State]:
-    """The states after every sweep, never of higher error, until one gains next to nothing."""
+def _bounded_best(
+    goal: Target, bonds: tuple[str, ...], ends: list[State], most: int, limit: float
+) -> State:
+    """The best state without a term above ``limit`` times the norm of the goal.
+
+    A state with one goes on under a penalty that falls as far as the bound allows. The best of a
+    half-step has no higher cost than zeros have, so ``1 / limit^2`` suffices to begin with.
+    """
+    allowed = (limit * float(goal.values.tensor.norm())) ** 2
+
+    def fits(one: State) -> bool:
+        return float(squared_norms(one.parts, bonds, goal.open).max()) <= allowed
+
+    best = min(filter(fits, ends), key=lambda state: state.error, default=None)
+    for end in sorted(ends, key=lambda state: state.error):
+        if best is not None and best.error <= end.error:
+            break
+        state, weight = end, limit**-2
+        state = _penalised(goal, state, Penalty(bonds, weight))
+        while weight > _LEAST:
+            before, weight = state, weight / _FACTOR
+            state = _penalised(goal, before, Penalty(bonds, weight), fits)
+            if not fits(state):
+                state = before
+                break
+        # what the bound still allows
+        state = sweep_many(goal, _state(goal, state.parts), most, fits=fits)[-1]
+        best = state if best is None or state.error < best.error else best
+    assert best is not None
+    return best
+
+
+def _penalised(
+    goal: Target, state: State, penalty: Penalty, fits: Callable[[State], bool] | None = None
+) -> State:
+    return sweep_many(goal, _state(goal, state.parts, penalty), _EACH, penalty, fits)[-1]
+
+
+def sweep_many(
+    goal: Target,
+    state: State,
+    most: int,
+    penalty: Penalty = NONE,
+    fits: Callable[[State], bool] | None = None,
+) -> list[State]:
+    """The states after every sweep, never of higher error, until one gains next to nothing.
+
+    With a penalty, which counts in the error; only those that ``fits`` allows.
+    """
     total = float(goal.values.tensor.square().sum())
     states = [state]
     slow = 0
     for count in range(1, most + 1):
-        after = _state(goal, balance(_sweep(goal, states[-1].parts), goal.open))
+        swept = _sweep(goal, states[-1].parts, penalty)
+        after = _state(goal, balance(swept, goal.open), penalty)
         if after.error < states[-1].error and count > 2:
-            after = _leap(goal, states[-1], after, count ** (1 / 3))
-        if after.error >= states[-1].error:
+            after = _leap(goal, states[-1], after, count ** (1 / 3), penalty)
+        if after.error >= states[-1].error or not (fits is None or fits(after)):
             break
         slow = slow + 1 if states[-1].error - after.error < _PROGRESS * states[-1].error else 0
         states.append(after)
@@ -78,15 +141,15 @@ def sweep_many(goal: Target, state: State, most: int) -> list[State]:
     return states
 
 
-def _sweep(goal: Target, parts: Sequence[Named]) -> list[Named]:
+def _sweep(goal: Target, parts: Sequence[Named], penalty: Penalty = NONE) -> list[Named]:
     """Every part in turn made the best given the others."""
     parts = list(parts)
     for k, part in enumerate(parts):
-        parts[k] = _half_step(goal, part, parts[:k] + parts[k + 1 :])
+        parts[k] = _half_step(goal, part, parts[:k] + parts[k + 1 :], penalty)
     return parts
 
 
-def _half_step(goal: Target, part: Named, others: list[Named]) -> Named:
+def _half_step(goal: Target, part: Named, others: list[Named], penalty: Penalty) -> Named:
     """The exact least squares for one part (in proximal form)."""
     elsewhere = {name for other in others for name in other.names}
     batch = [name for name in part.names if name in goal.open and name in elsewhere]
@@ -96,12 +159,13 @@ def _half_step(goal: Target, part: Named, others: list[Named]) -> Named:
     primed = [prime(name) for name in bonds]
     gram = Named(contract([*others, *twins], [*batch, *bonds, *primed]), (*batch, *bonds, *primed))
     right = Named(contract([goal.values, *others], [*batch, *own, *bonds]), (*batch, *own, *bonds))
-    old, g = part.matrix(batch, own, bonds), gram.matrix(batch, bonds, primed)
+    old = part.matrix(batch, own, bonds)
+    g = penalty.on(gram.matrix(batch, bonds, primed), bonds, gram.tensor.shape[len(batch) :])
     new = old + solve(g, right.matrix(batch, own, bonds) - old @ g)
     return Named(new.reshape(right.tensor.shape), right.names)
 
 
-def _leap(goal: Target, before: State, after: State, step: float) -> State:
+def _leap(goal: Target, before: State, after: State, step: float, penalty: Penalty) -> State:
     """A step along the last change, where that lowers the error further."""
     parts = [
         Named(
@@ -110,13 +174,14 @@ def _leap(goal: Target, before: State, after: State, step: float) -> State:
         )
         for old, new in zip(before.parts, after.parts, strict=True)
     ]
-    far = _state(goal, parts)
+    far = _state(goal, parts, penalty)
     return far if far.error < after.error else after
 
 
-def _state(goal: Target, parts: list[Named]) -> State:
+def _state(goal: Target, parts: list[Named], penalty: Penalty = NONE) -> State:
     product = contract(parts, goal.values.names)
-    return State(parts, float((goal.values.tensor - product).square().sum()))
+    error = float((goal.values.tensor - product).square().sum())
+    return State(parts, error + penalty.of(parts, goal.open))
 
 
 def smaller_networks(net: Network) -> Iterator[Network]:

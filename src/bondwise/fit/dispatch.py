@@ -15,6 +15,7 @@ from bondwise.fit.named import balance
 from bondwise.fit.starts import FOLLOWED, fit_weighted, whitened_target
 from bondwise.fit.sweep import shared, smaller_trees, tree_of
 from bondwise.fit.target import Target, as_cores, target
+from bondwise.fit.terms import largest_term
 from bondwise.fit.weighted import Weighted, balanced
 from bondwise.fit.whitened import closed_form, has_closed_form, whitened_split
 from bondwise.network.network import Network
@@ -71,6 +72,12 @@ class Problem:
         off = self.weight - dense(net, wide) / (self.scale or 1.0)
         return self._distance(off) / self.norm if self.norm else 0.0
 
+    def term_norm(self, net: Network, cores: Sequence[Tensor]) -> float | None:
+        """The largest norm of a term over that of the weight; None where there are no terms."""
+        largest = largest_term(net, cores, None if self.goal is None else self.goal.moment)
+        size = self.norm * (self.scale or 1.0)
+        return largest if largest is None or not size else largest / size
+
     @cached_property
     def coordinates(self) -> Coordinates | None:
         """Those that take in what they can of the metric; None where there is a closed form."""
@@ -94,7 +101,9 @@ class Problem:
         if errors or self.weight.numel() > FOLLOWED:
             return cores, errors
         plain, _ = replace(self, goal=None).solve(net)
-        return min(cores, plain, key=lambda found: self.error(net, found)), []
+        assert self.goal is not None
+        nearer = self.goal.error(net, plain) < self.goal.error(net, cores)
+        return (plain if nearer and self.goal.bounded(net, plain) else cores), []
 
     @cached_property
     def free(self) -> Target:

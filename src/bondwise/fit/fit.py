@@ -27,6 +27,7 @@ from bondwise.errors import FitError, ShapeError, whole_number
 from bondwise.fit.dispatch import Problem, in_metric
 from bondwise.fit.metric import Kronecker, Metric
 from bondwise.fit.target import zeros
+from bondwise.fit.terms import term_bonds
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
 from bondwise.network.shapes import balanced
@@ -44,7 +45,8 @@ class Fit:
     ``capped`` says which ranks were above what a bond can use: asked, kept. ``seconds`` is the time
     that the fit took; ``sweeps`` the relative error at the start and after every sweep in the
     metric, which never rises, before the cores are rounded to their dtype (one number where there
-    were no such sweeps).
+    were no such sweeps). ``term_norm`` is the largest ``||term L|| / ||W L||`` of a
+    sum of terms on one index of three cores or more, as CP, and never above 10; else None.
     """
 
     network: Network
@@ -54,6 +56,7 @@ class Fit:
     held_out: float | None = None
     seconds: float = 0.0
     sweeps: tuple[float, ...] = ()
+    term_norm: float | None = None
 
     @property
     def parameters(self) -> int:
@@ -126,7 +129,8 @@ def fit(
     problem = Problem(work, scale, weight.dtype, net, goal, seed, sweeps, progress)
     if scale == 0:
         small = net if tol is None else net.resize(**dict.fromkeys(net.bonds, 1))
-        best = Fit(small, tuple(zeros(small, weight)), 0.0, capped, sweeps=(0.0,))
+        terms = 0.0 if term_bonds(net) else None
+        best = Fit(small, tuple(zeros(small, weight)), 0.0, capped, sweeps=(0.0,), term_norm=terms)
     elif tol is None:
         best = _fitted(problem, net, capped)
     else:
@@ -150,7 +154,8 @@ def _fitted(problem: Problem, net: Network, capped: Capped) -> Fit:
     cores = tuple((core * share).to(problem.dtype) for core in wide)
     error, norm = problem.error(net, cores), problem.norm
     steps = tuple(e / norm for e in errors) if errors and norm else (error,)
-    return Fit(net, cores, error, capped, sweeps=steps)
+    terms = problem.term_norm(net, cores)
+    return Fit(net, cores, error, capped, sweeps=steps, term_norm=terms)
 
 
 def _smallest(problem: Problem, net: Network, tol: float, capped: Capped) -> Fit:

@@ -9,6 +9,7 @@ from bondwise.fit.als import fit_plain
 from bondwise.fit.kronecker import Whitening, factors_of, whitening
 from bondwise.fit.named import balance
 from bondwise.fit.target import Target, as_cores, reach, slices, target
+from bondwise.fit.terms import LIMIT
 from bondwise.fit.weighted import Weighted, improve
 from bondwise.network.network import Network
 
@@ -39,11 +40,21 @@ def whitened_target(net: Network, goal: Weighted) -> tuple[Target, Whitening]:
 
 def _starts(net: Network, goal: Weighted, seed: int) -> Iterator[list[Tensor]]:
     near, white = whitened_target(net, goal)
-    yield white.unwhiten(net, _cores(net, near, seed, brief=True))
+    limit = LIMIT
+    while True:  # terms that are bounded here are not yet so in the metric itself
+        cores = white.unwhiten(net, _cores(net, near, seed, True, limit))
+        if goal.bounded(net, cores):
+            yield cores
+            break
+        limit /= 2
     # a large weight with loops takes many times longer without a metric than a start is worth
     brief = goal.weight.numel() > FOLLOWED
-    yield _cores(net, target(goal.weight, net), seed, brief)
+    plain = _cores(net, target(goal.weight, net), seed, brief)
+    if goal.bounded(net, plain):
+        yield plain
 
 
-def _cores(net: Network, goal: Target, seed: int, brief: bool) -> list[Tensor]:
-    return as_cores(net, goal, balance(fit_plain(net, goal, seed, brief), goal.open))
+def _cores(
+    net: Network, goal: Target, seed: int, brief: bool, limit: float = LIMIT
+) -> list[Tensor]:
+    return as_cores(net, goal, balance(fit_plain(net, goal, seed, brief, limit), goal.open))

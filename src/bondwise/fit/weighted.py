@@ -27,6 +27,7 @@ from bondwise.fit.named import Named, balance, contract, largest_intermediate, p
 from bondwise.fit.preconditioner import preconditioner
 from bondwise.fit.solvers import ENTRIES, SMALL, conjugate_gradients, solve
 from bondwise.fit.target import reach
+from bondwise.fit.terms import LIMIT, largest_term
 from bondwise.network.network import Network
 
 _STEPS = 20  # of conjugate gradients in a half-step
@@ -56,6 +57,11 @@ class Weighted:
     def error(self, net: Network, cores: Sequence[Tensor]) -> float:
         """``||(W - W~) L||``."""
         return self.pull(net, cores)[0] ** 0.5
+
+    def bounded(self, net: Network, cores: Sequence[Tensor]) -> bool:
+        """Whether no term of a sum is so large that terms cancel."""
+        largest = largest_term(net, cores, self.moment)
+        return largest is None or largest <= LIMIT * self.norm
 
     @property
     def working(self) -> torch.dtype:
@@ -108,7 +114,7 @@ def improve(
         if count > 0:
             after = _leap(net, goal, best, after, (count + 1) ** (1 / 3))
         error = goal.error(net, after)
-        if not error < errors[-1]:
+        if not (error < errors[-1] and goal.bounded(net, after)):
             break
         slow = slow + 1 if errors[-1] - error < progress * errors[-1] else 0
         best = after

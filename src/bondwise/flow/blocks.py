@@ -1,9 +1,8 @@
 """A model as a chain of blocks: what enters each, so that one block at a time is worked on."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from inspect import signature
 from operator import length_hint
 from typing import Any, TypeVar, cast
 
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
+from bondwise.flow.calls import Call, called_with, first, is_state, same
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.padding import masks, tokens
 from bondwise.flow.watch import watching
 from bondwise.progress import Progress
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 T = TypeVar("T")
 OF_PRECISION = ("bfloat16", "dtype", "scalar type", "overflow", "nan or infinity", "not finite")
 
@@ -47,6 +46,14 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.hidden)
+
+    @property
+    def bytes(self) -> int:
+        """Of the states and of the tensors beside them, as if none were there twice."""
+        calls = [call for block in (self.calls, *self.later) for call in block]
+        beside = [x for args, named in calls for x in (*args, *named.values())]
+        every = [x for x in (*self.hidden, *beside) if isinstance(x, Tensor)]
+        return sum(x.numel() * x.element_size() for x in every)
 
     def part(self, which: Iterable[int]) -> "Stream":
         """Some of the batches."""
@@ -104,11 +111,20 @@ class Stream:
         return block(x, *rest, **named)
 
 
-def chains(model: nn.Module, targets: Iterable[str]) -> list[tuple[str, ...]]:
+def chains(
+    model: nn.Module,
+    targets: Iterable[str],
+    runs: Callable[[tuple[str, ...]], bool] = lambda _: True,
+) -> list[tuple[str, ...]]:
     """Paths of the blocks of every stack of blocks that holds targets, outermost stacks only.
 
     A stack is a ``ModuleList`` or ``Sequential`` with two or more members that hold targets. Its
     members may still not run one after another: `capture` finds out.
+
+    Args:
+        model: it is only read.
+        targets: paths of modules.
+        runs: whether the blocks of a stack will do; where they do not, stacks in it are looked at.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
     >>> chains(model, ["0", "2"])
@@ -118,10 +134,10 @@ def chains(model: nn.Module, targets: Iterable[str]) -> list[tuple[str, ...]]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
-        if any(path.startswith(f"{block}.") for chain in found for block in chain):
+        if any(holds(block, path) for chain in found for block in chain):
             continue
         blocks = tuple(f"{path}.{name}".lstrip(".") for name, _ in module.named_children())
-        if sum(any(holds(block, name) for name in names) for block in blocks) > 1:
+        if sum(any(holds(block, name) for name in names) for block in blocks) > 1 and runs(blocks):
             found.append(blocks)
     return found
 
@@ -137,7 +153,7 @@ def capture(
     """What enters the first block; None where the blocks do not run one after another.
 
     They do where each is called once and gets the very tensor that the one before it gave. This is
-    checked on the first batch.
+    checked on the first batch. A block alone is taken as it is first called.
 
     Raises:
         DataError: there was no batch, or what enters is not finite.
@@ -150,13 +166,13 @@ def capture(
     total = length_hint(batches)
     with torch.no_grad(), evaluating(model):
         for k, batch in enumerate(batches):
-            entered = _entered(model, modules, batch, check=k == 0)
+            entered = _entered(model, modules, batch, check=k == 0 and len(blocks) > 1)
             if entered is None:
                 return None
             x, others = entered
             if not torch.isfinite(x).all():
                 raise DataError(f"Inputs of {blocks[0]} with NaN or infinity came; clean the data.")
-            if k == 0 and all(_same(call, others[0]) for call in others):
+            if k == 0 and all(same(call, others[0]) for call in others):
                 modules = modules[:1]
             hidden.append(x)
             calls.append(others[: len(modules)])
@@ -180,11 +196,6 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in cast(dict[str, Any], value).items()}
     return value
-
-
-def first(output: Any) -> Tensor:
-    """The hidden state among what a block gives."""
-    return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
 
 
 @dataclass
@@ -275,7 +286,7 @@ class _Watch:
     def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A block is called."""
         at = len(self.calls)
-        found = _call(module, args, named)
+        found = called_with(module, args, named)
         expected = at < len(self.modules) and module is self.modules[at]
         if found is None or not expected:
             self.in_a_row = False
@@ -296,7 +307,7 @@ class _Watch:
         self._left = first(output)
         more = cast(Sequence[Any], output)[1:] if isinstance(output, tuple | list) else ()
         self._more = [value for value in more if isinstance(value, Tensor)]
-        self.in_a_row &= _is_state(self._left)
+        self.in_a_row &= is_state(self._left)
 
 
 def _entered(
@@ -319,45 +330,3 @@ def _entered(
     if watch.hidden is None or not watch.in_a_row or len(watch.calls) < len(modules):
         return None
     return watch.hidden, watch.calls
-
-
-def _call(
-    block: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]
-) -> tuple[Tensor, Call] | None:
-    """The hidden state and the other arguments, without a cache of keys.
-
-    None where the state is not the first argument, so that no other can be put in its place.
-    """
-    named = {k: None if _is_cache(v) else v for k, v in named.items()}
-    if "use_cache" in named:
-        named["use_cache"] = False
-    rest: tuple[Any, ...] = tuple(None if _is_cache(v) else v for v in args)
-    if not rest:
-        takes = next(iter(signature(block.forward).parameters.values()), None)
-        if takes is None or takes.kind is takes.KEYWORD_ONLY or takes.name not in named:
-            return None
-        rest = (named.pop(takes.name),)
-    return (rest[0], (rest[1:], named)) if _is_state(rest[0]) else None
-
-
-def _is_state(value: Any) -> bool:
-    """Whether a value is a tensor of numbers with a fraction."""
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _is_cache(value: Any) -> bool:
-    """Whether an argument is a cache of keys and values, which every call would add to."""
-    return hasattr(value, "get_seq_length")
-
-
-def _same(one: Any, two: Any) -> bool:
-    """Whether arguments are the same objects, or equal where they are plain values."""
-    if isinstance(one, Tensor) or isinstance(two, Tensor):
-        return one is two
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        keys: set[Any] = set(cast(Mapping[Any, Any], one)) | set(cast(Mapping[Any, Any], two))
-        return all(_same(one.get(k), two.get(k)) for k in keys)  # pyright: ignore[reportUnknownMemberType]
-    if isinstance(one, tuple | list) and isinstance(two, tuple | list):
-        pair = cast(tuple[Sequence[Any], Sequence[Any]], (one, two))
-        return len(pair[0]) == len(pair[1]) and all(map(_same, *pair))
-    return one is two or (type(one) is type(two) and one == two)

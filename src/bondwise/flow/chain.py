@@ -1,13 +1,14 @@
 """A chain of blocks, walked with the data: what enters the layers of each, block by block."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from bondwise.flow.blocks import Stream, holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.data import fitted_on
+from bondwise.layers.hosts.convolution import convolves
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,23 +37,35 @@ class Chain:
     Attributes:
         blocks: their paths, in the order in which they run.
         weights: paths of the layers in them that may change.
-        stream: what enters the first block.
+        source: what enters the first block, or what gives it: streams of many chains are large.
         held_out: batches that errors are measured on; the others are fitted on.
     """
 
     blocks: tuple[str, ...]
     weights: Sequence[str]
-    stream: Stream
+    source: Stream | Callable[[], Stream]
     held_out: Sequence[int]
+
+    @property
+    def stream(self) -> Stream:
+        """What enters the first block."""
+        return self.source if isinstance(self.source, Stream) else self.source()
+
+    def part(self, which: Sequence[int]) -> "Chain":
+        """The same with some of the batches."""
+        return replace(self, source=lambda: self.stream.part(which))
 
     def walk(self, model: nn.Module, stops: Collection[int]) -> Iterator[Stop]:
         """Run the blocks of a model up to the last stop, and look at what enters the layers."""
-        fitting = self.stream.part(fitted_on(len(self.stream), self.held_out))
-        other = self.stream.part(self.held_out)
-        for at, name in enumerate(self.blocks[: max(stops, default=-1) + 1]):
+        if not stops:
+            return
+        by_sample, stream = convolves(model), self.stream
+        fitting = stream.part(fitted_on(len(stream), self.held_out))
+        other = stream.part(self.held_out)
+        for at, name in enumerate(self.blocks[: max(stops) + 1]):
             block = model.get_submodule(name)
             layers = {w: model.get_submodule(w) for w in self.weights if holds(name, w)}
-            seen, unseen = Inputs(layers), Inputs(layers)
+            seen, unseen = Inputs(layers, by_sample), Inputs(layers, by_sample)
             entering = (other if self.held_out else fitting).part([0])
             stop = at in stops
             fitting = fitting.after(block, seen if stop else None)

@@ -112,9 +112,11 @@ def _try(model: nn.Module, batch: Batch) -> None:
         layer = name or type(module).__name__
         where = f": layer {layer} takes {width} numbers, and {_said(given)} came" if wrong else ""
         reason = str(error).strip().split("\n")[0].rstrip(".")[:200]
+        whole = isinstance(batch, Tensor) and not batch.is_floating_point()
+        floats = "data.float(), if it takes numbers and not tokens"
         raise DataError(
             f"{type(model).__name__} cannot run on the data, {_said(batch)}{where} ({reason}); "
-            "give what the model takes."
+            f"give {floats if whole else 'what the model takes'}."
         ) from error
     finally:
         for handle in handles:
@@ -177,7 +179,7 @@ def _with_decoder_mask(model: nn.Module, batch: Batch) -> Batch:
 def _kind(batch: Batch) -> Any:
     """Batches of one kind can be run or cannot, but for their length."""
     if isinstance(batch, Tensor):
-        width = batch.shape[-1:] if batch.is_floating_point() else None
+        width = batch.shape[2 if batch.ndim > 3 else -1 :] if batch.is_floating_point() else None
         return batch.dtype, batch.ndim, width
     return tuple((name, _kind(v)) for name, v in batch.items() if isinstance(v, Tensor))
 

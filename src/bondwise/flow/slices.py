@@ -7,7 +7,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.blocks import Call, chains, first
+from bondwise.flow.blocks import chains
+from bondwise.flow.calls import Call, first
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bondwise.checkpoint.checkpoint import check_folder
-from bondwise.compress.compress import Report, check_recipe, compress, threads
+from bondwise.compress.compress import Report, check_recipe, compress, looked_at, threads
 from bondwise.compress.recipe import Recipe, dtype
 from bondwise.errors import BudgetError, CheckpointError
 from bondwise.flow.identity import identity
-from bondwise.flow.text import read_text
 from bondwise.heal.folders import cut_folder
 from bondwise.heal.verb import Healer
 from bondwise.progress import Progress
@@ -39,7 +38,7 @@ def compress_and_heal(
     check_recipe(recipe)
     healing(**choices)
     check_folder(out, overwrite)
-    read_text(Path(recipe.data))
+    looked_at(recipe.data)
     cut = cut_folder(out)
     source = Path(recipe.model) if Path(recipe.model).exists() else recipe.model
     asked = identity({**asdict(recipe), "minutes": minutes}, data=Path(recipe.data), model=source)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.blocks import first
+from bondwise.flow.calls import first
 from bondwise.flow.data import Batch, feed, part, samples
 from bondwise.flow.files import read, write
 from bondwise.flow.padding import tokens

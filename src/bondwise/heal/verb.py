@@ -15,8 +15,9 @@ from torch import nn
 from bondwise.checkpoint.carry import look
 from bondwise.checkpoint.checkpoint import check_folder, save
 from bondwise.checkpoint.loading import Loaded, check_source, load_model, no_networks, reader
+from bondwise.checkpoint.others import is_other, named_code, shown
+from bondwise.compress.compress import looked_at
 from bondwise.errors import DataError
-from bondwise.flow.text import read_text
 from bondwise.heal.folders import state_folder
 from bondwise.heal.heal import heal
 from bondwise.heal.run import Healed
@@ -38,11 +39,14 @@ class Healer:
     Attributes:
         student: the folder.
         teacher: a folder or a GGUF file of the dense model.
-        data: a UTF-8 text to train on; its end is held out where ``validation`` is None.
+        data: a UTF-8 text to train on, or a file of samples; its end is held out where
+            ``validation`` is None.
         out: the folder to write. While it is healed the run is kept in ``OUT.healing`` beside it.
         validation: another text to judge on.
         device: where to compute.
         dtype: what is written; None for that of the student.
+        code: what makes the model of a student that code made; None for the teacher, where it is
+            code.
         called: what the student is called, and its steps are told as well, where its folder is a
             part of the same work and does not stay.
     """
@@ -55,6 +59,7 @@ class Healer:
     device: str = "cpu"
     dtype: torch.dtype | None = None
     called: str = ""
+    code: str | None = None
 
     @property
     def state(self) -> Path:
@@ -88,7 +93,8 @@ class Healer:
         with steps("load"):
             progress("load", 0, 1)
             loaded = self._student()
-            tokenizer = reader(loaded, self.student)
+            tokenizer = reader(loaded, self.student) if isinstance(data, Path) else None
+            data, judged = (_shown(loaded.model, each) for each in (data, judged))
             progress("load", 1, 1)
         with steps("heal"):
             healed = heal(
@@ -108,15 +114,17 @@ class Healer:
         shutil.rmtree(self.state, ignore_errors=True)
         return report
 
-    def _checked(self, choices: Mapping[str, Any], overwrite: bool) -> tuple[Path, Path | None]:
-        """The texts, once everything was looked at that can be without the models."""
+    def _checked(self, choices: Mapping[str, Any], overwrite: bool) -> tuple[Any, Any]:
+        """The texts or samples, once all was looked at that can be without the models."""
         healing(**choices)
         check_folder(self.out, overwrite)
-        data, judged = Path(self.data), None if self.validation is None else Path(self.validation)
-        for path in (data, judged):
-            if path is not None:
-                read_text(path)
-        check_source(self.student, text=True, networks=True)
+        data = looked_at(self.data)
+        judged = None if self.validation is None else looked_at(self.validation)
+        if judged is not None and isinstance(data, Path) != isinstance(judged, Path):
+            raise DataError(
+                f"{self.data} and {self.validation} came, a text and samples; give two of one kind."
+            )
+        check_source(self.student, text=isinstance(data, Path), networks=True)
         check_source(self.teacher)
         if Path(self.student).absolute() == Path(self.teacher).absolute():
             raise DataError(
@@ -126,16 +134,21 @@ class Healer:
         return data, judged
 
     def _student(self) -> Loaded:
-        loaded = load_model(self.student, None, self.device)
+        code = self.code or named_code(self.teacher)
+        loaded = load_model(self.student, None, self.device, code=code)
         if not any(isinstance(module, TensorLayer) for module in loaded.model.modules()):
             raise no_networks(self.student)
         return loaded
 
     def _teacher(self, tokenizer: Any) -> nn.Module:
         """The teacher, if it reads text as the student does."""
-        loaded = load_model(self.teacher, None, self.device)
+        loaded = load_model(self.teacher, None, self.device, code=self.code)
         theirs = loaded.tokenizer
-        if theirs is not None and theirs.get_vocab() != tokenizer.get_vocab():
+        if (
+            theirs is not None
+            and tokenizer is not None
+            and theirs.get_vocab() != tokenizer.get_vocab()
+        ):
             raise DataError(
                 f"{self.student} knows {len(tokenizer.get_vocab()):,} tokens and {self.teacher} "
                 f"{len(theirs.get_vocab()):,}, not the same ones; give the model that it was "
@@ -157,7 +170,8 @@ class Healer:
         vs, folder = shlex.quote(self.teacher), shlex.quote(str(self.out))
         measures = f"bondwise eval {folder} --vs {vs} --data FILE"
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        report |= {"steps": list(steps.done), "commands": [] if head is None else [measures]}
+        told = head is not None or is_other(self.teacher)
+        report |= {"steps": list(steps.done), "commands": [measures] if told else []}
         if loaded.folder is not None:
             report["notes"] = [*report.get("notes", []), *look(loaded.folder, self.out).notes]
 
@@ -174,7 +188,7 @@ class Healer:
         with steps("save"):
             save(
                 model, self.out, tokenizer=loaded.tokenizer, source=loaded.folder, extra=beside,
-                overwrite=overwrite,
+                overwrite=overwrite, code=loaded.code,
             )  # fmt: skip
         return report | {"steps": steps.done, "source": self.student}
 
@@ -213,6 +227,11 @@ def told(healed: Healed, student: str, teacher: str, data: str) -> Report:
         "history": [_finite(entry) for entry in healed.history],
         "notes": list(healed.notes),
     }
+
+
+def _shown(model: nn.Module, data: Any) -> Any:
+    """Samples as a model takes them; a text as it is."""
+    return data if data is None or isinstance(data, Path) else shown(model, data)
 
 
 def _finite(entry: Entry) -> Entry:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from bondwise.checkpoint.loading import load_model, reader
+from bondwise.checkpoint.others import is_other
 from bondwise.choose.select import matches
-from bondwise.errors import BudgetError, CheckpointError, SelectionError, optional
+from bondwise.errors import BudgetError, CheckpointError, DataError, SelectionError, optional
 from bondwise.flow.data import checked
 from bondwise.flow.text import Corpus, corpus, read_text
 from bondwise.flow.watch import collect, in_turns
@@ -101,6 +102,11 @@ class Reader:
             BondwiseError: anything a user can mend.
         """
         self.check()
+        if is_other(self.source):
+            raise DataError(
+                f"{self.source} reads no text, over which bonds are followed here; take its bonds "
+                "in Python, as bondwise.read.bonds(model)."
+            )
         text = read_text(Path(self.data))
         progress("load", 0, 1)
         loaded = load_model(self.source, self.dtype, self.device)

@@ -148,6 +148,8 @@ def _evaluation(report: Report) -> list[Line]:
 
 def _quality(entry: Mapping[str, Any]) -> list[Line]:
     before, after = entry["before"], entry["after"]
+    if "error" in after:
+        return _outputs(entry)
     alone = "perplexity" not in before
     rows = [
         line(clip(str(entry["text"]), 42), style="bold"),
@@ -164,6 +166,18 @@ def _quality(entry: Mapping[str, Any]) -> list[Line]:
         rows.append(line("  KL divergence to the dense model", after=decimal(after["kl"])))
     if after.get("top1") is not None:
         rows.append(line("  top-1 agreement with it", after=percent(after["top1"])))
+    return rows
+
+
+def _outputs(entry: Mapping[str, Any]) -> list[Line]:
+    """How far the outputs of two models are apart on samples."""
+    after = entry["after"]
+    rows = [
+        line(f"{clip(str(entry['data']), 30)}, {entry['samples']:,} samples", style="bold"),
+        line("  relative error of the outputs", after=decimal(after["error"])),
+    ]
+    if after["agreement"] is not None:
+        rows.append(line("  same class first", after=percent(after["agreement"])))
     return rows
 
 

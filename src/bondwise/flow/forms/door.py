@@ -4,6 +4,7 @@
 what comes                                     what a model is shown
 =============================================  ===================================================
 text: a path, a string, a list of strings      windows of tokens, drawn
+a file of samples: .pt, .safetensors, .npy     the tensors in it, as below
 chats: messages, a list or column of them      tokens by the tokenizer's template
 rows: a list of dicts, a ``datasets.Dataset``  their tokens, padded and masked; or their text
 lists of token ids, of any lengths             the same
@@ -37,6 +38,7 @@ from bondwise.flow.forms.rows import (
     text_column,
     text_of,
 )
+from bondwise.flow.forms.samples import is_samples, read_samples
 from bondwise.flow.text import check_draw, read_text, windows
 
 VECTORS = 2**16  # numbers that a model sees at once where samples are plain vectors
@@ -162,7 +164,7 @@ class _Door:
 
     def open(self, data: Any) -> Texts | list[Batch]:
         """Data of any form."""
-        data = plain(data)
+        data = read_samples(data) if is_samples(data) else plain(data)
         if isinstance(data, str | Path):
             self._check_tokenizer()
             return Texts((read_text(data),))

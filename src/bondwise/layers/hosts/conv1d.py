@@ -47,4 +47,5 @@ HOST = Host(
     first,
     build,
     dense,
+    lambda _, matrix: matrix.T,
 )

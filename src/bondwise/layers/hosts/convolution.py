@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bondwise.compute.geometry import Geometry
 from bondwise.layers import convolution
 from bondwise.layers.convolution import TensorConv
-from bondwise.layers.hosts.registry import Host, Modes, first
+from bondwise.layers.hosts.registry import Host, Modes, find, first
 from bondwise.layers.terms import Term
 
 
@@ -24,8 +24,23 @@ def modes(module: Any) -> tuple[Modes, Modes]:
 
 
 def inputs(module: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """What enters, (n, channels, *spatial): the rows are its patches."""
-    return first(module, args, named)
+    """What enters with its padding, (n, channels, *spatial): the rows are its patches."""
+    x = first(module, args, named)
+    padded = Geometry.of(module).pad(x)
+    return x.view_as(x) if padded is x else padded  # another module has other patches of it
+
+
+def lay(module: Any, matrix: Tensor) -> Tensor:
+    """The matrix as torch has the weight."""
+    return Geometry.of(module).weight(matrix)
+
+
+def geometry_of(module: object) -> Geometry | None:
+    """How a convolution moves, dense or of terms; None of any other module."""
+    if isinstance(module, TensorConv):
+        return module.geometry
+    found = find(module) if isinstance(module, nn.Module) else None
+    return Geometry.of(module) if found is not None and found.group == TensorConv.group else None
 
 
 def build(module: Any, terms: Sequence[Term]) -> TensorConv:
@@ -49,6 +64,11 @@ def dense(layer: TensorConv) -> nn.Module:
     return made.train(layer.training)
 
 
+def convolves(model: nn.Module) -> bool:
+    """Whether a model has a convolution, so that multiplications are counted for a sample."""
+    return any(geometry_of(module) is not None for module in model.modules())
+
+
 def _base(module: Any) -> str:
     """Conv2d, ConvTranspose1d, .. of a module that is one, or stands for one."""
     return f"Conv{'Transpose' if module.transposed else ''}{len(module.kernel_size)}d"
@@ -65,6 +85,7 @@ HOSTS = tuple(
         inputs,
         build,
         dense,
+        lay,
     )
     for transposed in (False, True)
     for axes in (1, 2, 3)

@@ -15,6 +15,11 @@ from bondwise.layers.terms import Term
 Modes = tuple[int, ...]
 
 
+def as_it_is(module: Any, matrix: Tensor) -> Tensor:  # noqa: ARG001
+    """`Host.lay` of a weight that is the matrix."""
+    return matrix
+
+
 _STEPS = ("forward", "__call__", "_conv_forward", "_output_padding")  # of what a module computes
 
 
@@ -31,6 +36,7 @@ class Host:
         modes: the natural modes of the matrix's rows and columns.
         inputs: from what it is called with, the rows that the matrix meets (*any, in); None where
             it meets none (an embedding).
+        lay: a matrix, out x in, as the module's weight lies.
         build: a layer of terms in the place of a module, or of a layer of ours that stands there;
             what is not its weight is copied.
         dense: the module again, its weight multiplied out.
@@ -45,6 +51,7 @@ class Host:
     inputs: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Tensor | None]
     build: Callable[[Any, Sequence[Term]], Any]
     dense: Callable[[Any], nn.Module]
+    lay: Callable[[Any, Tensor], Tensor] = as_it_is
 
     def takes(self, module: nn.Module) -> bool:
         """Whether a module is of this kind: of its class, or of one that computes as it does."""

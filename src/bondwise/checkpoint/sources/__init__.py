@@ -1,0 +1,1 @@
+"""Models that are no Hugging Face folder: code that makes one, and exported programs."""

@@ -1,0 +1,186 @@
+"""The ways to store a convolution: dense, low rank both of its sides or of one, at many ranks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bondwise.choose import cost
+from bondwise.choose.cost import Cost
+from bondwise.compute.convolve import conv_plan, convolution_macs
+from bondwise.compute.geometry import Geometry, Sizes
+from bondwise.fit.tucker2 import tucker2_cut, tucker2_errors
+from bondwise.gauge.compact import pivot_bits, stored_numbers
+from bondwise.network.groups import grouped_network
+from bondwise.network.network import Network
+from bondwise.network.ranks import capped
+from bondwise.topology.lowrank import lowrank
+from bondwise.topology.tucker2 import tucker2
+
+GRAIN = 1.4  # seconds of a multiplication in a stack, over one in the dense convolution
+EVERY = 256  # outputs up to which every rank is looked at, to meet a budget
+LEAST = 8  # channels of a group on both sides from which on a cut may pay
+STEPS = 12  # ranks of the inputs that are looked at
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How a convolution moves over its input.
+
+    Attributes:
+        geometry: stride, padding and the like.
+        size: of the input that calibration showed, one for each axis.
+    """
+
+    geometry: Geometry
+    size: Sizes
+
+    @property
+    def taps(self) -> int:
+        """Numbers of a kernel between two channels."""
+        return self.geometry.taps
+
+
+def dense_cost(out: int, inp: int, moves: Moves, bits: int) -> Cost:
+    """A dense convolution; multiplications are those of one sample.
+
+    Args:
+        out: channels that leave, of all groups.
+        inp: channels that enter a group.
+        moves: its geometry and input size.
+        bits: of a stored number.
+    """
+    numbers, size = cost.stored(out * inp * moves.taps, 0, bits)
+    whole = inp * moves.geometry.groups
+    macs = convolution_macs(moves.geometry, out, whole, moves.size)
+    return Cost(numbers, size, macs, _seconds(macs, 1), size)
+
+
+def kernel_cost(net: Network, moves: Moves, bits: int) -> Cost:
+    """A network of a convolution; multiplications are those of one sample."""
+    numbers, size = cost.stored(stored_numbers(net), pivot_bits(net), bits)
+    plan = conv_plan(net, moves.geometry, moves.size)
+    seconds = _seconds(ceil(GRAIN * plan.macs), len(plan.steps))
+    return Cost(numbers, size, plan.macs, seconds, size + ceil(net.parameters * bits / 8))
+
+
+def options(
+    weight: Tensor, moves: Moves, metric: Any, held_out: Any, bits: int
+) -> Iterator[tuple[str, Network, Cost, float]]:
+    """Formats, networks, costs and relative squared errors of a convolution, beside dense.
+
+    Args:
+        weight: (groups * out, in * kernel).
+        moves: its geometry and input size.
+        metric: of its patches, one for each group where there are several; None for none.
+        held_out: the same, of other inputs.
+        bits: of a stored number.
+    """
+    groups = moves.geometry.groups
+    blocks = weight.reshape(groups, len(weight) // groups, -1, moves.taps)
+    out, inp = blocks.shape[1:3]
+    if groups > 1 and min(out, inp) < LEAST:
+        return  # depthwise and the like: rank 1 already
+    inner = ranks(inp)[-STEPS:] if moves.taps > 1 and out > 1 else [inp]
+    table = _errors(blocks, metric, held_out, inner)
+    outer = [*range(1, out)] if out <= EVERY else [r for r in ranks(out) if r < out]
+    for form, net, error in _pairs(table, inner, outer, moves):
+        price = kernel_cost(net, moves, bits)
+        if price.numbers < weight.numel():
+            yield form, net, price, error
+
+
+def cut(weight: Tensor, net: Network, moves: Moves, metric: Any) -> Tensor:
+    """A weight of the ranks of a network of `options`, as quickly as can be had."""
+    groups = moves.geometry.groups
+    blocks = weight.reshape(groups, len(weight) // groups, -1, moves.taps)
+    bonds = net.bonds
+    outer, inner = bonds.get("p", bonds.get("a", 0)), bonds.get("q", blocks.shape[2])
+    metrics = _each(metric, groups)
+    return torch.cat(
+        [tucker2_cut(b, m, (outer, inner)) for b, m in zip(blocks, metrics, strict=True)]
+    )
+
+
+@cache
+def ranks(channels: int) -> list[int]:
+    """Ranks worth a look, up to all channels: multiples of 8, from 64 on of 16, from 256 of 32."""
+    found = [r for r in (1, 2, 4) if r < channels]
+    rank = 8
+    while rank < channels:
+        found.append(rank)
+        rank += 8 if rank < 64 else 16 if rank < 256 else 32
+    return [*found, channels]
+
+
+def _pairs(
+    table: Tensor, inner: Sequence[int], outer: Sequence[int], moves: Moves
+) -> Iterator[tuple[str, Network, float]]:
+    """Networks of pairs of ranks that no other pair beats in numbers or multiplications."""
+    groups, kernel = moves.geometry.groups, moves.geometry.kernel
+    out = table.shape[1] - 1
+    inp = inner[-1]
+    points = [
+        (_rough(out, inp, p, q, moves), float(row[p]), p, q)
+        for q, row in zip(inner, table, strict=True)
+        for p in ([*outer, out] if q < inp else outer)
+    ]
+    even = [point for point in points if point[2] in ranks(out)]
+    kept = {pair for which in range(2) for some in (points, even) for pair in _front(some, which)}
+    for _, error, p, q in points:
+        if (p, q) in kept:
+            form = "lowrank" if q == inp else "tucker2"
+            net = (
+                lowrank((out,), (inp, *kernel), p)
+                if form == "lowrank"
+                else tucker2(out, inp, kernel, (p, q))
+            )
+            yield form, grouped_network(capped(net), groups), error
+
+
+def _front(
+    points: Sequence[tuple[tuple[int, int], float, int, int]], which: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs that no other beats in error and in numbers, or in multiplications."""
+    least = float("inf")
+    for _, error, p, q in sorted(points, key=lambda point: (point[0][which], point[1])):
+        if error < least:
+            least = error
+            yield p, q
+
+
+def _rough(out: int, inp: int, p: int, q: int, moves: Moves) -> tuple[int, int]:
+    """Numbers and multiplications of a pair of ranks, near enough to compare them."""
+    geometry = moves.geometry
+    before, after = prod(moves.size), prod(geometry.extents(moves.size))
+    middle = before if geometry.transposed else after
+    first = 0 if q == inp else inp * q
+    numbers = first + p * q * moves.taps + out * p - p * p - (q * q if first else 0)
+    return numbers, first * before + p * q * moves.taps * middle + out * p * after
+
+
+def _errors(blocks: Tensor, metric: Any, held_out: Any, inner: Sequence[int]) -> Tensor:
+    """The mean over groups, each weighed by its own norm in its metric."""
+    metrics, others = _each(metric, len(blocks)), _each(held_out, len(blocks))
+    tables = [
+        tucker2_errors(block, own, inner, other)
+        for block, own, other in zip(blocks, metrics, others, strict=True)
+    ]
+    weights = blocks.double().flatten(1).square().sum(1)
+    share = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return (torch.stack(tables).double() * share[:, None, None]).sum(0)
+
+
+def _each(metric: Any, groups: int) -> Sequence[Any]:
+    return metric if isinstance(metric, tuple) else [metric] * groups
+
+
+def _seconds(macs: int, steps: int) -> tuple[float, float]:
+    """One sample, and as many as a linear layer is given tokens."""
+    once = macs / cost.MACS_PER_SECOND
+    start = steps * cost.SECONDS_PER_STEP
+    return once + start, once * cost.BATCHES[1] + start

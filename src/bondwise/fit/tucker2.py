@@ -1,0 +1,166 @@
+"""How the error of Tucker-2 falls with its two ranks: a whole grid from three decompositions.
+
+``C = L L^T`` is the metric of the patches. With ``U`` the leading left singular vectors of ``W L``
+and ``V`` those of the channels that enter, in coordinates that their own metric whitens,
+
+    W~ = U_p U_p^T W (A^1/2 V_q V_q^T A^-1/2 x I)
+
+is Tucker-2 of ranks (p, q) (De Lathauwer et al. 2000; for kernels Kim et al. 2016). Its error at
+every p comes of two products for each q, and a fit only improves on it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bondwise.fit.metric import Kronecker, Metric, moment_of
+from bondwise.fit.moment import Moment
+
+Weighing = Metric | Kronecker | Tensor | None
+_FLOOR = 1e-12  # of the largest variance: inputs below it are as good as never there
+
+
+@torch.no_grad()
+def tucker2_errors(
+    weight: Float[Tensor, "out inp taps"],
+    metric: Weighing,
+    inner: Sequence[int],
+    held_out: Weighing = None,
+) -> Float[Tensor, "inner ranks"]:
+    """Relative squared errors: for each rank of the inputs, at every rank of the outputs from 0.
+
+    With all inputs it is low rank, ``o a, a i y x``, in closed form.
+
+    Args:
+        weight: of one group.
+        metric: of its patches that it is fitted in; None for none.
+        inner: ranks of the inputs to look at.
+        held_out: that errors are measured in; ``metric`` by default. A product of channels and
+            kernel has few numbers of many patches: there ``metric`` is taken.
+
+    >>> W = torch.diag(torch.tensor([2.0, 1.0]))[:, :, None]
+    >>> tucker2_errors(W, None, [1, 2])
+    tensor([[1.0000, 0.2000, 0.2000],
+            [1.0000, 0.2000, 0.0000]])
+    """
+    basis = _Basis.of(weight, metric)
+    if len(basis.moment.factors) > 1:
+        return basis.errors()[list(inner)].to(weight.dtype)
+    flat = basis.flat
+    moment = basis.moment if held_out is None else _moment(held_out, weight).to(flat.dtype)
+    pushed = moment.push(flat)
+    norm = (pushed * flat).sum().clamp(min=torch.finfo(flat.dtype).tiny)
+    whole = _diagonal(basis.left, flat, pushed)
+    found: list[Tensor] = []
+    for rank in inner:
+        cut = flat if rank >= weight.shape[1] else basis.inputs(rank)
+        across = whole if cut is flat else _diagonal(basis.left, cut, pushed)
+        own = whole if cut is flat else _diagonal(basis.left, cut, moment.push(cut))
+        kept = (2 * across - own).cumsum(0)
+        found.append(1 - torch.cat([kept.new_zeros(1), kept]) / norm)
+    return torch.stack(found).clamp(min=0).to(weight.dtype)
+
+
+@torch.no_grad()
+def tucker2_cut(
+    weight: Float[Tensor, "out inp taps"], metric: Weighing, ranks: tuple[int, int]
+) -> Float[Tensor, "out columns"]:
+    """The weight ``W~`` of such ranks, of the outputs and of the inputs: out x (in * taps).
+
+    >>> tucker2_cut(torch.diag(torch.tensor([2.0, 1.0]))[:, :, None], None, (1, 2)).round()
+    tensor([[2., 0.],
+            [0., 0.]])
+    """
+    basis = _Basis.of(weight, metric)
+    outer, inner = ranks
+    cut = basis.flat if inner >= weight.shape[1] else basis.inputs(inner)
+    left = basis.left[:, :outer]
+    return (left @ (left.mT @ cut)).to(weight.dtype)
+
+
+class _Basis:
+    """The leading directions of the outputs and of the inputs, in the metric."""
+
+    def __init__(self, weight: Tensor, moment: Moment) -> None:
+        self.weight, self.moment = weight, moment
+        self.flat = weight.flatten(1)
+        gram = moment.push(self.flat) @ self.flat.mT
+        self.left = torch.linalg.eigh((gram + gram.mT) / 2).eigenvectors.flip(-1)
+        channels = _channels(moment, weight)
+        values, vectors = torch.linalg.eigh(channels)
+        values = values.clamp(min=_FLOOR * float(values[-1])).sqrt()
+        self.half, self.back = ((vectors * v) @ vectors.mT for v in (values, 1 / values))
+        white = self._along(_taps(moment, self.flat, weight), self.half)
+        rows = white.transpose(0, 1).flatten(1)
+        right = rows @ rows.mT
+        self.right = torch.linalg.eigh((right + right.mT) / 2).eigenvectors.flip(-1)
+        self.white = white
+
+    def errors(self) -> Tensor:
+        """Relative squared errors where the metric is a product: (in + 1) x (out + 1), all ranks.
+
+        In whitened coordinates what is kept is the sum of squares of a corner of the core.
+        """
+        core = (self.left.mT @ self.white.flatten(1)).reshape(self.white.shape)
+        squares = self._along(core, self.right.mT).square().sum(2).mT
+        kept = torch.zeros(squares.shape[0] + 1, squares.shape[1] + 1).to(squares)
+        kept[1:, 1:] = squares.cumsum(0).cumsum(1)
+        return 1 - kept / kept[-1, -1].clamp(min=torch.finfo(kept.dtype).tiny)
+
+    @classmethod
+    def of(cls, weight: Tensor, metric: Weighing) -> "_Basis":
+        wide = weight.detach().to(torch.float32 if weight.numel() > 2**20 else torch.float64)
+        return cls(wide, _moment(metric, weight).to(wide.dtype))
+
+    def inputs(self, rank: int) -> Tensor:
+        """The weight with so many directions of its inputs, out x (in * taps)."""
+        V = self.right[:, :rank]
+        left, right = self.back @ V, V.mT @ self.half  # W (A^1/2 V V^T A^-1/2): rows are inputs
+        return self._along(self._along(self.weight, right), left).flatten(1)
+
+    @staticmethod
+    def _along(weight: Tensor, matrix: Tensor) -> Tensor:
+        """The channels that enter, multiplied by a matrix: (out, in, taps) -> (out, m, taps)."""
+        return torch.matmul(matrix, weight)
+
+
+def _moment(metric: Weighing, weight: Tensor) -> Moment:
+    _, inp, taps = weight.shape
+    if metric is None:
+        return Moment((inp, taps), (None, None))
+    return moment_of(metric, inp * taps)
+
+
+def _channels(moment: Moment, weight: Tensor) -> Tensor:
+    """The metric of the channels, in x in: that of one tap in the mean."""
+    _, inp, taps = weight.shape
+    eye = torch.eye(inp, dtype=weight.dtype, device=weight.device)
+    if moment.sizes == (inp, taps):
+        return eye if moment.factors[0] is None else moment.factors[0].to(weight)
+    (full,) = moment.factors
+    if full is None:
+        return eye
+    return torch.einsum("itjt->ij", full.to(weight).reshape(inp, taps, inp, taps)) / taps
+
+
+def _taps(moment: Moment, flat: Tensor, weight: Tensor) -> Tensor:
+    """The weight in coordinates that the kernel's metric whitens, (out, in, taps)."""
+    _, inp, taps = weight.shape
+    if moment.sizes == (inp, taps):
+        kernel = moment.factors[1]
+    else:
+        (full,) = moment.factors
+        kernel = None
+        if full is not None:
+            kernel = torch.einsum("itiu->tu", full.reshape(inp, taps, inp, taps)) / inp
+    if kernel is None:
+        return flat.reshape(weight.shape)
+    values, vectors = torch.linalg.eigh(kernel.to(weight))
+    return weight @ ((vectors * values.clamp(min=0).sqrt()) @ vectors.mT)
+
+
+def _diagonal(left: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """``u_k^T one two^T u_k`` of every column of ``left``."""
+    return ((left.mT @ one) * (left.mT @ two)).sum(1)
