@@ -26,7 +26,7 @@ from bondwise.train.loop import Callback, no_callback
 
 NAME = "CREPE, the pitch tracker"
 CODE = "bondwise.demo.crepe:full"
-TARGETS = ("classifier",)
+TARGETS = ("convolution", "classifier")
 CALIBRATION = "calibration.npy"
 CALIBRATED, LESSONS = 512, 1536  # frames that are fitted on, and healed on
 MINUTES, BATCH = 1.4, 32  # of healing, and frames of a step
