@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="a JSON file to write")
     given = parser.parse_args()
     dense = crepe.full()
-    models = {"CREPE": crepe.swift(dense), "tiny": crepe.tiny()}
+    models = {"CREPE": dense, "tiny": crepe.tiny()}
     models |= {folder.name: bw.load(folder, model=dense).eval() for folder in given.folders}
     if spoken() is None:
         print(f"instruments and speech are left out; write {sounds.NEEDED}")
