@@ -472,11 +472,13 @@ def test_what_cannot_be_healed_is_refused(pair, given, error, said):
 
 
 def test_what_is_not_given_fits_what_is_healed(pair):
-    """Two windows of text a step, eight samples of anything else; the rate goes with the root."""
+    """Two windows of text a step, 8 to 64 samples of anything else; the rate goes with the root."""
     spoken = heal(*pair, windows(), steps=1).recipe
     assert (spoken.batch, spoken.rate) == (2, pytest.approx(3e-5))
-    other = heal(*mlps(), vectors(64), steps=1).recipe
-    assert (other.batch, other.rate) == (8, pytest.approx(6e-5))
+    small = heal(*mlps(), vectors(64), steps=1).recipe
+    assert (small.batch, small.micro, small.rate) == (64, 64, pytest.approx(6e-5 * 8**0.5))
+    sizes = {n: suited(Healing(steps=1), {}, False, 1, n).batch for n in (3072, 150_528, None)}
+    assert sizes == {3072: 16, 150_528: 8, None: 8}
     given = heal(*pair, windows(), steps=1, batch=32).recipe
     assert (given.batch, given.rate) == (32, pytest.approx(1.2e-4))
 

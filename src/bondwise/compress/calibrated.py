@@ -17,12 +17,13 @@ from bondwise.flow.chain import Chain
 from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
 from bondwise.flow.forms.door import Texts, opened
 from bondwise.flow.text import fitting
-from bondwise.flow.units import Calls, unfolded, units
+from bondwise.flow.units import Calls, is_stack, unfolded, units
 from bondwise.progress import Progress, silent
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
 ROOM = 2**29  # bytes of what enters chains that are kept from one look to the next
 COMPARED = 2  # samples of a batch that a whole model's output is compared on
+NUMBERS = 2**20  # of images and the like that it is compared on, if those are more samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,13 @@ def calibrate(
         if not isinstance(model.get_submodule(name), nn.Embedding) and not line.weight.aliases
     ]
     streams = _Streams(model, shown.every, progress)
-    stacks = chains(model, plain, lambda blocks: streams.has(unfolded(model, blocks, plain)))
+    stacks = chains(
+        model,
+        plain,
+        lambda blocks: (
+            is_stack(model, blocks, plain) and streams.has(unfolded(model, blocks, plain))
+        ),
+    )
     calls = Calls.of(model, shown.given[0])
     found = [unfolded(model, blocks, plain) for blocks in stacks]
     taken = [block for blocks in found for block in blocks]
@@ -173,10 +180,12 @@ def _normal(batch: Batch) -> Batch:
 
 def _small(batch: Batch) -> list[Batch]:
     """A batch in parts whose outputs are small enough to be kept: logits are wide."""
-    size = samples(batch)
-    if is_vectors(batch) or size <= COMPARED:
+    size, many = samples(batch), COMPARED
+    if isinstance(batch, Tensor) and batch.is_floating_point() and batch.numel():
+        many = max(COMPARED, NUMBERS // batch[0].numel())
+    if is_vectors(batch) or size <= many:
         return [batch]
-    return [part(batch, k, min(k + COMPARED, size)) for k in range(0, size, COMPARED)]
+    return [part(batch, k, min(k + many, size)) for k in range(0, size, many)]
 
 
 def _tied(model: nn.Module, blocks: Sequence[str]) -> bool:

@@ -92,7 +92,7 @@ def _alone(name: str, net: Network, group: Group, layer: nn.Module, seed: int) -
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     done = fit_groups(wide, net, group.metric, seed=seed, held_out=held_out)
     made = _plain(done.network, done.cores, layer)
-    if isinstance(made, TensorConv):
+    if isinstance(made, TensorConv) and name in group.moves:
         made.size = group.moves[name].size
     return New(made, done.error, done.held_out)
 

@@ -64,6 +64,19 @@ def read(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, error) from error
 
 
+def read_row(path: Path, name: str, row: int) -> Tensor:
+    """One row of a tensor of a file; the others are not read.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return cast(Tensor, file.get_slice(name)[row])
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
 def read_note(path: Path) -> dict[str, Any]:
     """The note of a file.
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.flow.blocks import chains
 from bondwise.flow.calls import Call, first
-from bondwise.layers.hosts.registry import matrix_of
+from bondwise.layers.convolution import TensorConv
+from bondwise.layers.hosts.registry import find, matrix_of
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 
@@ -69,10 +70,10 @@ def slices(student: nn.Module, teacher: nn.Module, size: int = 1) -> list[Slice]
 
 
 def _of_layers(student: nn.Module, teacher: nn.Module) -> list[Slice]:
-    """One slice for each linear layer whose weight is a network."""
+    """One slice for each layer whose weight is a network, but of embeddings."""
     found: list[Slice] = []
     for name, layer in student.named_modules():
-        if isinstance(layer, TensorLinear):
+        if isinstance(layer, TensorLinear | TensorConv):
             _check_block(student, teacher, name)
             found.append(Slice((name,), -1))
     return found
@@ -145,7 +146,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         bias = cast("Tensor | None", getattr(module, "bias", None))
         return {"weight": module.shape} | ({} if bias is None else {"bias": (len(bias),)})
     own = {k: tuple(p.shape) for k, p in module.named_parameters(recurse=False)}
-    if type(module).__name__ == "Conv1D":
+    if "weight" in own and find(module) is not None:  # as a layer of terms has it
         own["weight"] = tuple(matrix_of(module).shape)
     return own
 

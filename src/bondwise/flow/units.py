@@ -135,6 +135,18 @@ def _mostly(model: nn.Module, path: str, inside: Iterable[str]) -> bool:
     return 2 * sum(p.numel() for p in own) >= numbers
 
 
+def is_stack(model: nn.Module, blocks: Sequence[str], targets: Collection[str]) -> bool:
+    """Whether the members of a stack are blocks: one of a few layers is a unit, or in one.
+
+    >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+    >>> is_stack(model, ["0.0", "0.1", "0.2"], ["0.0", "0.2"])
+    False
+    """
+    parent = blocks[0].rpartition(".")[0]
+    in_a_row = isinstance(model.get_submodule(parent), nn.Sequential)
+    return not parent or not in_a_row or _is_stage(blocks, targets)
+
+
 def unfolded(model: nn.Module, blocks: Sequence[str], targets: Collection[str]) -> tuple[str, ...]:
     """The blocks of a stack, with those that are stages of blocks themselves taken apart.
 

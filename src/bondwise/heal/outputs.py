@@ -1,6 +1,8 @@
 """The task of any other model: the student learns to give what the teacher gives."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -10,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.calls import first
+from bondwise.flow.calls import first, is_image
 from bondwise.flow.data import Batch, feed, part, samples
-from bondwise.flow.files import read, write
+from bondwise.flow.files import read, read_row, write
 from bondwise.flow.padding import tokens
+from bondwise.heal.distil import Teacher
 from bondwise.heal.losses import relative_error
 from bondwise.heal.modes import judging, products
 from bondwise.progress import Progress
@@ -49,12 +52,14 @@ def answer(output: Any) -> Tensor:
 class OutputTask:
     """The relative error of a student's output on some data, towards the teacher's kept on disk.
 
+    Every token weighs alike, or every sample of one vector; of images every number.
+
     Args:
         student: the model.
         called: the same as it is called, where it is wrapped (DDP).
         shown: one tensor of samples, of which a step takes a batch; or batches, one for each step.
         held: the same, to judge on.
-        folder: where `ask` has kept what the teacher gives.
+        folder: where `cache_outputs` has kept what the teacher gives.
         recipe: how.
     """
 
@@ -118,8 +123,11 @@ class OutputTask:
 
     def _of(self, batch: Batch, wanted: Tensor) -> Tensor:
         device = next(self.student.parameters()).device
-        given = self.products(partial(_given, self.called, batch))
-        return relative_error(given.float(), wanted.to(device), tokens(batch, given))
+        given = self.products(partial(_given, self.called, batch)).float()
+        wanted = wanted.to(device)
+        if given.shape == wanted.shape and is_image(self.student, given):
+            return relative_error(given.reshape(1, -1), wanted.reshape(1, -1))
+        return relative_error(given, wanted, tokens(batch, given))
 
 
 def _counted(batch: Batch, wanted: Tensor) -> Tensor:
@@ -134,33 +142,67 @@ def batched(data: Tensor | Sequence[Batch], size: int) -> Sequence[Batch]:
     return list(data.split(size)) if isinstance(data, Tensor) else data
 
 
+@dataclass
+class LazyOutputs:
+    """What the teacher gives for the first samples: for as many as are needed, when they are.
+
+    Attributes:
+        teacher: who gives it.
+        windows: one tensor of samples, in the order in which they are first needed, or batches.
+        folder: where it is kept.
+        recipe: how many samples are asked about at once.
+        progress: is told batches done.
+        per_window: seconds that one sample (batch) took.
+        count: samples (batches) that it has answers to.
+    """
+
+    teacher: Teacher
+    windows: Tensor | Sequence[Batch]
+    folder: Path
+    recipe: Healing
+    progress: Progress
+    per_window: float = 0.0
+    count: int = 0
+
+    def upto(self, count: int) -> None:
+        """Have answers to so many samples (batches), or to all."""
+        if min(count, len(self.windows)) <= self.count:
+            return
+        began, before = time.perf_counter(), self.count
+        many = self.recipe.batch if isinstance(self.windows, Tensor) else 1
+        last = min(ceil(count / many) * many, len(self.windows))
+        cache_outputs(
+            self.teacher.get(), self.windows[:last], self.folder, self.recipe, self.progress
+        )
+        self.count = last
+        self.per_window = (time.perf_counter() - began) / (last - before)
+
+
 @torch.no_grad()
 def cache_outputs(
     teacher: nn.Module,
-    shown: Tensor | Sequence[Batch],
-    held: Tensor | Sequence[Batch],
+    data: Tensor | Sequence[Batch],
     folder: Path,
     recipe: Healing,
     progress: Progress,
 ) -> None:
-    """Keep what a teacher gives, one file for each batch; what is there is taken."""
-    whole = {"shown": batched(shown, recipe.batch), "held": batched(held, recipe.batch)}
-    total, done = sum(len(each) for each in whole.values()), 0
+    """Keep what a teacher gives, one file for each batch; what is there is taken.
+
+    Raises:
+        DataError: it gives what is not finite.
+    """
+    whole = batched(data, recipe.batch)
     run = products(recipe.precision, next(teacher.parameters()).device)
-    for name, data in whole.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for k, batch in enumerate(data):
-            path = folder / name / f"{k:06d}.safetensors"
-            if k % world() == rank() and not path.exists():
-                with judging(teacher):
-                    given = run(partial(_given, teacher, batch), _finite).float()
-                if not _finite(given):
-                    raise DataError(
-                        f"The teacher gives NaN or infinity for batch {k}; clean the data."
-                    )
-                write(path, {"given": given}, {"rows": len(given)})
-            done += 1
-            progress("teacher", done, total)
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, batch in enumerate(whole):
+        path = folder / f"{k:06d}.safetensors"
+        if k % world() == rank() and not path.exists():
+            with judging(teacher):
+                given = run(partial(_given, teacher, batch), _finite).float()
+            if not _finite(given):
+                raise DataError(f"The teacher gives NaN or infinity for batch {k}; clean the data.")
+            write(path, {"given": given}, {"rows": len(given)})
+        progress("teacher", k + 1, len(whole))
     wait()
 
 
@@ -192,4 +234,10 @@ class _Kept:
 
     def rows(self, rows: Sequence[int]) -> Tensor:
         """Some samples of a tensor."""
-        return torch.stack([self.batch(row // self.size)[row % self.size] for row in rows])
+        return torch.stack([self._row(*divmod(row, self.size)) for row in rows])
+
+    def _row(self, at: int, row: int) -> Tensor:
+        """One sample; it alone is read where there is no room for its batch."""
+        if at in self._read or self._room > 0:
+            return self.batch(at)[row]
+        return read_row(self.folder / f"{at:06d}.safetensors", "given", row)

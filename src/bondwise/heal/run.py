@@ -17,7 +17,7 @@ from bondwise.flow.text import fitting
 from bondwise.heal.distil import LanguageTask, LazyTeacherCache, Teacher, head_of, is_causal
 from bondwise.heal.head import check_vocabularies, vocabulary_size
 from bondwise.heal.modes import training
-from bondwise.heal.outputs import OutputTask, cache_outputs
+from bondwise.heal.outputs import LazyOutputs, OutputTask, cache_outputs
 from bondwise.heal.timing import decider, needed
 from bondwise.heal.training_data import TrainingData, token_ids, told_windows, training_data
 from bondwise.progress import Progress, silent
@@ -30,6 +30,7 @@ from bondwise.train.state import RunFolder, Store
 
 Wrap = Callable[[nn.Module], nn.Module]
 Task = LanguageTask | OutputTask
+Answers = LazyTeacherCache | LazyOutputs
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,12 @@ class HealingRun:
         model: nn.Module,
         called: nn.Module,
         place: RunFolder,
-        answers: LazyTeacherCache | None,
+        answers: Answers | None,
         head: nn.Module | None,
     ) -> Task:
         shown, held = self.data.shown, self.data.held
         if self.is_causal:
+            assert not isinstance(answers, LazyOutputs)
             ids, others = cast(Tensor, shown), cast(Tensor, held)
             told = (self.data.told, self.data.told_held)
             return LanguageTask(model, called, ids, others, answers, self.recipe, head, told)
@@ -151,16 +153,15 @@ class HealingRun:
         found = place.decided("before")
         if found is None:
             if not self.is_causal:
-                self._cache_outputs(place)
+                self._cache_held(place)
             found = self._task(model, model, place, None, self._head(model)).measure()
             place.decide(before=found)
         return found
 
-    def _cache_outputs(self, place: RunFolder, progress: Progress = silent) -> None:
-        """Keep what the teacher gives, for a model that does not speak."""
-        shown, held = self.data.shown, self.data.held
-        folder = place.folder / "outputs"
-        cache_outputs(self.teacher.get(), shown, held, folder, self.recipe, progress)
+    def _cache_held(self, place: RunFolder) -> None:
+        """Keep what the teacher gives for what is held out, for a model that does not speak."""
+        folder = place.folder / "outputs" / "held"
+        cache_outputs(self.teacher.get(), self.data.held, folder, self.recipe, silent)
 
     def _train(
         self,
@@ -198,28 +199,28 @@ class HealingRun:
                     course, recipe, store, steps=steps, decide=decide, progress=progress, tell=tell
                 )
 
-    def _answers(
-        self, place: RunFolder, steps: int | None, progress: Progress
-    ) -> LazyTeacherCache | None:
-        """What the teacher says of the windows that are known to be needed."""
+    def _answers(self, place: RunFolder, steps: int | None, progress: Progress) -> Answers | None:
+        """What the teacher says of the windows (samples) that are known to be needed."""
         recipe = self.recipe
-        if not self.is_causal:
-            self._cache_outputs(place, progress)
+        if self.is_causal and not (recipe.distil or recipe.hidden):
             self.teacher.forget()
             return None
-        if not (recipe.distil or recipe.hidden):
-            self.teacher.forget()
-            return None
-        windows = cast(Tensor, self.data.shown)
-        answers = LazyTeacherCache(
-            self.teacher, windows, place.folder / "teacher", recipe, progress
-        )
+        answers = self._asked(place, progress)
+        count = len(answers.windows)
         if recipe.minutes is not None:
-            answers.upto(needed(MEASURED, recipe, len(windows)))
+            answers.upto(needed(MEASURED, recipe, count))
         if steps is not None:
-            answers.upto(needed(steps, recipe, len(windows)))
+            answers.upto(needed(steps, recipe, count))
             self.teacher.forget()
         return answers
+
+    def _asked(self, place: RunFolder, progress: Progress) -> Answers:
+        if self.is_causal:
+            windows = cast(Tensor, self.data.shown)
+            folder = place.folder / "teacher"
+            return LazyTeacherCache(self.teacher, windows, folder, self.recipe, progress)
+        folder = place.folder / "outputs" / "shown"
+        return LazyOutputs(self.teacher, self.data.shown, folder, self.recipe, progress)
 
 
 def _part(student: nn.Module, teacher: nn.Module) -> None:
@@ -260,7 +261,7 @@ def prepare(
     found = replace(found, shown=_run(student, found.shown), held=_run(student, found.held))
     ids = token_ids(found)
     causal = ids is not None and is_causal(student, ids)
-    recipe = suited(recipe, given, causal, world())
+    recipe = suited(recipe, given, causal, world(), _numbers(found.shown))
     if causal:
         recipe = replace(recipe, length=fitting(student, recipe.length))
         shown, told = told_windows(found.shown, recipe.length)
@@ -277,6 +278,13 @@ def prepare(
                 "next token; give the dense model that the student was made from."
             )
     return HealingRun(student, teacher, recipe, found, causal)
+
+
+def _numbers(shown: Tensor | Sequence[Batch]) -> int | None:
+    """How many numbers a sample has, where it has some with a fraction."""
+    if not isinstance(shown, Tensor) or not shown.is_floating_point() or not len(shown):
+        return None
+    return shown.numel() // len(shown)
 
 
 def _run(model: nn.Module, shown: Tensor | Sequence[Batch]) -> Tensor | list[Batch]:

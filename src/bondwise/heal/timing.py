@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from bondwise.heal.distil import LazyTeacherCache
+from bondwise.heal.outputs import LazyOutputs
 from bondwise.train.processes import agreed
 from bondwise.train.recipe import MEASURED, VALIDATIONS, Healing
 from bondwise.train.state import RunFolder
@@ -17,7 +18,7 @@ def steps_within(
     *,
     until: float,
     recipe: Healing,
-    answers: LazyTeacherCache | None,
+    answers: LazyTeacherCache | LazyOutputs | None,
 ) -> int:
     """How many steps a time allows; at least those that were measured.
 
@@ -51,7 +52,7 @@ def needed(steps: int, recipe: Healing, count: int) -> int:
 
 
 def decider(
-    until: float, recipe: Healing, answers: LazyTeacherCache | None, place: RunFolder
+    until: float, recipe: Healing, answers: LazyTeacherCache | LazyOutputs | None, place: RunFolder
 ) -> Callable[[float, float], int]:
     """What decides on the number of steps, keeps it, and asks the teacher what is then needed."""
 

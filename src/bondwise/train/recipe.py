@@ -14,10 +14,13 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 MEASURED = 10  # steps after which a time becomes a number of steps
 VALIDATIONS = 8  # over a run, where `every` is not given
 WINDOWS, SAMPLES = 2, 8  # of a step, where no batch is given: of text, and of anything else
+ROOM, MOST = 2**16, 64  # numbers, and samples, that a step takes of small samples
 BOLD = 6e-5  # the rate of a step of eight, where none is given
 _TIME = arg(name="time", help_behavior_hint="(default: 15m)")
 _RATE = arg(help_behavior_hint="(default: 6e-5 sqrt(batch / 8))")
-_BATCH = arg(help_behavior_hint=f"(default: {WINDOWS} of text, {SAMPLES} of anything else)")
+_BATCH = arg(
+    help_behavior_hint=f"(default: {WINDOWS} of text, {SAMPLES} to {MOST} of anything else)"
+)
 _WINDOWS = arg(help_behavior_hint="(default: all that there are)")
 _EVERY = arg(help_behavior_hint="(default: for eight looks)")
 
@@ -58,9 +61,10 @@ class Mix:
 class Healing:
     """Everything that decides the outcome of one healing.
 
-    Where no batch is given, it is two windows of text, eight samples of anything else, and one for
-    each process at least. Where no rate is given, it is ``6e-5 sqrt(batch / 8)``: Adam's steps go
-    with the square root of the batch (Malladi, Lyu, Panigrahi and Arora 2022).
+    Where no batch is given, it is two windows of text, eight samples of anything else (up to 64 of
+    small ones, then all at once), and one for each process at least. Where no rate is given, it is
+    ``6e-5 sqrt(batch / 8)``: Adam's steps go with the square root of the batch (Malladi, Lyu,
+    Panigrahi and Arora 2022).
 
     >>> Healing(steps=100).check()
     """
@@ -169,7 +173,11 @@ def healing(**choices: Any) -> Healing:
 
 
 def suited(
-    recipe: Healing, given: Mapping[str, Any], is_causal: bool, processes: int = 1
+    recipe: Healing,
+    given: Mapping[str, Any],
+    is_causal: bool,
+    processes: int = 1,
+    numbers: int | None = None,
 ) -> Healing:
     """A recipe whose batch and rate, where they were not given, are those of what is healed.
 
@@ -178,17 +186,27 @@ def suited(
         given: the choices that it was made of.
         is_causal: whether a language model is healed.
         processes: that share a batch.
+        numbers: of one sample, where it has fractions (frames, images): of small ones a step takes
+            as many as have `ROOM` numbers, all at once; None for anything else.
 
     >>> found = suited(healing(steps=9), {}, is_causal=False)
     >>> found.batch, found.rate
     (8, 6e-05)
+    >>> found = suited(healing(steps=9), {}, is_causal=False, numbers=1024)  # of sound
+    >>> found.batch, found.micro, round(found.rate, 6)
+    (64, 64, 0.00017)
     """
-    batch, rate = recipe.batch, recipe.rate
+    batch, micro, rate = recipe.batch, recipe.micro, recipe.rate
+    many = WINDOWS if is_causal else SAMPLES
+    if numbers is not None:
+        many = min(max(SAMPLES, ROOM // max(1, numbers) // SAMPLES * SAMPLES), MOST)
     if given.get("batch") is None:
-        batch = ceil((WINDOWS if is_causal else SAMPLES) / processes) * processes
+        batch = ceil(many / processes) * processes
+    if given.get("micro") is None and many > SAMPLES:
+        micro = min(batch, many)
     if given.get("rate") is None:
         rate = BOLD * sqrt(batch / SAMPLES)
-    return replace(recipe, batch=batch, rate=rate)
+    return replace(recipe, batch=batch, micro=micro, rate=rate)
 
 
 def _as(name: str, value: Any, default: Any) -> Any:

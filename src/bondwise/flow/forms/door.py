@@ -15,6 +15,7 @@ a generator of any of these                    the same, of as much as is needed
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bondwise.errors import DataError, whole_number
-from bondwise.flow.data import IGNORED, SAMPLES, Batch, is_vectors, samples
+from bondwise.flow.data import IGNORED, SAMPLES, Batch, samples
 from bondwise.flow.forms.chat import is_chat, is_message, rendered
 from bondwise.flow.forms.rows import (
     GIVE,
@@ -41,10 +42,11 @@ from bondwise.flow.forms.rows import (
 from bondwise.flow.forms.samples import is_samples, read_samples
 from bondwise.flow.text import check_draw, read_text, windows
 
-VECTORS = 2**16  # numbers that a model sees at once where samples are plain vectors
+VECTORS = 2**16  # numbers that a model sees at once where samples are small: vectors, images
 TEXTS = 4096  # rows of a data set that text is taken from, where a number of windows is asked
 CHARACTERS = 8  # of a text that a token has at most, on the whole
 ENDLESS = 4096  # samples of a generator where no number is asked
+ENDLESS_BYTES = 2**30  # of a generator's tensors, whatever number is asked
 
 
 def batches(
@@ -149,7 +151,7 @@ def samples_of(data: Tensor) -> list[Batch]:
             f"A tensor of shape {shape} came as data; give (samples, ..), dimension 0 its samples, "
             "such as token ids (windows, length)."
         )
-    many = max(SAMPLES, VECTORS // max(1, shape[1])) if is_vectors(data) else SAMPLES
+    many = max(SAMPLES, VECTORS // max(1, prod(shape[1:]))) if data.is_floating_point() else SAMPLES
     return list(data.split(many))
 
 
@@ -196,11 +198,13 @@ class _Door:
         return [data[k] for k in draw[:most].tolist()]
 
     def _until_enough(self, data: Iterable[Any]) -> list[Any]:
-        found, seen = list[Any](), 0.0
+        found, seen, room = list[Any](), 0.0, ENDLESS_BYTES
         for item in data:
             found.append(item)
-            seen += self._share(plain(item))
-            if seen >= (ENDLESS if self.count is None else self.count):
+            first = plain(_first(item))  # of a pair the input is what counts
+            seen += self._share(first)
+            room -= first.numel() * first.element_size() if isinstance(first, Tensor) else 0
+            if seen >= (ENDLESS if self.count is None else self.count) or room <= 0:
                 break
         return found
 
