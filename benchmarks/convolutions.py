@@ -90,7 +90,7 @@ def accuracy(given: argparse.Namespace) -> None:
     """Every cell that is not there yet."""
     for cell in cells.wanted(given.subjects, given.methods, given.keeps):
         file = given.results / f"{cell.name}.json"
-        if file.exists():
+        if cells.finished(file, given.steps):
             continue
         if missing := cells.absent(cell.method):
             print(f"{cell.name}: {missing} is not installed, and left out", flush=True)
@@ -124,7 +124,7 @@ def thin(given: argparse.Namespace) -> None:
     """The table of thin convolutions."""
     rows = [
         row
-        for threads in (1, 2)
+        for threads in range(1, given.threads + 1)
         for last in (False, True)
         for case in stacks.CASES
         for row in stacks.measure(case, threads, last, given.repeats, given.least / 3)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ def absent(method: str) -> str:
     """What would have to be installed, or nothing."""
     needs = METHODS[method].needs
     return "" if not needs or importlib.util.find_spec(needs) else NEEDS[needs]
+
+
+def finished(file: Path, steps: int) -> bool:
+    """Whether a cell has all its figures; one that was cut off while it healed has not."""
+    if not file.exists():
+        return False
+    entry = json.loads(file.read_text("utf-8"))
+    return not steps or entry["method"] == "dense" or "healed" in entry
 
 
 def run(

@@ -96,7 +96,7 @@ def _stacks(found: Entry | None) -> list[str]:
     """Seconds over dense's against multiplications over dense's, of torch's own convolutions."""
     if found is None:
         return []
-    columns = [(t, last) for t in (1, 2) for last in (False, True)]
+    columns = sorted({(row["threads"], row["channels_last"]) for row in found["rows"]})
     named = [f"{_count(t, 'thread')}{', channels last' if last else ''}" for t, last in columns]
     lines = ["| convolution | stack | multiplications | " + " | ".join(named) + " |"]
     lines.append("|---" * (3 + len(columns)) + "|")
