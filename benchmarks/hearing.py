@@ -97,13 +97,13 @@ def table(found: dict[str, Any], models: dict[str, nn.Module]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How well cut CREPEs hear.")
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--tones", type=several(int, 1), default=[4000], help="of each test")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file to write")
     given = parser.parse_args()
     dense = crepe.full()
-    models = {"CREPE": crepe.swift(dense), "tiny": crepe.tiny()}
+    models = {"CREPE": dense, "tiny": crepe.tiny()}
     models |= {folder.name: bw.load(folder, model=dense).eval() for folder in given.folders}
     if spoken() is None:
         print(f"instruments and speech are left out; write {sounds.NEEDED}")

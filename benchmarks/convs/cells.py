@@ -13,7 +13,7 @@ from torch import nn
 
 from convs.count import multiplications, numbers
 from convs.heal import SIZE, healed, targets
-from convs.methods import METHODS, NEEDS
+from convs.methods import METHODS, NEEDS, Heal
 from convs.models import SUBJECTS, Subject
 from convs.quick import turned
 
@@ -75,7 +75,10 @@ def run(
     keep_model(cache / f"{cell.name}.pt", model)
     write(results / f"{cell.name}.json", entry)
     if steps and cell.method != "dense":
-        entry["healed"] = _healed(subject, dense, model, steps, rates, cache)
+        if (own := METHODS[cell.method].heal) is None:
+            entry["healed"] = _healed(subject, dense, model, steps, rates, cache)
+        else:
+            entry["healed"] = _healed_by(own, subject, dense, model, steps)
         write(results / f"{cell.name}.json", entry)
     return entry
 
@@ -99,6 +102,18 @@ def _healed(
         better, rate = healed(subject, model, aims, rates)
     seconds = time.perf_counter() - start
     about = {"steps": steps, "samples": SIZE, "rate": rate, "rates": rates, "seconds": seconds}
+    return about | {"judged": _judged(subject, better)}
+
+
+def _healed_by(
+    own: Heal, subject: Subject, dense: nn.Module, model: nn.Module, steps: int
+) -> dict[str, Any]:
+    with turned():
+        inputs = torch.cat([subject.batch(k, SIZE) for k in range(steps)])
+        start = time.perf_counter()
+        better = own(model, dense, inputs, steps).eval()
+    seconds = time.perf_counter() - start
+    about = {"steps": steps, "samples": SIZE, "seconds": seconds}
     return about | {"judged": _judged(subject, better)}
 
 

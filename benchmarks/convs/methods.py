@@ -18,18 +18,24 @@ from convs import vbmf
 from convs.count import numbers
 from convs.models import Subject, plain_crepe
 
+Heal = Callable[[nn.Module, nn.Module, torch.Tensor, int], nn.Module]
 Make = Callable[[nn.Module, Subject, float], nn.Module]
+SMALL = 0.01  # of a model's numbers
 NEEDS = {"tltorch": "tensorly-torch==0.5.0", "torch_pruning": "torch-pruning==1.6.1"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """Its name on the page, how it makes a model, what it needs, and whether it has a keep."""
+    """Its name on the page, how it makes a model, what it needs, whether it has a keep.
+
+    ``heal`` is its own way to heal, in the place of the loop that all share.
+    """
 
     label: str
     make: Make
     needs: str = ""
     sized: bool = True
+    heal: Heal | None = None
 
 
 def weighted(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -41,6 +47,16 @@ def weighted(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
+def large(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Without those of less than a hundredth of the numbers, which no one would cut by a formula.
+
+    A first convolution of nine numbers a channel would lose most of its channels to one share for
+    all layers, and so the peer all of its accuracy.
+    """
+    least = SMALL * numbers(model)
+    return {p: m for p, m in weighted(model).items() if m.weight.numel() >= least}
+
+
 def put(model: nn.Module, path: str, layer: nn.Module) -> None:
     above, _, name = path.rpartition(".")
     setattr(model.get_submodule(above), name, layer)
@@ -48,7 +64,7 @@ def put(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 def vbmf_tucker(model: nn.Module, _: Subject, keep: float, scale: bool = True) -> nn.Module:
     """Tucker-2 (linear layers: SVD) at the ranks of VBMF, all times one factor for the size."""
-    layers = weighted(model)
+    layers = large(model)
     ranks = {path: vbmf.vbmf_ranks(layer.weight.detach()) for path, layer in layers.items()}
     dense = numbers(model)
 
@@ -78,7 +94,7 @@ def tensorly(model: nn.Module, _: Subject, keep: float, factorization: str) -> n
     import tltorch
 
     dense = numbers(model)
-    layers = weighted(model)
+    layers = large(model)
 
     def layer_at(path: str, fraction: float, decompose: bool) -> nn.Module:
         own = layers[path]
@@ -160,6 +176,13 @@ def ours(model: nn.Module, subject: Subject, keep: float, **options: Any) -> nn.
     return result.model
 
 
+def healed_by_us(model: nn.Module, dense: nn.Module, inputs: torch.Tensor, steps: int) -> nn.Module:
+    """``bw.heal`` as a user calls it, on the same inputs for as many steps."""
+    import bondwise as bw
+
+    return bw.heal(model, dense, inputs, steps=steps).model
+
+
 def _as_it_is(model: nn.Module, *_: object) -> nn.Module:
     return model
 
@@ -181,4 +204,5 @@ METHODS = {
         "channels pruned, one ranking", partial(pruned, everywhere=True), "torch_pruning"
     ),
     "ours": Method("bondwise", ours),
+    "ours-heal": Method("bondwise, healed by `bw.heal`", ours, heal=healed_by_us),
 }

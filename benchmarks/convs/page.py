@@ -191,14 +191,16 @@ def _kinds(found: Sequence[Entry]) -> list[str]:
         )
         slow += [
             f"- {KINDS[entry['kind']].label}, {_count(entry['threads'], 'thread')}, "
-            f"`{r['layer']}`: {r['macs']:.2f} of the multiplications, {r['seconds']:.2f} of the seconds"
+            f"`{r['layer']}`: {r['macs']:.2f} of the multiplications, "
+            f"{r['seconds']:.2f} of the seconds"
             for r in bad
         ]
     about = (
         "`python benchmarks/convolutions.py --kinds`: models with random weights whose spectra "
         "fall, compressed by `bw.tensorize(model, 0.5, data=..)`; numbers, multiplications and "
         "seconds over dense's, one sample. The last column: layers that need at most half of the "
-        f"multiplications and are slower than dense. {found[0]['processor']}, torch {found[0]['torch']}."
+        "multiplications and are slower than dense. "
+        f"{found[0]['processor']}, torch {found[0]['torch']}."
     )
     return [
         "### Models of other kinds",

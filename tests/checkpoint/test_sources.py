@@ -415,8 +415,18 @@ def test_code_that_a_folder_names_is_not_imported(nets, tmp_path):
     ):
         same(again(given), cut(given))
     assert load_model(folder, code=f"{nets}:small").code == f"{nets}:small"
-    with pytest.raises(CheckpointError, match="the model a Conv2d; load it into the class"):
+    with pytest.raises(CheckpointError, match="in the checkpoint and conv"):
         load(folder, model=vgg)
+
+
+def test_a_norm_that_was_folded_comes_back_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)))
+    folded = nn.Sequential(torch.nn.utils.fuse_conv_bn_eval(*model), nn.Identity())
+    again = load(save(folded, tmp_path / "folded"), model=model)
+    assert [type(module) for module in again] == [nn.Conv2d, nn.Identity]
+    same(again(images()), folded(images()))
+    assert isinstance(model[1], nn.BatchNorm2d)  # what was given is left as it was
 
 
 def vgg_like():

@@ -19,11 +19,11 @@ FLAGS = {
     "demo": {"lm", "text", "wav", "out", "keep", "force"},
     "plan": {"full"},
     "compress": {"out", "recipe", "heal", "force"},
-    "heal": {"teacher", "data", "out", "time", "validation", "track", "force"},
+    "heal": {"teacher", "data", "out", "time", "validation", "track", "code", "force"},
     "read": {"data", "out", "layer", "gauge", "features", "draws", "measure", "windows", "length"},
-    "merge": {"out", "force"},
-    "eval": {"data", "vs", "windows", "length"},
-    "bench": {"vs", "prompt", "tokens", "repeats", "threads"},
+    "merge": {"out", "code", "force"},
+    "eval": {"data", "vs", "code", "windows", "length"},
+    "bench": {"vs", "data", "code", "prompt", "tokens", "repeats", "threads"},
     "tune": {"threads"},
 }
 

@@ -37,9 +37,10 @@ def test_the_weight_is_what_numpy_says_and_what_merge_gives(cell: Cell):
 @every_cell
 def test_any_batch(cell: Cell):
     model = cell.model()
-    for batch in BATCHES:
+    for batch in BATCHES[:4] if cell.convolved else BATCHES:
         x = cell.inputs(*batch)
-        assert check(model, x).shape == (*batch, OUT if cell.takes_vectors else IN)
+        like = (*batch, OUT if cell.takes_vectors else IN)
+        assert check(model, x).shape[: len(like)] == like
         check_gradients(model, x)
 
 
@@ -47,8 +48,11 @@ def test_any_batch(cell: Cell):
 def test_views_that_are_not_contiguous(cell: Cell):
     if str(cell) == "control-conv1d":
         pytest.skip("transformers' own takes no such views")
-    model, x = cell.model(), cell.inputs(4, 6)
-    for view in (x.transpose(0, 1), x[::2], x[:, 1:3], x[:1].expand(5, *x.shape[1:]), x.flip(0)):
+    model, x = cell.model(), cell.inputs(4) if cell.convolved else cell.inputs(4, 6)
+    turned, part = x.transpose(0, 1), x[:, 1:3]
+    if cell.convolved:
+        turned, part = x.transpose(1, -1).contiguous().transpose(1, -1), x[..., 1:3]
+    for view in (turned, x[::2], part, x[:1].expand(5, *x.shape[1:]), x.flip(0)):
         check(model, view)
         check_gradients(model, view)
 

@@ -1,6 +1,7 @@
 """Every host: its matrix is what its module applies; terms take its place and leave it."""
 
 import sys
+from math import prod
 from textwrap import dedent
 
 import pytest
@@ -31,13 +32,26 @@ def embedding():
     return nn.Embedding(9, 4, padding_idx=2).double()
 
 
-MODULES = {"linear": linear, "conv1d": conv1d, "embedding": embedding}
+def convolution(axes, transposed=False):
+    """Two groups; three outputs and two inputs of each."""
+    kind = getattr(nn, f"Conv{'Transpose' * transposed}{axes}d")
+    return lambda: kind(4, 6, (3, 2, 2)[:axes], stride=2, padding=1, groups=2).double()
+
+
+CONVOLUTIONS = {
+    f"{'transposed ' * transposed}convolution {axes}d": convolution(axes, transposed)
+    for transposed in (False, True)
+    for axes in (1, 2, 3)
+}
+MODULES = {"linear": linear, "conv1d": conv1d, "embedding": embedding} | CONVOLUTIONS
 every_host = pytest.mark.parametrize("name", MODULES)
 
 
 def called(module):
     if isinstance(module, nn.Embedding):
         return torch.tensor([[1, 2], [8, 0]])
+    if hasattr(module, "kernel_size"):
+        return torch.randn(2, 4, *(5, 4, 3)[: len(module.kernel_size)], dtype=torch.float64)
     return torch.randn(3, 5, 6, dtype=torch.float64)
 
 
@@ -55,11 +69,20 @@ def test_the_matrix_is_what_the_module_applies_to_its_inputs(name):
     assert not W.requires_grad
     if rows is None:
         assert_close(module(x), F.embedding(x, W))
+    elif name in CONVOLUTIONS:
+        assert rows is x
+        moved = {"stride": 2, "padding": 1, "groups": 2}
+        blocks = W.reshape(2, 3, 2, *module.kernel_size)
+        blocks = blocks.transpose(1, 2) if module.transposed else blocks
+        run = getattr(F, f"conv{'_transpose' * module.transposed}{len(module.kernel_size)}d")
+        assert_close(module(x), run(x, blocks.flatten(0, 1), module.bias, **moved))
     else:
         assert_close(module(x), F.linear(rows, W, module.bias))
         assert rows_of(module)((), {"given": x}) is x
-    out, inp = host.modes(module)
-    assert (out, inp) == ((W.shape[0],), (W.shape[1],))
+    groups, taps = getattr(module, "groups", 1), getattr(module, "kernel_size", ())
+    (out,), (inp, *kernel) = host.modes(module)
+    assert (out * groups, tuple(kernel)) == (W.shape[0], taps)
+    assert inp * prod(kernel) == W.shape[1]
 
 
 @every_host
@@ -98,7 +121,7 @@ class Gated(nn.Linear):
 
 def test_a_subclass_that_computes_in_its_own_way_has_no_host():
     assert find(Renamed(3, 2)).name == "linear"
-    assert find(Scaled(3, 2)) is find(Gated(3, 2)) is find(nn.Conv2d(1, 1, 1)) is None
+    assert find(Scaled(3, 2)) is find(Gated(3, 2)) is find(nn.Bilinear(1, 1, 1)) is None
     assert own_way(Scaled(3, 2)) == "a Scaled with a forward of its own"
     assert own_way(Gated(3, 2)) == "a Gated, which is more than a Linear"
     changed = nn.Linear(3, 2)

@@ -5,7 +5,6 @@ other module is kept as model.safetensors, with graph.json where it is an export
 bondwise.json beside them, which marks a folder as ours.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,8 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
-from torch import Tensor, nn
+from torch import nn
 
 from bondwise.checkpoint.carry import carry_files, carry_tensors, look
 from bondwise.checkpoint.hub import (
@@ -28,21 +26,25 @@ from bondwise.checkpoint.hub import (
     need_transformers,
     without_bars,
 )
-from bondwise.checkpoint.manifest import check_tensors, describe, read_old, read_specs, swap_in
-from bondwise.checkpoint.sources.code import made_by, model_of
-from bondwise.checkpoint.sources.program import Program
+from bondwise.checkpoint.manifest import describe, read_specs
+from bondwise.checkpoint.plain import (
+    GRAPH,
+    MANIFEST,
+    given,
+    load_module,
+    plain_manifest,
+    program,
+    read_json,
+    save_module,
+    write_json,
+)
 from bondwise.checkpoint.whole import check_writable
 from bondwise.checkpoint.written import check_written
 from bondwise.errors import BondwiseError, CheckpointError, DataError
-from bondwise.flow.copies import copied, twins, view
 from bondwise.flow.doors import check_call, check_place
 from bondwise.layers.module import check_model
-from bondwise.layers.older import is_old
 
-MANIFEST = "bondwise.json"
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-GRAPH = "graph.json"
 
 
 def save(
@@ -106,7 +108,7 @@ def save(
         if is_hub_model(model):
             _save_hub_model(model, folder, max_shard_size)
         else:
-            _save_module(model, folder, code)
+            save_module(model, folder, code)
         if found is not None:
             carry_tensors(found, model, folder)
         check_written(model, folder)
@@ -154,7 +156,7 @@ def load(
     True
     """
     check_place("directory", directory)
-    model = _given(model)
+    model = given(model)
     folder = Path(directory)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; name one that bondwise.save wrote.")
@@ -174,7 +176,7 @@ def load(
             "load gives with .to(..)."
         )
     if model is None and (folder / GRAPH).is_file():
-        model = _program(folder)
+        model = program(folder)
     if model is None:
         noted = plain_manifest(folder).get("code")
         wanted = f"'{noted}' if you trust it" if noted else ".."
@@ -182,51 +184,8 @@ def load(
             f"{folder} holds a plain module, whose code is not in the checkpoint; "
             f"give a dense instance of it: load(directory, model={wanted})."
         )
-    made = _load_module(folder, model)
+    made = load_module(folder, model)
     return made if dtype is None else made.to(dtype)
-
-
-def plain_manifest(folder: Path) -> dict[str, Any]:
-    """What the folder of a plain module says of it.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    return _read_json(folder / MANIFEST)
-
-
-def _given(model: nn.Module | Callable[[], nn.Module] | str | None) -> nn.Module | None:
-    """The module that came, or what code makes."""
-    if model is None:
-        return None
-    if isinstance(model, str):
-        return model_of(model)
-    if not isinstance(model, nn.Module) and callable(model):
-        return made_by(model, getattr(model, "__name__", "model"))
-    check_model(model)
-    return model
-
-
-def _program(folder: Path) -> nn.Module:
-    """The program of a folder, without numbers."""
-    try:
-        return Program(_read_json(folder / GRAPH))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, BondwiseError):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{folder / GRAPH} cannot be read ({type(error).__name__}: {reason}); copy or save it "
-            "again."
-        ) from error
-
-
-def _save_module(model: nn.Module, folder: Path, code: str | None) -> None:
-    noted = {"code": code} if code else {}
-    _write_json(folder / MANIFEST, describe(model) | noted)
-    if isinstance(model, Program):
-        _write_json(folder / GRAPH, model.traced, indent=None)
-    save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 
 def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
@@ -241,7 +200,7 @@ def _save_hub_model(model: Any, folder: Path, max_shard_size: int | str) -> None
             f"{type(model).__name__} has one layer or tensor at several places, which transformers "
             "cannot write, so nothing was left; give each place a copy of its own (deepcopy)."
         ) from error
-    _write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})
+    write_json(folder / MANIFEST, {"schema": describe(model)["schema"], "manifest": CONFIG})
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -254,7 +213,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _load_hub_model(folder: Path, model: nn.Module | None, kwargs: dict[str, Any]) -> Any:
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     manifest = config.get("quantization_config")
     if isinstance(manifest, dict) and manifest.get("quant_method") == METHOD:
         read_specs(manifest)
@@ -283,42 +242,6 @@ def _class_of(folder: Path, config: dict[str, Any]) -> Any:
             "give an instance of the class: load(directory, model=..)."
         )
     return found
-
-
-def _load_module(folder: Path, model: nn.Module) -> nn.Module:
-    specs = read_specs(_read_json(folder / MANIFEST))
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}; copy or save it again.")
-    copy = copied(model, twins(model))
-    layers = swap_in(copy, specs)
-    check_tensors([weights], layers, specs)
-    try:
-        _take_dtypes(copy, weights)
-        if any(map(is_old, specs.values())):
-            copy.load_state_dict(load_file(str(weights)) | read_old([weights], layers, specs))
-        else:
-            load_model(copy, str(weights))
-    except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder} does not fit {type(model).__name__}: {reason[:300]}"
-        ) from error
-    return copy
-
-
-def _take_dtypes(model: nn.Module, weights: Path) -> None:
-    """Give every tensor the dtype that it was saved in; what is shared stays shared."""
-    saved = load_file(str(weights))
-    named = model.state_dict(keep_vars=True)  # shared ones under all names
-    shown = {id(tensor): view(tensor) for tensor in named.values()}
-    wanted = {shown[id(t)]: saved[name].dtype for name, t in named.items() if name in saved}
-    made: dict[Any, Tensor] = {}
-    for tensor in {id(t): t for t in named.values()}.values():
-        key = shown[id(tensor)]
-        if key in wanted:
-            made[key] = made[key] if key in made else tensor.data.to(wanted[key])
-            tensor.data = made[key]
 
 
 def check_folder(target: Path, overwrite: bool) -> None:
@@ -353,7 +276,7 @@ def _is_ours(folder: Path) -> bool:
     if (folder / MANIFEST).is_file():
         return True
     try:
-        manifest = _read_json(folder / CONFIG).get("quantization_config")
+        manifest = read_json(folder / CONFIG).get("quantization_config")
     except CheckpointError:
         return False
     return isinstance(manifest, dict) and manifest.get("quant_method") == METHOD
@@ -389,20 +312,3 @@ def _replace(folder: Path, target: Path, old: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(target)
-
-
-def _write_json(path: Path, values: dict[str, Any], indent: int | None = 2) -> None:
-    text = json.dumps(values, indent=indent, sort_keys=indent is not None)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); copy or save it again.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(values).__name__}, not a table; save it again."
-        )
-    return values

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bondwise.checkpoint.checkpoint import CONFIG, GRAPH, MANIFEST, load, plain_manifest
+from bondwise.checkpoint.checkpoint import CONFIG, load
 from bondwise.checkpoint.manifest import read_specs
+from bondwise.checkpoint.plain import GRAPH, MANIFEST, plain_manifest
 from bondwise.checkpoint.sources.archive import read_archive
 from bondwise.checkpoint.sources.code import is_code, model_of, whole_name
 from bondwise.checkpoint.sources.program import Program

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import prod
+from sys import maxsize
 
 from torch import Tensor
 
@@ -41,6 +42,7 @@ class Convolved:
         beside: those that they do not meet, which go with the samples.
         before: sizes of the input's channels as modes, and their order with those beside first;
             None where they lie that way.
+        as_is: whether as many go with the samples as already do.
         macs: multiplications for one sample, those of the weight among them.
     """
 
@@ -52,6 +54,7 @@ class Convolved:
     channels: int
     beside: int
     before: tuple[Sizes, Sizes] | None
+    as_is: bool
     macs: int
 
 
@@ -75,9 +78,10 @@ class ConvPlan:
 
     def __call__(self, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``y = W * x + b``: (n, channels, *spatial) -> (n, channels, *spatial)."""
-        count = len(x)
+        count = x.shape[0]  # len is a constant where a graph is traced
         for k, step in enumerate(self.steps):
             weight = contract(step.weight, [cores[at] for at in step.cores]).reshape(step.shape)
+            weight = weight.contiguous()  # torch lays out the output as it finds the weight
             own = bias if k == len(self.steps) - 1 and self.last is None else None
             x = self.geometry.convolve(
                 _ordered(x, count, step), weight, own, step.axes, step.groups
@@ -174,10 +178,13 @@ class _Search:
             for done in reached[:FOLLOWED]:
                 (macs, steps), way = found[done]
                 for some in self._next(done):
-                    own = (macs + self._cost(done, some), steps + 1)
                     there = done | set(some)
-                    if there not in found or own < found[there][0]:
-                        found[there] = (own, (*way, some))
+                    least = found[there][0] if there in found else (maxsize, 0)
+                    own = macs + self._applying(done, some)
+                    if own <= least[0]:  # to look for the best product of cores takes longest
+                        cost = (own + self._joining(some), steps + 1)
+                        if cost < least:
+                            found[there] = (cost, (*way, some))
         (macs, _), way = found[self.all]
         return self._lowered(way, macs)
 
@@ -230,24 +237,31 @@ class _Search:
         }
 
     def _cost(self, done: frozenset[int], some: tuple[int, ...]) -> int:
+        return self._applying(done, some) + self._joining(some)
+
+    def _applying(self, done: frozenset[int], some: tuple[int, ...]) -> int:
+        """Multiplications of the convolution alone."""
         sizes, parts = self.net.sizes, self._parts(done, some)
         channels = prod(sizes[n] for names in parts.values() for n in names)
         axes = self._axes(some)
         taps = prod(self.geometry.kernel[a] for a in axes)
         where = self._sizes(done) if self.geometry.transposed else self._sizes({*done, *some})
-        return channels * taps * prod(where) + self._joining(some)
+        return channels * taps * prod(where)
 
     def _joining(self, some: tuple[int, ...]) -> int:
-        """Multiplications that make one weight of some cores, one core after another."""
+        """Multiplications that make one weight of some cores."""
+        if len(some) == 1:
+            return 0
         if some not in self.joining:
-            own, total = set(self.names[some[0]]), 0
-            for at, k in enumerate(some[1:], start=2):
-                own |= set(self.names[k])
-                total += self._count(own)
-                seen = set(some[:at])
-                own = {n for n in own if n in self.net.open or not self.holders[n] <= seen}
-            self.joining[some] = total
+            inside = set(some)
+            seen = {n for k in some for n in self.names[k]
+                    if n in self.net.open or not self.holders[n] <= inside}  # fmt: skip
+            output = tuple(n for n in self.net.sizes if n in seen)
+            self.joining[some] = self._product(some, output).macs
         return self.joining[some]
+
+    def _product(self, some: tuple[int, ...], output: Names) -> Program:
+        return _joined(tuple(self.names[k] for k in some), output, tuple(self.net.sizes.items()))
 
     def _weight(self, some: tuple[int, ...], parts: Mapping[str, Names]) -> Program:
         """The weight of a step as a product of its cores."""
@@ -255,13 +269,13 @@ class _Search:
         ends = (parts["summed"], parts["new"]) if self.geometry.transposed else (
             parts["new"], parts["summed"])  # fmt: skip
         output = (*parts["kept"], *ends[0], *ends[1], *kernel)
-        return _joined(tuple(self.names[k] for k in some), output, tuple(self.net.sizes.items()))
+        return self._product(some, output)
 
     def _lowered(self, way: Sequence[tuple[int, ...]], macs: int) -> ConvPlan:
         done, steps, order = frozenset[int](), list[Convolved](), self.channels
         for some in way:
             parts = self._parts(done, some)
-            steps.append(self._step(done, some, parts, order))
+            steps.append(self._step(done, some, parts, order, steps[-1].beside if steps else 1))
             order = (*parts["beside"], *parts["kept"], *parts["new"])
             done |= set(some)
         wanted = tuple(index.name for index in self.net.rows)
@@ -269,13 +283,19 @@ class _Search:
         return ConvPlan(self.geometry, self.size, tuple(steps), last, macs)
 
     def _step(
-        self, done: frozenset[int], some: tuple[int, ...], parts: dict[str, Names], order: Names
+        self,
+        done: frozenset[int],
+        some: tuple[int, ...],
+        parts: dict[str, Names],
+        order: Names,
+        beside: int,
     ) -> Convolved:
         kept, summed, new = (self._count(parts[p]) for p in ("kept", "summed", "new"))
         axes = self._axes(some)
         taps = [self.geometry.kernel[a] if a in axes else 1 for a in range(self.geometry.axes)]
         ends = (kept * summed, new) if self.geometry.transposed else (kept * new, summed)
         wanted = (*parts["beside"], *parts["kept"], *parts["summed"])
+        lies, apart = order == wanted, self._count(parts["beside"])
         return Convolved(
             some,
             self._weight(some, parts),
@@ -283,8 +303,9 @@ class _Search:
             axes,
             kept,
             kept * summed,
-            self._count(parts["beside"]),
-            None if order == wanted else self._view(order, wanted),
+            apart,
+            None if lies else self._view(order, wanted),
+            apart == (beside if lies else 1),
             self._cost(done, some),
         )
 
@@ -304,9 +325,7 @@ def _ordered(x: Tensor, count: int, step: Convolved) -> Tensor:
     """The input with the channels that a step does not meet beside the samples."""
     if step.before is not None:
         x = _permuted(x, count, *step.before)
-    if x.shape[:2] == (count * step.beside, step.channels):
-        return x
-    return x.reshape(count * step.beside, step.channels, *x.shape[2:])
+    return x if step.as_is else x.reshape(count * step.beside, step.channels, *x.shape[2:])
 
 
 def _permuted(x: Tensor, count: int, sizes: Sizes, order: Sizes) -> Tensor:

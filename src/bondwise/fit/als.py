@@ -92,14 +92,11 @@ def _bounded_best(
     for end in sorted(ends, key=lambda state: state.error):
         if best is not None and best.error <= end.error:
             break
-        state, weight = end, limit**-2
-        state = _penalised(goal, state, Penalty(bonds, weight))
+        weight, each = limit**-2, min(most, _EACH)
+        state = _penalised(goal, end, each, Penalty(bonds, weight))
         while weight > _LEAST:
-            before, weight = state, weight / _FACTOR
-            state = _penalised(goal, before, Penalty(bonds, weight), fits)
-            if not fits(state):
-                state = before
-                break
+            weight /= _FACTOR
+            state = _penalised(goal, state, each, Penalty(bonds, weight), fits)
         # what the bound still allows
         state = sweep_many(goal, _state(goal, state.parts), most, fits=fits)[-1]
         best = state if best is None or state.error < best.error else best
@@ -108,9 +105,13 @@ def _bounded_best(
 
 
 def _penalised(
-    goal: Target, state: State, penalty: Penalty, fits: Callable[[State], bool] | None = None
+    goal: Target,
+    state: State,
+    most: int,
+    penalty: Penalty,
+    fits: Callable[[State], bool] | None = None,
 ) -> State:
-    return sweep_many(goal, _state(goal, state.parts, penalty), _EACH, penalty, fits)[-1]
+    return sweep_many(goal, _state(goal, state.parts, penalty), most, penalty, fits)[-1]
 
 
 def sweep_many(

@@ -137,14 +137,15 @@ class Patches:
     def _of_group(self, group: int, shrinkage: float | None) -> Metric | Kronecker:
         assert self._sum is not None
         assert self._kernel is not None
-        moment, count = self._sum[group].clone(), max(1, round(self._rows))
+        moment, count = self._sum[group], max(1, round(self._rows))
+        moment = (moment + moment.mT) / 2  # a product of many rows is not symmetric to the last bits
         if not moment.any():
             moment = torch.eye(len(moment), dtype=self.dtype, device=moment.device)
         if shrinkage is None:
             shrinkage = len(moment) / (len(moment) + count / DEPENDENCE)
         if self.whole:
             return Metric(moment, count, shrinkage)
-        kernel = self._kernel[group].clone()
+        kernel = (self._kernel[group] + self._kernel[group].mT) / 2
         if not kernel.any():
             kernel = torch.eye(self.taps, dtype=self.dtype, device=kernel.device)
         kernel *= self.taps / kernel.trace()

@@ -6,10 +6,12 @@ and ``V`` those of the channels that enter, in coordinates that their own metric
     W~ = U_p U_p^T W (A^1/2 V_q V_q^T A^-1/2 x I)
 
 is Tucker-2 of ranks (p, q) (De Lathauwer et al. 2000; for kernels Kim et al. 2016). Its error at
-every p comes of two products for each q, and a fit only improves on it.
+every p comes of two products for each q, and a fit only improves on it. In a full metric of the
+patches the core and ``U`` are the best ones for each ``V`` instead.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from bondwise.fit.metric import Kronecker, Metric, moment_of
 from bondwise.fit.moment import Moment
+from bondwise.fit.solvers import solve
 
 Weighing = Metric | Kronecker | Tensor | None
 _FLOOR = 1e-12  # of the largest variance: inputs below it are as good as never there
@@ -55,9 +58,9 @@ def tucker2_errors(
     whole = _diagonal(basis.left, flat, pushed)
     found: list[Tensor] = []
     for rank in inner:
-        cut = flat if rank >= weight.shape[1] else basis.inputs(rank)
-        across = whole if cut is flat else _diagonal(basis.left, cut, pushed)
-        own = whole if cut is flat else _diagonal(basis.left, cut, moment.push(cut))
+        cut, left = basis.inputs(rank)
+        across = whole if cut is flat else _diagonal(left, cut, pushed)
+        own = whole if cut is flat else _diagonal(left, cut, moment.push(cut))
         kept = (2 * across - own).cumsum(0)
         found.append(1 - torch.cat([kept.new_zeros(1), kept]) / norm)
     return torch.stack(found).clamp(min=0).to(weight.dtype)
@@ -75,8 +78,8 @@ def tucker2_cut(
     """
     basis = _Basis.of(weight, metric)
     outer, inner = ranks
-    cut = basis.flat if inner >= weight.shape[1] else basis.inputs(inner)
-    left = basis.left[:, :outer]
+    cut, left = basis.inputs(inner)
+    left = left[:, :outer]
     return (left @ (left.mT @ cut)).to(weight.dtype)
 
 
@@ -114,11 +117,35 @@ class _Basis:
         wide = weight.detach().to(torch.float32 if weight.numel() > 2**20 else torch.float64)
         return cls(wide, _moment(metric, weight).to(wide.dtype))
 
-    def inputs(self, rank: int) -> Tensor:
-        """The weight with so many directions of its inputs, out x (in * taps)."""
+    def inputs(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The weight with so many directions of its inputs, out x (in * taps), and its outputs'.
+
+        In a full metric it is the least squares given those directions, of which the leading
+        outputs are the best for every rank at once (reduced-rank regression, Izenman 1975).
+        """
+        if rank >= self.weight.shape[1]:
+            return self.flat, self.left
         V = self.right[:, :rank]
-        left, right = self.back @ V, V.mT @ self.half  # W (A^1/2 V V^T A^-1/2): rows are inputs
-        return self._along(self._along(self.weight, right), left).flatten(1)
+        if len(self.moment.factors) > 1:
+            left, right = self.back @ V, V.mT @ self.half  # W (A^1/2 V V^T A^-1/2)
+            return self._along(self._along(self.weight, right), left).flatten(1), self.left
+        gram, right = (part[..., : rank * self.weight.shape[2]] for part in self._normal)
+        gram = gram[: right.shape[1]]  # directions are nested
+        middle = solve(gram.double()[None], right.double()[None])[0].to(right)
+        explained = middle @ right.mT
+        vectors = torch.linalg.eigh((explained + explained.mT) / 2).eigenvectors.flip(-1)
+        cut = self._along(middle.reshape(len(middle), rank, -1), self.back @ V)
+        return cut.flatten(1), vectors
+
+    @cached_property
+    def _normal(self) -> tuple[Tensor, Tensor]:
+        """``E^T C E`` and ``W C E`` of all directions ``E`` of what enters the spatial core."""
+        down, inp = (self.back @ self.right).mT, self.weight.shape[1]
+        right = self._along(self.moment.push(self.flat).reshape(self.weight.shape), down).flatten(1)
+        size = right.shape[1]
+        eye = torch.eye(size, dtype=right.dtype, device=right.device)
+        wide = self._along(eye.reshape(size, inp, -1), down.mT).flatten(1)  # down x identity
+        return self.moment.push(wide) @ wide.mT, right
 
     @staticmethod
     def _along(weight: Tensor, matrix: Tensor) -> Tensor:

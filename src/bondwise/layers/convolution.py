@@ -59,7 +59,7 @@ class TensorConv(TensorLayer):
         cores: Sequence[Numbers] | None = None,
         bias: Tensor | bool | None = None,
         *,
-        size: Sizes | None = None,
+        size: Sizes | int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -80,7 +80,7 @@ class TensorConv(TensorLayer):
         terms: Sequence[Term],
         bias: Tensor | bool | None = None,
         *,
-        size: Sizes | None = None,
+        size: Sizes | int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -104,7 +104,7 @@ class TensorConv(TensorLayer):
         terms: Sequence[Term],
         bias: Tensor | bool | None,
         options: Mapping[str, Any],
-        size: Sizes | None,
+        size: Sizes | int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -178,7 +178,7 @@ class TensorConv(TensorLayer):
         return self._size
 
     @size.setter
-    def size(self, given: Sequence[int] | None) -> None:
+    def size(self, given: Sequence[int] | int | None) -> None:
         self._size = None if given is None else self._each("size", given)
         self._changed()
 

@@ -27,8 +27,8 @@ def _conditions(report: Report) -> str:
     return (
         f"Medians of {report['repeats']} runs{' in turns' * bool(report['before'])}, lowest and "
         f"highest; {report['device']}, {threads}, {' and '.join(kinds)}. "
-        f"Multiplications are a {'sample' if report['kind'] == 'samples' else 'token'}'s"
-        f"{', in linear layers' * (report['kind'] != 'samples')}."
+        f"Multiplications are a {'sample' if report.get('kind') == 'samples' else 'token'}'s"
+        f"{', in linear layers' * (report.get('kind') != 'samples')}."
     )
 
 
@@ -41,7 +41,7 @@ def _speeds(report: Report) -> list[Line]:
         "forward": f"1 text of {prompt}, tokens/s",
         "batched": f"{batch} texts of {prompt}, tokens/s",
     }
-    if report["kind"] == "samples":
+    if report.get("kind") == "samples":
         labels = {"forward": "1 sample, samples/s", "batched": f"{batch} at once, samples/s"}
     return [
         row
@@ -71,7 +71,7 @@ def _counts(report: Report) -> list[Line]:
     rows = [
         _counted(report, "peak memory of a process", size, "peak_bytes"),
         _counted(report, "the model in memory", size, "resident_bytes"),
-    ][report["kind"] == "samples" :]  # of which no peak is taken
+    ][report.get("kind") == "samples" :]  # of which no peak is taken
     return rows + [
         _counted(report, f"multiplications, {name}", count, "macs", name)
         for name in ("decode", "prefill", "forward")

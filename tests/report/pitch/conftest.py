@@ -45,6 +45,7 @@ def report():
         ],
         "batch": 32,
         "threads": 2,
+        "swift": 1.61,
         "track": track,
     }
     weights = [{"name": "conv1", "action": "tensorize"}, {"name": "conv1.bias", "action": "leave"}]

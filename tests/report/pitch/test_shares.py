@@ -20,7 +20,12 @@ def test_the_table_fits_a_terminal_and_says_what_its_columns_are(report):
         ["CREPE tiny", "486.6 k", "1.9 MB", "95.8 %", "88.0 %", "95.0 %", "2.5", "0.120"],
     ]
     text = "\n".join(lines)
-    for part in ("of 400 sounds each", "others  sounds of others", "32 frames at once, 2 threads"):
+    for part in (
+        "of 400 sounds each",
+        "others  sounds of others",
+        "32 frames at once, 2 threads;",
+        "last takes 1.610",
+    ):
         assert part in text
     assert "clean -0.8 (-1.3 to -0.3); 0 dB 1.5 (1.0 to 2.0); others -0.2 (-0.7 to 0.3)" in text
 

@@ -13,7 +13,7 @@ from bondwise.report.markup import Markup, el, figure, grid, join
 from bondwise.report.table import WIDTH
 from bondwise.report.units import Number, count, decimal, percent, size
 
-LEFT, RIGHT, ROW, FOOT = 170, 14, 34, 38
+LEFT, RIGHT, ROW, FOOT = 245, 14, 34, 38
 WIDE = 760  # of the picture
 COLOURS = (6, 0, 1)  # of the dense model, ours, and the other
 
@@ -60,7 +60,8 @@ def _caption(told: Told) -> str:
         f"Within 50 cents of the pitch, of {tests[0]['count']} sounds each:",
         *(f"  {test['short']:<8}{test['what']}" for test in tests),
         "  cents   median error on the first",
-        f"  seconds for a second of sound, {how}",
+        f"  seconds for a second of sound, {how};",
+        f"          {names[0]} with its channels last takes {decimal(told['swift'], 3)}",
         f"{names[1]} less {names[0]} in points, and its 95 % interval:",
         "  " + "; ".join(f"{short} {said}" for short, said in _differences(told)),
     ]
@@ -111,16 +112,16 @@ def pitch(report: Report) -> Markup:
     told: Told | None = report.get("pitch")
     if not told:
         return Markup("")
-    tests = told["tests"]
+    tests, names = told["tests"], [str(model["name"]) for model in told["models"]]
     whats = "; ".join(f"{test['short']}: {test['what']}" for test in tests)
     heads = ("", "numbers", "bytes", *(str(test["short"]) for test in tests), "cents", "seconds")
     note = (
         f"Shares of sounds heard within 50 cents, half a semitone, of their pitch; "
         f"{tests[0]['count']} sounds a test. {whats}. Cents: the median error on the first. "
         f"Seconds: for a second of sound, {told['batch']} frames at once, "
-        f"{_threads(told['threads'])}."
+        f"{_threads(told['threads'])}; {names[0]} with its channels last takes "
+        f"{decimal(told['swift'], 3)}."
     )
-    names = [str(model["name"]) for model in told["models"]]
     sure = grid((f"{names[1]} less {names[0]}, points", "95 % interval"), _differences(told))
     return join(
         [
