@@ -8,6 +8,8 @@ from pkgutil import iter_modules
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from bondwise.errors import SelectionError
 from bondwise.layers.terms import Term
@@ -66,6 +68,10 @@ class Host:
         """Why a module derived from its class does not compute as that; empty where it does."""
         kind, parent = type(module), self.parent(module)
         assert parent is not None
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            return f"a {kind.__name__} that has met no input yet"
+        if is_parametrized(module):
+            return "a weight that torch's parametrizations make: remove_parametrizations first"
         hooked = "_hf_hook" in vars(module)  # accelerate puts its own before that of the class
         steps = [name for name in _STEPS if hasattr(parent, name)]
         other = any(getattr(kind, name) is not getattr(parent, name) for name in steps)
@@ -179,9 +185,10 @@ def host_of(module: object, layer: type | None = None) -> Host:
     if found is None or (layer is not None and found.layer is not layer):
         fit = [h for h in hosts().values() if layer is None or h.layer is layer]
         known = " or ".join(host.base.removeprefix("torch.").rpartition(".")[2] for host in fit)
+        own = own_way(module) if isinstance(module, nn.Module) else ""
         raise SelectionError(
-            f"A {type(module).__name__} came, whose weight is not known to be a matrix; "
-            f"write a {known}."
+            f"A {type(module).__name__} came, whose weight is not known to be a matrix"
+            f"{own and f' ({own})'}; write a {known}."
         )
     return found
 
