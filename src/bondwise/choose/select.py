@@ -279,8 +279,8 @@ def _unfit(module: nn.Module, name: str, parameter: Tensor, inside: set[nn.Modul
 
 def _used(module: nn.Module, name: str) -> str:
     """Whose parameter it is, where that is no weight of a kind that is known."""
-    if _group(module) is not None and name.endswith(_NORMED):
-        return "a weight that torch's old norms or pruning make: remove those first"
+    if name.endswith(_NORMED) and own_way(module):
+        return own_way(module)
     if isinstance(module, ParametrizationList):
         return "a weight that torch's parametrizations make: remove_parametrizations first"
     return f"a parameter of {type(module).__name__}, whose code uses it in its own way"

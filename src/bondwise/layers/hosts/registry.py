@@ -22,6 +22,7 @@ def as_it_is(module: Any, matrix: Tensor) -> Tensor:  # noqa: ARG001
     return matrix
 
 
+_NORMED = ("weight_g", "weight_orig")  # what torch keeps in the place of a weight
 _STEPS = ("forward", "__call__", "_conv_forward", "_output_padding")  # of what a module computes
 
 
@@ -72,12 +73,14 @@ class Host:
             return f"a {kind.__name__} that has met no input yet"
         if is_parametrized(module):
             return "a weight that torch's parametrizations make: remove_parametrizations first"
+        own = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
+        if not own.isdisjoint(_NORMED):  # the weight is that of the last call
+            return "a weight that torch's old norms or pruning make: remove those first"
         hooked = "_hf_hook" in vars(module)  # accelerate puts its own before that of the class
         steps = [name for name in _STEPS if hasattr(parent, name)]
         other = any(getattr(kind, name) is not getattr(parent, name) for name in steps)
         if other or ("forward" in vars(module) and not hooked):
             return f"a {kind.__name__} with a forward of its own"
-        own = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
         if kind is not parent and own - {"weight", "bias"}:
             return f"a {kind.__name__}, which is more than a {parent.__name__}"
         return ""
