@@ -151,7 +151,8 @@ def cells() -> list[Cell]:
     kinds = product(registry.names(), HOSTS, (False, True), (None, *BESIDE))
     names = registry.names(kernels=True)
     alone = product(names, CONVOLUTIONS, (False, True))
-    beside = product(["tucker2"], CONVOLUTIONS, (False, True), BESIDE)
+    others = [kind for kind in BESIDE if kind != "network"]  # that one has no kernel
+    beside = product(["tucker2"], CONVOLUTIONS, (False, True), others)
     return [*control, *(Cell(*kind) for kind in (*kinds, *alone, *beside))]
 
 

@@ -1,6 +1,7 @@
 """Writes the golden checkpoints: run once per version of the schema, then kept for ever.
 
-    python tests/golden/make.py 3      # writes llama-tiny-v3 and module-v3 beside this file
+    python tests/golden/make.py 3                  # llama-tiny-v3, module-v3, .. beside this file
+    python tests/golden/make.py 3 convolution      # convolution-v3 alone
 
 Existing ones are never written again: that they load is the promise.
 """
@@ -13,13 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bondwise import btt, kron, lowrank, mpo, ring
+from bondwise import btt, cp, kron, lowrank, mpo, ring, tucker2
 from bondwise.checkpoint.checkpoint import save
 from bondwise.gauge.compact import compact
+from bondwise.layers.convolution import TensorConv2d, TensorConvTranspose2d
 from bondwise.layers.entries import columns, dense, entries, rows
 from bondwise.layers.hosts.registry import host_of
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.networks import compacted, drawn
+from bondwise.network.groups import grouped_network
 
 HERE = Path(__file__).parent
 IDS = torch.tensor([[5, 17, 3, 60, 2, 9, 9, 41]])
@@ -71,14 +74,47 @@ def module() -> nn.Module:
     )
 
 
+def skeleton() -> nn.Module:
+    """The dense model that the convolutions below stand in."""
+    moved = {"stride": (1, 2), "padding": (1, 0), "groups": 2, "padding_mode": "circular"}
+    return nn.Sequential(
+        nn.Conv2d(4, 12, (3, 2), **moved),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 3, padding="same"),
+        nn.ConvTranspose2d(8, 3, 2, stride=2, output_padding=1, bias=False),
+    )
+
+
+def convolution() -> nn.Module:
+    """Groups without the gauge and an entry beside them, CP, and a transposed one."""
+    torch.manual_seed(0)
+    model = skeleton()
+    own = grouped_network(tucker2(6, 2, (3, 2), (3, 2)), 2)
+    stored = compacted(compact(own, TensorConv2d(own).cores()))
+    few = entries(torch.tensor([0, 17]), torch.randn(2), (12, 12))
+    model[0] = host_of(model[0]).build(model[0], [stored, few])
+    model[2] = TensorConv2d(cp(8, (12, 3, 3), 5), bias=True, padding="same", size=(6, 6))
+    net = lowrank(3, (8, 2, 2), 3)
+    model[3] = TensorConvTranspose2d(net, stride=2, output_padding=1)
+    return model
+
+
+GIVEN = {
+    "llama-tiny": (llama, IDS, "logits"),
+    "module": (module, torch.linspace(-1, 1, 36).view(3, 12), "y"),
+    "convolution": (convolution, torch.linspace(-1, 1, 288).view(2, 4, 6, 6), "y"),
+}
+
+
 @torch.no_grad()
-def main(version: str) -> None:
-    model = llama()
-    save(model, HERE / f"llama-tiny-v{version}")
-    save_file({"logits": model(IDS).logits}, HERE / f"llama-tiny-v{version}.safetensors")
-    toy, x = module(), torch.linspace(-1, 1, 36).view(3, 12)
-    save(toy, HERE / f"module-v{version}")
-    save_file({"x": x, "y": toy(x)}, HERE / f"module-v{version}.safetensors")
+def main(version: str, *names: str) -> None:
+    for name in names or GIVEN:
+        make, x, gives = GIVEN[name]
+        model, where = make(), HERE / f"{name}-v{version}"
+        save(model, where)
+        y = model(x).logits if gives == "logits" else model(x)
+        known = {} if gives == "logits" else {"x": x}
+        save_file(known | {gives: y.contiguous()}, where.with_suffix(".safetensors"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from bondwise import merge
 from bondwise.checkpoint.checkpoint import load
 
 HERE = Path(__file__).parent
@@ -57,3 +58,22 @@ def test_a_plain_module(version):
     model = load(HERE / f"module-v{version}", model=skeleton)
     assert_bit_for_bit(model, HERE / f"module-v{version}")
     torch.testing.assert_close(model(want["x"]), want["y"], **CLOSE)
+
+
+@torch.no_grad()
+def test_convolutions():
+    moved = {"stride": (1, 2), "padding": (1, 0), "groups": 2, "padding_mode": "circular"}
+    skeleton = nn.Sequential(
+        nn.Conv2d(4, 12, (3, 2), **moved),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 3, padding="same"),
+        nn.ConvTranspose2d(8, 3, 2, stride=2, output_padding=1, bias=False),
+    )
+    want = load_file(HERE / "convolution-v3.safetensors")
+    assert want["y"].std() > 0.01
+    model = load(HERE / "convolution-v3", model=skeleton)
+    assert_bit_for_bit(model, HERE / "convolution-v3")
+    torch.testing.assert_close(model(want["x"]), want["y"], **CLOSE)
+    dense = merge(model)  # by torch's own convolutions
+    assert [type(each) for each in dense] == [type(each) for each in skeleton]
+    torch.testing.assert_close(dense(want["x"]), want["y"], **CLOSE)

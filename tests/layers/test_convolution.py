@@ -2,17 +2,19 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.errors import ShapeError
+from bondwise.errors import FitError, SelectionError, ShapeError
 from bondwise.gauge.compact import compact
 from bondwise.layers.entries import entries
-from bondwise.layers.hosts.registry import built, densified
+from bondwise.layers.hosts.registry import built, densified, find, own_way
 from bondwise.layers.networks import compacted
 from bondwise.layers.specs import from_spec
 from bondwise.network.groups import grouped_network
@@ -240,3 +242,120 @@ def test_size_decides_the_order_and_counts_multiplications():
         assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-4)
     assert found[4096] < 1
     assert found[4096] != found[4]
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+class OwnStep(nn.Conv2d):
+    """It pads for itself, as convolutions of static padding do."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(nn.functional.pad(x, (1, 1, 1, 1)), weight, bias)
+
+
+class Renamed(nn.Conv2d):
+    pass
+
+
+def lazy(*_):
+    return nn.LazyConv2d(6, 3)
+
+
+LEFT = [
+    (OwnForward, "an? OwnForward with a forward of its own"),
+    (OwnStep, "an? OwnStep with a forward of its own"),
+    (lazy, "a LazyConv2d that has met no input yet"),
+    (lambda *a: parametrizations.weight_norm(nn.Conv2d(*a)), "remove_parametrizations first"),
+    (lambda *a: parametrizations.spectral_norm(nn.Conv2d(*a)), "remove_parametrizations first"),
+]
+
+
+@pytest.mark.parametrize(("made", "why"), LEFT)
+def test_what_computes_in_another_way_is_left_alone(made, why):
+    conv = made(4, 6, 3)
+    assert find(conv) is None
+    assert re.search(why, own_way(conv))
+    with pytest.raises(SelectionError, match=why):
+        bw.TensorConv2d.from_conv(conv)
+
+
+def pruned(conv):
+    prune.l1_unstructured(conv, "weight", 0.3)
+    return conv
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, pruned])
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_old_norms_and_pruning_are_named(norm):
+    """Their weight is that of the last call: another one than the next call has."""
+    conv, says = norm(nn.Conv2d(4, 6, 3)), "old norms or pruning make: remove those first"
+    with pytest.raises(SelectionError, match=says):
+        bw.TensorConv2d.from_conv(conv)
+    with pytest.raises(SelectionError, match=says):
+        bw.plan_model(nn.Sequential(conv), keep=0.5, targets="convolution")
+
+
+def test_a_subclass_that_computes_as_its_parent_is_taken():
+    conv = Renamed(4, 6, 3, padding=1).double()
+    same(bw.TensorConv2d.from_conv(conv), conv)
+
+
+UNFIT = [
+    ({}, bw.lowrank(6, 36, 2), ShapeError, r"write columns such as \(.., 3, 3\)"),
+    ({}, bw.lowrank(6, (3, 3, 4), 2), ShapeError, "its last column modes are the kernel's"),
+    ({}, bw.tucker2(7, 4, (3, 3), 2), ShapeError, r"one such as tucker2\(6, 4, \(3, 3\), 2\)"),
+    ({"groups": 2}, bw.tucker2(6, 4, (3, 3), 2), ShapeError, "of 1 groups came for .* of 2"),
+    ({"dtype": torch.complex64}, None, FitError, "A weight of torch.complex64 came"),
+    ({"device": "meta"}, None, SelectionError, "on meta came, without numbers"),
+]
+
+
+@pytest.mark.parametrize(("options", "wrong", "kind", "says"), UNFIT, ids=str)
+def test_what_cannot_be_fitted_is_said_in_one_sentence(options, wrong, kind, says):
+    with pytest.raises(kind, match=says) as error:
+        bw.TensorConv2d.from_conv(nn.Conv2d(4, 6, 3, **options), wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_another_kind_or_numbers_that_are_none_are_refused():
+    conv = nn.Conv2d(4, 6, 3)
+    for other in (nn.Conv1d(4, 6, 3), nn.ConvTranspose2d(4, 6, 3), nn.Linear(4, 6)):
+        with pytest.raises(SelectionError, match=f"A {type(other).__name__} came.*write a Conv2d"):
+            bw.TensorConv2d.from_conv(other)
+    conv.weight.data[1, 2] = float("nan")
+    with pytest.raises(FitError, match="NaN or infinity"):
+        bw.TensorConv2d.from_conv(conv)
+
+
+OPTIONS = [
+    ({"stride": 0}, "stride=0 came"), ({"stride": (1, 2, 3)}, r"stride=\(1, 2, 3\) came"),
+    ({"dilation": 1.5}, "dilation=1.5 came"), ({"padding": -1}, "padding=-1 came"),
+    ({"padding": "full"}, "padding='full' came; write numbers, same or valid"),
+    ({"padding": "same", "stride": 2}, "padding='same' came with a stride"),
+    ({"padding_mode": "mirror"}, "padding_mode='mirror' came; write zeros, reflect"),
+    ({"output_padding": 1}, "output_padding=.* of a transposed convolution alone"),
+    ({"strides": 2}, "strides=2 came; write kernel_size, stride"), ({"size": 0}, "size=0 came"),
+    ({"bias": torch.zeros(5)}, r"A bias of shape \(5,\) came"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "says"), OPTIONS, ids=str)
+def test_arguments_that_no_convolution_has_are_named(options, says):
+    with pytest.raises(ShapeError, match=says):
+        bw.TensorConv2d(bw.tucker2(6, 4, (3, 3), 2), **options)
+
+
+def test_inputs_that_do_not_fit_are_named():
+    layer = bw.TensorConv2d(bw.tucker2(6, 4, (3, 3), 2), dilation=2, padding=1)
+    assert layer(torch.zeros(1, 4, 3, 3)).shape == (1, 6, 1, 1)
+    for sizes in [(2, 3), (3, 2), (0, 5)]:
+        with pytest.raises(ShapeError, match=f"An input of {sizes[0]} x {sizes[1]} came for a ker"):
+            layer(torch.zeros(1, 4, *sizes))
+    with pytest.raises(ShapeError, match=r"An input of shape \(1, 5, 8, 8\) came; write \(samples"):
+        layer(torch.zeros(1, 5, 8, 8))
+    with pytest.raises(ShapeError, match="whose columns are no inputs and a kernel of 2 sizes"):
+        bw.TensorConv2d(bw.lowrank(6, 36, 2))
+    assert bw.TensorConv2d(bw.lowrank(6, (4, 9), 2), kernel_size=3).in_channels == 4

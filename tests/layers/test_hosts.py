@@ -70,12 +70,13 @@ def test_the_matrix_is_what_the_module_applies_to_its_inputs(name):
     if rows is None:
         assert_close(module(x), F.embedding(x, W))
     elif name in CONVOLUTIONS:
-        assert rows is x
-        moved = {"stride": 2, "padding": 1, "groups": 2}
+        assert rows is not x  # its patches are other ones than another module's
+        padding = 1 if module.transposed else 0  # what it pads with is part of its patches
+        moved = {"stride": 2, "padding": padding, "groups": 2}
         blocks = W.reshape(2, 3, 2, *module.kernel_size)
         blocks = blocks.transpose(1, 2) if module.transposed else blocks
         run = getattr(F, f"conv{'_transpose' * module.transposed}{len(module.kernel_size)}d")
-        assert_close(module(x), run(x, blocks.flatten(0, 1), module.bias, **moved))
+        assert_close(module(x), run(rows, blocks.flatten(0, 1), module.bias, **moved))
     else:
         assert_close(module(x), F.linear(rows, W, module.bias))
         assert rows_of(module)((), {"given": x}) is x

@@ -8,6 +8,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from bondwise.errors import FitError, SelectionError
 from bondwise.flow.doors import check_bare, is_opaque
@@ -19,6 +20,7 @@ Patterns = str | Sequence[str]
 HEADS = ("lm_head", "embed_out", "output_projection", "classifier", "score", "qa_outputs", "head")
 ROUTERS = ("gate", "router", "wg", "shared_expert_gate")
 AUTO = "auto"  # every kind of module that a host knows, but embeddings
+_NORMED = (".weight_g", ".weight_v", ".weight_orig")  # what they keep in the weight's place
 _READ_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
@@ -269,10 +271,19 @@ def _unfit(module: nn.Module, name: str, parameter: Tensor, inside: set[nn.Modul
     if is_weight and own_way(module):
         return own_way(module)
     if not is_weight or _group(module) is None:
-        return f"a parameter of {type(module).__name__}, whose code uses it in its own way"
+        return _used(module, name)
     if module in inside:
         return "torch's fused attention reads this weight directly"
     return _special(module, parameter)
+
+
+def _used(module: nn.Module, name: str) -> str:
+    """Whose parameter it is, where that is no weight of a kind that is known."""
+    if name.endswith(_NORMED) and own_way(module):
+        return own_way(module)
+    if isinstance(module, ParametrizationList):
+        return "a weight that torch's parametrizations make: remove_parametrizations first"
+    return f"a parameter of {type(module).__name__}, whose code uses it in its own way"
 
 
 def _special(module: nn.Module, parameter: Tensor) -> str:

@@ -1,5 +1,6 @@
 """How a convolution moves over its input: stride, padding, dilation and groups, axis by axis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -89,6 +90,22 @@ class Geometry:
         else:
             size = (size + padded - reach - 1) // self.stride[axis] + 1
         return max(1, size)
+
+    def check(self, sizes: Sequence[int]) -> None:
+        """Refuse an input that is smaller, with its padding, than the kernel.
+
+        Raises:
+            ShapeError: naming both.
+        """
+        if self.transposed:
+            return
+        for n, sides, k, d in zip(sizes, self.padding, self.kernel, self.dilation, strict=True):
+            if n + sum(sides) < d * (k - 1) + 1:
+                shown = [" x ".join(map(str, each)) for each in (sizes, self.kernel)]
+                raise ShapeError(
+                    f"An input of {shown[0]} came for a kernel of {shown[1]}, which is larger even "
+                    "with the padding; give a larger input, or more padding."
+                )
 
     def extents(self, sizes: Sizes) -> Sizes:
         """The output's sizes for an input's."""

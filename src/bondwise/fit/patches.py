@@ -138,7 +138,9 @@ class Patches:
         assert self._sum is not None
         assert self._kernel is not None
         moment, count = self._sum[group], max(1, round(self._rows))
-        moment = (moment + moment.mT) / 2  # a product of many rows is not symmetric to the last bits
+        moment = (
+            moment + moment.mT
+        ) / 2  # a product of many rows is not symmetric to the last bits
         if not moment.any():
             moment = torch.eye(len(moment), dtype=self.dtype, device=moment.device)
         if shrinkage is None:

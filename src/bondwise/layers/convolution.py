@@ -66,8 +66,13 @@ class TensorConv(TensorLayer):
     ) -> None:
         if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ShapeError(
-                f"A {type(net).__name__} came as the network; write one such as "
-                "tucker2(8, 4, (3, 3), 2)."
+                f"A {type(net).__name__} came as the network; write one such as {self._example()}."
+            )
+        if len(net.cols) <= self.axes and "kernel_size" not in options:
+            raise ShapeError(
+                f"A network '{net}' came whose columns are no inputs and a kernel of {self.axes} "
+                "sizes; its last column modes are the kernel's: write one such as "
+                f"{self._example()}."
             )
         kernel = tuple(index.size for index in net.cols[-self.axes :])
         given = {"kernel_size": kernel, "groups": group_count(net)} | options
@@ -139,21 +144,35 @@ class TensorConv(TensorLayer):
         self._check()
         self.geometry = Geometry.of(self)
 
+    @classmethod
+    def _example(cls) -> str:
+        return f"tucker2(8, 4, {(3,) * cls.axes}, 2)"
+
     def _each(self, name: str, value: Any) -> Sizes:
         one = as_whole(value)
-        found = (one,) * self.axes if one is not None else tuple(value)
-        if len(found) != self.axes:
+        given = (one,) * self.axes if one is not None else value
+        whole = [as_whole(n) for n in given] if isinstance(given, Sequence) else []
+        found = tuple(n for n in whole if n is not None)
+        least = 0 if name.endswith("padding") else 1
+        if len(found) != self.axes or len(whole) != self.axes or min(found) < least:
             raise ShapeError(
-                f"{name}={value!r} came for a convolution of {self.axes} axes; write an int, or "
-                "one for each axis."
+                f"{name}={value!r} came for a convolution of {self.axes} axes; write an int from "
+                f"{least} on, or one for each axis."
             )
-        return tuple(int(n) for n in found)
+        return found
 
     def _check(self) -> None:
         modes = ("zeros", "reflect", "replicate", "circular")
         if self.padding_mode not in modes[: 1 if self.transposed else None]:
             known = "zeros" if self.transposed else ", ".join(modes)
             raise ShapeError(f"padding_mode={self.padding_mode!r} came; write {known}.")
+        most = [max(pair) for pair in zip(self.stride, self.dilation, strict=True)]
+        more = zip(self.output_padding, most, strict=True)
+        if any(n >= (top if self.transposed else 1) for n, top in more):
+            raise ShapeError(
+                f"output_padding={self.output_padding} came; it is smaller than the stride or the "
+                "dilation, and of a transposed convolution alone."
+            )
         if isinstance(self.padding, str):
             if self.padding not in ("same", "valid") or self.transposed:
                 raise ShapeError(f"padding={self.padding!r} came; write numbers, same or valid.")
@@ -191,6 +210,8 @@ class TensorConv(TensorLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``W * x + b``."""
         x, alone = batched(x, self.axes, self.in_channels)
+        if not torch.compiler.is_compiling():  # torch says it too, in a graph
+            self.geometry.check(x.shape[2:])
         y = self._convolved(0, x, self.bias)
         for k in range(1, len(self.parts)):
             y = y + self._convolved(k, x).to(y.dtype)
@@ -268,9 +289,18 @@ class TensorConv(TensorLayer):
         (out,), (inp, *kernel) = host.modes(conv)
         if net is None:
             net = capped(tucker2(out, inp, kernel, (out, inp)))
+        if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(
+                f"A {type(net).__name__} came as the network; write one such as {cls._example()}."
+            )
         if groups > 1 and group_count(net) == 1 and net.shape == (out, inp * prod(kernel)):
             net = grouped_network(net, groups)
         kernel_plan(networks.Cores(net, (None,) * len(net.cores)), Geometry.of(conv), None)
+        if net.shape != (len(matrix), groups * matrix.shape[1]):
+            raise ShapeError(
+                f"A network of shape {net.shape} came for {groups} groups of {out} outputs and "
+                f"{inp} inputs; write one such as tucker2({out}, {inp}, {tuple(kernel)}, 2)."
+            )
         fitted = fit_groups(matrix, net, metric)
         made = host.build(conv, [networks.network(fitted.network, fitted.cores)])
         assert isinstance(made, cls)

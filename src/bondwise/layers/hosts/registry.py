@@ -8,6 +8,8 @@ from pkgutil import iter_modules
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from bondwise.errors import SelectionError
 from bondwise.layers.terms import Term
@@ -20,6 +22,7 @@ def as_it_is(module: Any, matrix: Tensor) -> Tensor:  # noqa: ARG001
     return matrix
 
 
+_NORMED = ("weight_g", "weight_orig")  # what torch keeps in the place of a weight
 _STEPS = ("forward", "__call__", "_conv_forward", "_output_padding")  # of what a module computes
 
 
@@ -66,12 +69,18 @@ class Host:
         """Why a module derived from its class does not compute as that; empty where it does."""
         kind, parent = type(module), self.parent(module)
         assert parent is not None
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            return f"a {kind.__name__} that has met no input yet"
+        if is_parametrized(module):
+            return "a weight that torch's parametrizations make: remove_parametrizations first"
+        own = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
+        if not own.isdisjoint(_NORMED):  # the weight is that of the last call
+            return "a weight that torch's old norms or pruning make: remove those first"
         hooked = "_hf_hook" in vars(module)  # accelerate puts its own before that of the class
         steps = [name for name in _STEPS if hasattr(parent, name)]
         other = any(getattr(kind, name) is not getattr(parent, name) for name in steps)
         if other or ("forward" in vars(module) and not hooked):
             return f"a {kind.__name__} with a forward of its own"
-        own = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
         if kind is not parent and own - {"weight", "bias"}:
             return f"a {kind.__name__}, which is more than a {parent.__name__}"
         return ""
@@ -179,9 +188,10 @@ def host_of(module: object, layer: type | None = None) -> Host:
     if found is None or (layer is not None and found.layer is not layer):
         fit = [h for h in hosts().values() if layer is None or h.layer is layer]
         known = " or ".join(host.base.removeprefix("torch.").rpartition(".")[2] for host in fit)
+        own = own_way(module) if isinstance(module, nn.Module) else ""
         raise SelectionError(
-            f"A {type(module).__name__} came, whose weight is not known to be a matrix; "
-            f"write a {known}."
+            f"A {type(module).__name__} came, whose weight is not known to be a matrix"
+            f"{own and f' ({own})'}; write a {known}."
         )
     return found
 
