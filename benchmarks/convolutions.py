@@ -111,7 +111,7 @@ def speed(given: argparse.Namespace) -> None:
         )
         rows = [
             row
-            for threads in (1, 2)
+            for threads in range(1, given.threads + 1)
             for batch in models.SUBJECTS[subject].timed
             for row in seconds.timed(
                 subject, names, given.cache, threads, batch, given.repeats, given.least

@@ -14,6 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 MODEL, FILE = arg(metavar="MODEL"), arg(metavar="FILE")
 Switch = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
+On = Annotated[bool, arg(help_behavior_hint="(default: on)")]  # what a flag can also switch off
 Patterns = Annotated[
     tuple[str, ...],
     UseAppendAction,

@@ -19,7 +19,7 @@ def site():
 def test_every_shape_is_one_of_the_weight(form):
     for out, inp in ((32, 48), (30, 7), (13, 13)):
         for build in shapes(form, out, inp, heads=out // 2 if out % 2 == 0 else None):
-            assert build(out, inp, 2).shape == (out, inp)
+            assert build(out, inp, (), 2).shape == (out, inp)
 
 
 def test_a_kronecker_weight_is_won_by_an_mpo():
@@ -46,7 +46,7 @@ def test_speed_leaves_out_what_is_slower_than_dense():
 
 
 def test_outputs_folded_in_pairs_keep_a_bond_as_wide_as_the_pairs():
-    folded = [build(32, 48, 12) for build in shapes("mpo", 32, 48)]
+    folded = [build(32, 48, (), 12) for build in shapes("mpo", 32, 48)]
     pairs = next(net for net in folded if [i.size for i in net.rows] == [16, 2])
     assert tuple(pairs.bonds.values()) == (12,)
     assert pairs.core_shapes[0][0] == 16
@@ -62,5 +62,5 @@ def test_outputs_folded_in_pairs_keep_a_bond_as_wide_as_the_pairs():
     ],
 )
 def test_blocks_split_the_longer_side_where_it_can_be(out, inp, grids):
-    nets = [build(out, inp, 1) for build in shapes("btt", out, inp)]
+    nets = [build(out, inp, (), 1) for build in shapes("btt", out, inp)]
     assert {(net.rows[1].size, net.cols[0].size) for net in nets} == grids

@@ -65,12 +65,14 @@ def test_noise_is_at_its_level_and_white(level):
 
 
 def test_lessons_are_of_harmonics_alone_at_every_level_and_some_are_noise():
-    shown = lessons(400, seed=2)
+    shown = lessons(400, seed=2, alone=0.1)
     assert tuple(shown.shape) == (400, FRAME)
     whole = torch.fft.rfft(shown).abs().square()
     peaks = whole.max(1).values / whole.sum(1)
     noise = (peaks < 0.03).double().mean()
     assert 0.02 < noise < 0.2
     assert (peaks > 0.2).double().mean() > 0.5
+    tonal = lessons(400, seed=2)
+    assert (tonal != shown).any(1).double().mean() == pytest.approx(0.1, abs=0.06)
     assert "harmonics" not in OTHERS
     assert set(OTHERS) < set(TIMBRES)

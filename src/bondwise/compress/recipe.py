@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import yaml
 from tyro.conf import Positional, arg
 
-from bondwise.choices import FILE, MODEL, Patterns, Switch
+from bondwise.choices import FILE, MODEL, On, Patterns
 from bondwise.errors import BudgetError
 from bondwise.topology.registry import names
 
@@ -62,7 +62,7 @@ class Recipe(Cut):
     prefer: str = "speed"
     effort: str = "fast"  # fast, or best: longer refinement.
     # Multiply the scale of a BatchNorm into the layer before it, with --data.
-    fold: Switch = True
+    fold: On = True
     windows: int = 64  # Windows of the text, at most.
     length: int = 256  # Tokens of a window.
     seed: int = 0  # Seed of every random choice.

@@ -28,8 +28,10 @@ NAME = "CREPE, the pitch tracker"
 CODE = "bondwise.demo.crepe:full"
 TARGETS = ("convolution", "classifier")
 CALIBRATION = "calibration.npy"
-CALIBRATED, LESSONS = 512, 1536  # frames that are fitted on, and healed on
-MINUTES, BATCH = 1.4, 32  # of healing, and frames of a step
+CALIBRATED, LESSONS = 256, 1536  # frames that are fitted on, and healed on
+MINUTES, BATCH = 1.2, 32  # of healing, and frames of a step
+LARGEST = 3e-4  # step of a dense weight
+NOISE = 1 / 16  # of what is fitted on is noise alone: what is no tone must stay none
 TESTED = 400  # sounds of a test
 LONGEST = 10  # seconds of a wav that are heard
 UNHEARD = 1_000_000  # a seed: nothing is calibrated or healed on what it draws
@@ -121,13 +123,13 @@ class _Trial:
 def _demo(trial: _Trial, out: Path, overwrite: bool) -> Report:
     """Compress, heal, judge, write."""
     recipe, steps, progress = trial.recipe, trial.steps, trial.progress
-    frames = lessons(CALIBRATED, recipe.seed)
+    frames = lessons(CALIBRATED, recipe.seed, NOISE)
     result = run(recipe, trial.dense, frames, None, progress)
     steps.done.extend(dict(step) for step in result.steps)
     with steps("heal"), threads(recipe.threads):
         healed = heal(
             result.model, trial.dense, lessons(LESSONS, recipe.seed + 2), inplace=True,
-            minutes=trial.minutes, batch=BATCH, micro=BATCH, seed=recipe.seed,
+            minutes=trial.minutes, rate=LARGEST, batch=BATCH, micro=BATCH, seed=recipe.seed,
             progress=progress, tell=trial.tell,
         )  # fmt: skip
     ours = healed.model.eval()

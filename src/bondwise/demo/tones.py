@@ -13,6 +13,7 @@ FRAME = 1024
 LOW, HIGH = 60.0, 1_000.0  # Hz
 HARMONICS = 8
 PLUCKED_BEFORE = 512  # samples from the pluck to the frame: its noise has become a tone by then
+LOUD = 40.0  # dB that the clearest tone of a lesson is above its noise; the faintest is as loud
 QUIET = 1e-8  # a deviation below this is silence
 
 
@@ -46,17 +47,22 @@ def tones(count: int, seed: int, *, timbre: str = "harmonics", noise: float | No
     return Tones(sound, hertz)
 
 
-def lessons(count: int, seed: int) -> Float[Tensor, "count 1024"]:
-    """Frames to heal on: tones of random harmonics in noise of every level, and noise alone.
+def lessons(count: int, seed: int, alone: float = 0.0) -> Float[Tensor, "count 1024"]:
+    """Frames to fit and heal on: tones of random harmonics, in noise of every level.
 
-    The level of a tone above the noise is uniform from -5 to 40 dB; one frame in 16 has no tone.
+    Args:
+        count: how many.
+        seed: of every random choice.
+        alone: the share of frames that are noise and nothing else. A relative error weighs them
+            most, since the network gives next to nothing for them: healed on a sixteenth of them,
+            CREPE tiny at 0.44 heard 91.8 % of clean tones, without 93.0 %.
     """
     random = Generator().manual_seed(seed)
     clean = tones(count, seed + 1).frames
     hiss = normal(torch.randn(count, FRAME, generator=random))
-    level = 10 ** (-(45 * torch.rand(count, 1, generator=random) - 5) / 20)
-    alone = torch.rand(count, 1, generator=random) < 1 / 16
-    return normal(torch.where(alone, hiss, clean + level * hiss))
+    level = 10 ** (-LOUD * torch.rand(count, 1, generator=random) / 20)
+    noise = torch.rand(count, 1, generator=random) < alone
+    return normal(torch.where(noise, hiss, clean + level * hiss))
 
 
 def others(count: int, seed: int) -> Tones:
