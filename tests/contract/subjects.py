@@ -273,7 +273,10 @@ def _dense(host: str, W: Tensor, seed: int) -> nn.Module:
         made = _module(host)(6, OUT, **_options(host))
         W = W.reshape(OUT, -1, *made.kernel_size)
         W = W.transpose(0, 1) if made.transposed else W
-        made.weight, made.bias = nn.Parameter(W.clone()), nn.Parameter(bias)
+        made.weight, made.bias = (
+            nn.Parameter(W.clone(memory_format=torch.contiguous_format)),
+            nn.Parameter(bias),
+        )
         return made
     made = Conv1D(OUT, IN) if host == "conv1d" else nn.Linear(IN, OUT, bias=bias is not None)
     made.weight = nn.Parameter(W.T.contiguous() if host == "conv1d" else W.clone())

@@ -157,6 +157,7 @@ HOST = '''
         first,
         lambda module, terms: TensorLinear.of(terms, host="turned"),
         dense,
+        lambda module, matrix: matrix.T,
     )
 '''
 MODULE = """

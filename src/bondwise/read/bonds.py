@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bondwise.compute.stack import cheapest_order
 from bondwise.errors import NetworkError, SelectionError, ShapeError
 from bondwise.gauge.bonds import Branch, unfolding
+from bondwise.layers.hosts.convolution import geometry_of
 from bondwise.layers.module import TensorLayer
 from bondwise.network.network import Index, Network
 
@@ -121,6 +122,20 @@ def bond(model: nn.Module, layer: str = "", name: str | None = None) -> Bond:
     if name is not None and name not in names:
         raise SelectionError(f"No bond {name!r} in layer {layer!r}; {nearest(name, names)}.")
     return Bond(layer, own.network, readable(own), name or names[0])
+
+
+def check_rows(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers whose inputs are no rows of vectors: the patches of a convolution.
+
+    Raises:
+        SelectionError: naming the first.
+    """
+    for name in names:
+        if geometry_of(model.get_submodule(name)) is not None:
+            raise SelectionError(
+                f"Layer {name!r} is a convolution, whose bonds are read from its weight alone; "
+                "name layers that meet vectors, or read spectra(..), gauge(..) and gram(..) of it."
+            )
 
 
 def readable(layer: TensorLayer) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from bondwise.errors import DataError, SelectionError, ShapeError
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.watch import Entering, watching
 from bondwise.layers.module import TensorLayer
-from bondwise.read.bonds import Bond, bond, chosen_indices
+from bondwise.read.bonds import Bond, bond, check_rows, chosen_indices
 from bondwise.read.contributions import added, readout
 
 Change = Callable[[Bond, Tensor], Tensor]
@@ -204,7 +204,8 @@ def attach(model: nn.Module, edits: Sequence[Edit]) -> list[RemovableHandle]:
         edits: as `zero`, `scale`, `mean`, `resample`, `steer` and `patch` make them.
 
     Raises:
-        SelectionError: a layer that the model does not have, or whose network is another.
+        SelectionError: a layer that the model does not have, whose network is another, or that is
+            a convolution.
 
     >>> from bondwise import TensorLinear, lowrank
     >>> layer = TensorLinear(lowrank(6, 4, 2))
@@ -212,6 +213,7 @@ def attach(model: nn.Module, edits: Sequence[Edit]) -> list[RemovableHandle]:
     >>> handle.remove()
     """
     layers = [_layer_of(model, edit) for edit in edits]
+    check_rows(model, (edit.bond.layer for edit in edits))
     return [layer.register_forward_hook(_hook(e)) for layer, e in zip(layers, edits, strict=True)]
 
 
@@ -263,6 +265,7 @@ def recorded(model: nn.Module, bonds: Iterable[Bond], batch: Batch) -> dict[str,
         found[entering.name] = entering.x.detach().clone()
 
     layers = {b.layer: model.get_submodule(b.layer) for b in bonds}
+    check_rows(model, layers)
     with torch.no_grad(), evaluating(model), watching(layers, see):
         feed(model, batch)
     return found

@@ -14,7 +14,7 @@ from bondwise.flow.calibrate import Inputs
 from bondwise.flow.forms.door import batches as opened_batches
 from bondwise.flow.watch import Entering, watch
 from bondwise.progress import Progress, silent
-from bondwise.read.bonds import Bond
+from bondwise.read.bonds import Bond, check_rows
 from bondwise.read.contributions import Readout, gram, readout
 
 TOP, LOW = 100, 5  # examples that are kept of each feature: for its tokens, and of the other end
@@ -101,6 +101,7 @@ def features(
     Raises:
         DataError: no batch, inputs that are not finite, or a corpus of fewer tokens than the
             statistics need.
+        SelectionError: a layer is a convolution.
 
     >>> from bondwise import TensorLinear, lowrank
     >>> from bondwise.read import bond
@@ -112,6 +113,7 @@ def features(
     """
     batches = opened_batches(batches, tokenizer, count=None)
     names = list(dict.fromkeys(bond.layer for bond in bonds))
+    check_rows(model, names)
     known = dict(moments or {})
     missing = [name for name in names if name not in known]
     if missing:
@@ -151,11 +153,13 @@ def input_moments(
 
     Raises:
         DataError: no batch, or an input that is not finite.
+        SelectionError: a layer is a convolution.
 
     >>> model = nn.Sequential(nn.Linear(2, 3))
     >>> input_moments(model, ["0"], [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])["0"].diagonal()
     tensor([0.5000, 2.0000], dtype=torch.float64)
     """
+    check_rows(model, names)
     watched = Inputs({name: model.get_submodule(name) for name in names})
     watched.watch(model, opened_batches(batches, tokenizer, count=None))
     made = {
