@@ -32,6 +32,8 @@ _PROGRESS = 2e-5  # relative gain in squared error per sweep, below which sweepi
 _FACTOR = 4.0  # by which a penalty on the norms of terms falls, until one is too large
 _LEAST = 1e-10  # of such a penalty
 _EACH = 30  # sweeps under one penalty
+_WIDE = 2**20  # entries of a target above which products with it are in float32
+_DEAR = 2e9  # multiplications of a sweep above which every sweep counts
 _NOISE = 1e-2  # of the size of a core, on the numbers that a start leaves open
 
 
@@ -63,6 +65,8 @@ def fit_alternating(
 ) -> list[Named]:
     """The parts of any network, by alternating least squares from several starts."""
     effort = _BRIEF if brief else _effort(net, goal)
+    if goal.values.tensor.numel() > _WIDE:  # products with it in float32, all small ones in float64
+        goal = Target(Named(goal.values.tensor.float(), goal.values.names), goal.blocks)
     tried = [
         sweep_many(goal, _state(goal, parts), effort.try_out)[-1]
         for parts in _starts(net, goal, effort.random_starts, seed)
@@ -159,11 +163,18 @@ def _half_step(goal: Target, part: Named, others: list[Named], penalty: Penalty)
     twins = [twin(other, goal.open) for other in others]
     primed = [prime(name) for name in bonds]
     gram = Named(contract([*others, *twins], [*batch, *bonds, *primed]), (*batch, *bonds, *primed))
-    right = Named(contract([goal.values, *others], [*batch, *own, *bonds]), (*batch, *own, *bonds))
+    right = Named(_with(goal, others, [*batch, *own, *bonds]), (*batch, *own, *bonds))
     old = part.matrix(batch, own, bonds)
     g = penalty.on(gram.matrix(batch, bonds, primed), bonds, gram.tensor.shape[len(batch) :])
     new = old + solve(g, right.matrix(batch, own, bonds) - old @ g)
     return Named(new.reshape(right.tensor.shape), right.names)
+
+
+def _with(goal: Target, others: Sequence[Named], names: Sequence[str]) -> Tensor:
+    """The target contracted with other parts, in float64 from products in the target's dtype."""
+    like = goal.values.tensor.dtype
+    cast = [Named(other.tensor.to(like), other.names) for other in others]
+    return contract([goal.values, *cast], names).double()
 
 
 def _leap(goal: Target, before: State, after: State, step: float, penalty: Penalty) -> State:
@@ -180,8 +191,9 @@ def _leap(goal: Target, before: State, after: State, step: float, penalty: Penal
 
 
 def _state(goal: Target, parts: list[Named], penalty: Penalty = NONE) -> State:
-    product = contract(parts, goal.values.names)
-    error = float((goal.values.tensor - product).square().sum())
+    like = goal.values.tensor.dtype
+    product = contract([Named(p.tensor.to(like), p.names) for p in parts], goal.values.names)
+    error = float((goal.values.tensor - product).square().sum(dtype=torch.float64))
     return State(parts, error + penalty.of(parts, goal.open))
 
 
@@ -248,7 +260,8 @@ def _singular_start(net: Network, goal: Target, random: torch.Generator) -> list
         shape = [_size(net, goal, name) for name in (BLOCK, *own, *bonds)]
         columns = prod(_size(net, goal, name) for name in bonds)
         unfolded = goal.values.matrix([BLOCK], own, rest)
-        vectors = torch.linalg.eigh(unfolded @ unfolded.mT).eigenvectors.flip(-1)[..., :columns]
+        gram = (unfolded @ unfolded.mT).double()
+        vectors = torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :columns]
         noise = _normal(goal, [*vectors.shape[:-1], columns - vectors.shape[-1]], random)
         start = torch.cat([vectors, noise / max(1, vectors.shape[-2]) ** 0.5], dim=-1)
         parts.append(Named(start.reshape(shape), (BLOCK, *own, *bonds)))
@@ -256,8 +269,8 @@ def _singular_start(net: Network, goal: Target, random: torch.Generator) -> list
 
 
 def _normal(goal: Target, shape: Sequence[int], random: torch.Generator) -> Tensor:
-    like = goal.values.tensor
-    return torch.randn(*shape, generator=random, dtype=like.dtype).to(like.device)
+    drawn = torch.randn(*shape, generator=random, dtype=torch.float64)
+    return drawn.to(goal.values.tensor.device)
 
 
 def _size(net: Network, goal: Target, name: str) -> int:
@@ -278,12 +291,14 @@ _BRIEF = _Effort(sweeps=10, try_out=5, random_starts=1, finalists=1)
 
 
 def _effort(net: Network, goal: Target) -> _Effort:
-    """From 500 sweeps, 8 random starts and 3 finalists for a small weight to 20, 2 and 1."""
+    """From 500 sweeps, 8 random starts and 3 finalists for a small weight to 12, none and 1."""
     cost = 0
     for names in core_names(net, goal):
         bonds = [net.sizes[name] for name in names if name in net.bonds]
         # the target meets one bond at a time; the normal equations have one row per value of all
         cost += goal.values.tensor.numel() * max(bonds, default=1) + prod(bonds) ** 3
+    if cost > _DEAR:
+        return _Effort(sweeps=12, try_out=2, random_starts=0, finalists=1)
     sweeps = int(min(500, max(20, 1e10 / cost)))
     try_out = min(20, max(3, sweeps // 8))
     return _Effort(sweeps, try_out, *((8, 3) if sweeps == 500 else (2, 1)))
