@@ -13,16 +13,22 @@ from bondwise.choose import cost
 from bondwise.choose.cost import Cost
 from bondwise.compute.convolve import conv_plan, convolution_macs
 from bondwise.compute.geometry import Geometry, Sizes
+from bondwise.fit.parallel import between, cp_errors
 from bondwise.fit.tucker2 import tucker2_cut, tucker2_errors
 from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.groups import grouped_network
 from bondwise.network.network import Network
 from bondwise.network.ranks import capped
+from bondwise.topology.cp import cp
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.tucker2 import tucker2
 
 GRAIN = 1.4  # seconds of a multiplication in a stack, over one in the dense convolution
-EVERY = 256  # outputs up to which every rank is looked at, to meet a budget
+FINE = 3.0  # the same with a filter for each channel
+LONG = 16  # taps from which on a kernel's own modes are worth cutting
+TRIED = (0.03, 0.15)  # of the dense numbers, at which CP is fitted
+STEPS_OF_CP = 20  # ranks of CP that are looked at
+EVERY = 2**18  # numbers of a weight up to which every rank is looked at, to meet a budget
 LEAST = 8  # channels of a group on both sides from which on a cut may pay
 STEPS = 12  # ranks of the inputs that are looked at
 
@@ -64,7 +70,8 @@ def kernel_cost(net: Network, moves: Moves, bits: int) -> Cost:
     """A network of a convolution; multiplications are those of one sample."""
     numbers, size = cost.stored(stored_numbers(net), pivot_bits(net), bits)
     plan = conv_plan(net, moves.geometry, moves.size)
-    seconds = _seconds(ceil(GRAIN * plan.macs), len(plan.steps))
+    grain = FINE if any(step.groups > moves.geometry.groups for step in plan.steps) else GRAIN
+    seconds = _seconds(ceil(grain * plan.macs), len(plan.steps))
     return Cost(numbers, size, plan.macs, seconds, size + ceil(net.parameters * bits / 8))
 
 
@@ -85,13 +92,35 @@ def options(
     out, inp = blocks.shape[1:3]
     if groups > 1 and min(out, inp) < LEAST:
         return  # depthwise and the like: rank 1 already
-    inner = ranks(inp)[-STEPS:] if moves.taps > 1 and out > 1 else [inp]
+    inner = _spread(ranks(inp)) if moves.taps > 1 and out > 1 else [inp]
     table = _errors(blocks, metric, held_out, inner)
-    outer = [*range(1, out)] if out <= EVERY else [r for r in ranks(out) if r < out]
+    outer = [r for r in (range(1, out) if weight.numel() <= EVERY else ranks(out)) if r < out]
     for form, net, error in _pairs(table, inner, outer, moves):
         price = kernel_cost(net, moves, bits)
         if price.numbers < weight.numel():
             yield form, net, price, error
+    if groups == 1 and moves.taps >= LONG and min(out, inp) >= LEAST:
+        yield from _parallel(blocks[0], moves, metric, bits)
+
+
+def _parallel(
+    weight: Tensor, moves: Moves, metric: Any, bits: int
+) -> Iterator[tuple[str, Network, Cost, float]]:
+    """CP, which cuts a long kernel's own modes too."""
+    out, inp, taps = weight.shape
+    each = out + inp + taps
+    known = sorted({max(1, int(part * weight.numel() / each)) for part in TRIED})
+    errors = cp_errors(weight, metric, known)
+    least, most = known[0] / 4, weight.numel() / each / 2
+    ratio = (most / least) ** (1 / STEPS_OF_CP)
+    for rank in dict.fromkeys(_even(least * ratio**k) for k in range(STEPS_OF_CP + 1)):
+        net = cp((out,), (inp, taps), rank)
+        yield "cp", net, kernel_cost(net, moves, bits), between(known, errors, rank)
+
+
+def _even(rank: float) -> int:
+    """A multiple of 16, which runs at full speed; 8 and less as they are."""
+    return max(1, round(rank)) if rank < 16 else 16 * round(rank / 16)
 
 
 def cut(weight: Tensor, net: Network, moves: Moves, metric: Any) -> Tensor:
@@ -104,6 +133,12 @@ def cut(weight: Tensor, net: Network, moves: Moves, metric: Any) -> Tensor:
     return torch.cat(
         [tucker2_cut(b, m, (outer, inner)) for b, m in zip(blocks, metrics, strict=True)]
     )
+
+
+def _spread(found: Sequence[int]) -> list[int]:
+    """At most so many of some ranks, evenly spread, with the last."""
+    step = ceil(len(found) / STEPS)
+    return [*found[(len(found) - 1) % step :: step]]
 
 
 @cache

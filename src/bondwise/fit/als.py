@@ -79,6 +79,14 @@ def fit_alternating(
     return min(ends, key=lambda state: state.error).parts
 
 
+@torch.no_grad()
+def glance(net: Network, goal: Target, sweeps: int) -> float:
+    """The relative squared error after some sweeps from one start, for a first comparison."""
+    random = torch.Generator().manual_seed(0)
+    state = sweep_many(goal, _state(goal, _singular_start(net, goal, random)), sweeps)[-1]
+    return state.error / (float(goal.values.tensor.square().sum(dtype=torch.float64)) or 1.0)
+
+
 def _bounded_best(
     goal: Target, bonds: tuple[str, ...], ends: list[State], most: int, limit: float
 ) -> State:

@@ -83,6 +83,29 @@ def tucker2_cut(
     return (left @ (left.mT @ cut)).to(weight.dtype)
 
 
+@torch.no_grad()
+def white_core(
+    weight: Float[Tensor, "out inp taps"], metric: Weighing, lost: float
+) -> tuple[Tensor, float]:
+    """The weight in whitened coordinates, with as few directions of its inputs as may be.
+
+    Args:
+        weight: of one group.
+        metric: of its patches.
+        lost: of its square, what may be left out.
+
+    Returns:
+        Its core (out, directions, taps), and what was left out.
+    """
+    basis = _Basis.of(weight, metric)
+    core = torch.matmul(basis.right.mT, basis.white)
+    left = core.square().sum((0, 2)).flip(0).cumsum(0).flip(0)
+    whole = float(left[0]) or 1.0
+    kept = max(1, int((left > lost * whole).sum()))
+    rest = float(left[kept]) / whole if kept < len(left) else 0.0
+    return core[:, :kept].contiguous(), rest
+
+
 class _Basis:
     """The leading directions of the outputs and of the inputs, in the metric."""
 
