@@ -6,10 +6,12 @@ from statistics import median
 
 from bondwise.choose.budget import allocate, counted
 from bondwise.choose.candidates import Candidate
+from bondwise.choose.felt import Felt
 from bondwise.choose.survey import Survey
 from bondwise.errors import BudgetError
 
 FLOOR = 0.4  # of the keep: what every weight gets, since its sensitivity holds for small errors
+MIDDLE = 0.02  # squared error whose sensitivity stands for others
 
 Allocation = dict[str, Candidate]
 
@@ -78,7 +80,7 @@ class Budget:
         return max(0.0, self.keep * total - (total - free)) / free if free else 0.0
 
 
-def mixed(sensitivity: Mapping[str, float], alpha: float) -> dict[str, float]:
+def mixed(sensitivity: Mapping[str, float | Felt], alpha: float) -> dict[str, float | Felt]:
     """Sensitivities between none (alpha 0: a relative error costs the same anywhere) and all of it.
 
     >>> mixed({"q": 4.0, "v": 9.0}, 0.5)
@@ -87,8 +89,12 @@ def mixed(sensitivity: Mapping[str, float], alpha: float) -> dict[str, float]:
     return {name: value**alpha for name, value in sensitivity.items()}
 
 
-def _known(found: Survey) -> dict[str, float]:
+def _known(found: Survey) -> dict[str, float | Felt]:
     """A sensitivity for every weight: the median of the others where it could not be measured."""
     names = {c.weight for group in found.groups for c in group}
-    middle = median(found.sensitivity.values()) if found.sensitivity else 1.0
+    every = [
+        felt(MIDDLE) / MIDDLE if isinstance(felt, Felt) else felt
+        for felt in found.sensitivity.values()
+    ]
+    middle = median(every) if every else 1.0
     return {name: found.sensitivity.get(name, middle) for name in sorted(names)}

@@ -1,6 +1,6 @@
 """One budget over all weights: the candidates that together lose least and store what was asked.
 
-    minimise  sum_w sensitivity_w error_w    subject to    sum of costs <= keep * dense
+    minimise  sum_w loss_w(error_w)    subject to    sum of costs <= keep * dense
 
 The lower convex hulls of all weights are walked in the order of what a unit saves (Shoham and
 Gersho 1988). That is the exact solution of the relaxed problem at every price; what is left of the
@@ -17,6 +17,7 @@ from math import ceil
 from bondwise.choose.by_rank import check_keep, common_fraction
 from bondwise.choose.candidates import Candidate
 from bondwise.choose.cost import slower
+from bondwise.choose.felt import Felt, lost
 from bondwise.choose.hull import Point, front, gain, lower_hull, segments
 from bondwise.errors import BudgetError
 
@@ -34,7 +35,7 @@ Groups = Sequence[Sequence[Candidate]]
 def allocate(
     groups: Groups,
     keep: float,
-    sensitivity: Mapping[str, float] | None = None,
+    sensitivity: Mapping[str, float | Felt] | None = None,
     *,
     unit: str = "params",
     floor: float = 0.0,
@@ -50,7 +51,8 @@ def allocate(
         groups: the candidates of each group of weights that get one input
             (`bondwise.choose.candidates.candidates`); every weight has a dense one.
         keep: fraction of what all dense weights cost, in (0, 1].
-        sensitivity: what a relative squared error of 1 of each weight costs; 1 each by default.
+        sensitivity: what a relative squared error of 1 of each weight costs, 1 each by default; or
+            what each error costs, where that is not in proportion.
         unit: what is counted: "params", "bytes", "macs" for a token, or modelled "seconds", the
             fractions at batch 1 and 256 counting alike.
         floor: the least fraction that a weight may keep.
@@ -91,7 +93,7 @@ class _Problem:
     """The candidates of every weight, what they cost and lose, and what is not allowed."""
 
     weights: Mapping[str, Sequence[Candidate]]
-    sensitivity: Mapping[str, float] | None
+    sensitivity: Mapping[str, float | Felt] | None
     cost: Callable[[Candidate], float]
     protect: frozenset[str]
     floor: float
@@ -130,8 +132,8 @@ class _Problem:
 
     def _choice(self, candidate: Candidate) -> Choice:
         """A candidate with its cost and predicted loss."""
-        weighed = 1.0 if self.sensitivity is None else self.sensitivity[candidate.weight]
-        return Point(self.cost(candidate), weighed * candidate.error, candidate)
+        felt = 1.0 if self.sensitivity is None else self.sensitivity[candidate.weight]
+        return Point(self.cost(candidate), lost(felt, candidate.error), candidate)
 
     def _allowed(self, candidate: Candidate) -> bool:
         """Whether neither the floor, protection nor its seconds forbid it."""

@@ -2,83 +2,48 @@
 
 One pass of the dense model, block by block. A weight's *sensitivity* is measured, not guessed: the
 weight alone is cut, and the change of the model's output is divided by the weight's own relative
-squared error, so that errors of different weights can be added up.
+squared error, so that errors of different weights can be added up. Among convolutions the change is
+not in proportion to the error, and is measured at several.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite, log
-from typing import Any, cast
+from typing import cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import EXACT, Candidate, Group, candidates, grouped
+from bondwise.choose.felt import LEAST, Felt
 from bondwise.choose.kernels import cut
+from bondwise.choose.reference import Reference, resumed
 from bondwise.choose.scout import Scout
 from bondwise.fit.whitened import whitened_split
-from bondwise.flow.blocks import Products, Stream, holds
+from bondwise.flow.blocks import holds
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chain import Chain, inside
-from bondwise.flow.data import Batch, evaluating, feed, fitted_on
-from bondwise.flow.padding import tokens
-from bondwise.layers.hosts.convolution import convolves
+from bondwise.flow.data import Batch, fitted_on
+from bondwise.layers.hosts.convolution import convolves, geometry_of
 from bondwise.layers.hosts.registry import host_of, matrix_of
 from bondwise.progress import Progress
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
-FELT = 0.02  # squared error at which a convolution is cut then: kernels lose little at first
-LEAST = 1e-9  # sensitivity of a weight whose cut changes nothing that can be measured
-CHUNK = 256  # tokens whose distributions over a vocabulary are in memory at once
+LEVELS = (0.1, 0.03, 0.01, 0.003)  # squared errors at which a loss that is no line is measured
+HEARD = 1e-3  # squared error below which a change drowns in the rounding of bfloat16
+MADE = ("lowrank", "tucker2")  # formats of which a weight can be made at once
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The candidates of every group, and each weight's sensitivity by its name."""
+    """The candidates of every group, and each weight's sensitivity, or its losses, by its name."""
 
     groups: list[list[Candidate]]
-    sensitivity: dict[str, float]
+    sensitivity: dict[str, float | Felt]
 
     def with_rest(self, other: "Survey") -> "Survey":
         """Both surveys as one."""
         return Survey(self.groups + other.groups, self.sensitivity | other.sensitivity)
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """How far a model's output on one batch is from what it was.
-
-    For a model with logits it is the Kullback-Leibler divergence in nats a token, for another the
-    relative squared error of its first output.
-    """
-
-    model: nn.Module
-    batch: Batch
-    output: Tensor
-    logits: bool
-    products: Products
-
-    @classmethod
-    def of(cls, model: nn.Module, batch: Batch) -> "Reference | None":
-        """That of a model as it is now; None where it gives nothing that can be compared."""
-        parameter = next(model.parameters())
-        products = Products.of(parameter.device, parameter.dtype)
-        output, logits = _answer(model, batch, products)
-        if output is None or not torch.isfinite(output).all():
-            return None
-        return cls(model, batch, output, logits, products)
-
-    def distance(self, model: nn.Module | None = None) -> float:
-        """How far the output is now, of the model or of another."""
-        given, _ = _answer(model or self.model, self.batch, self.products)
-        assert given is not None
-        one, two = (x.reshape(-1, x.shape[-1]) for x in (given, self.output))
-        if not self.logits:
-            return float((one - two).float().norm() / two.float().norm().clamp(min=1e-15)) ** 2
-        parts = zip(one.split(CHUNK), two.split(CHUNK), strict=True)
-        return float(sum(_divergence(a.float(), b.float()) for a, b in parts)) / len(one)
 
 
 def survey(
@@ -100,21 +65,34 @@ def survey(
         reference: its output on the batch that comes first among those held out, or first of all
             where there are none; None measures no sensitivities.
         bits: of a stored number.
-        every: measure the sensitivities of every so many blocks, and of the first and the last.
+        every: measure the sensitivities of every so many blocks, and of the first and the last;
+            where blocks are convolutions, or one block is all, of all of them.
         formats: those in closed form, see `candidates`.
         scouted: which networks are worth a fit beside what has a closed form.
         progress: called with ("survey", done, total).
     """
     found = Survey([], {})
     last = len(chain.blocks) - 1
+    curves = _bends(model, chain)
+    replays = curves and reference is not None and reference.replay is not None
     for stop in chain.walk(model, range(last + 1)):
         at = stop.at
-        probed = reference if at % every == 0 or at == last else None
-        with nullcontext() if probed is None else resumed(model, chain.blocks, at, stop.entering):
+        probed = reference if curves or at % every == 0 or at == last else None
+        runs_all = probed is None or replays
+        with nullcontext() if runs_all else resumed(model, chain.blocks, at, stop.entering):
             groups = grouped(stop.layers, stop.seen, stop.unseen)
-            found = found.with_rest(survey_groups(model, groups, probed, bits, formats, scouted))
+            more = survey_groups(model, groups, probed, bits, formats, scouted, curves)
+            found = found.with_rest(more)
         progress("survey", at + 1, last + 1)
     return Survey(found.groups, _spread(found.sensitivity, chain))
+
+
+def _bends(model: nn.Module, chain: Chain) -> bool:
+    """Whether losses may be out of proportion: among convolutions, but not in blocks of tokens."""
+    if not convolves(model):
+        return False
+    kernels = (geometry_of(model.get_submodule(name)) is not None for name in chain.weights)
+    return len(chain.blocks) == 1 or any(kernels)
 
 
 def survey_groups(
@@ -124,8 +102,12 @@ def survey_groups(
     bits: int,
     formats: Sequence[str] = EXACT,
     scouted: Scout | None = None,
+    curves: bool = False,
 ) -> Survey:
-    """Candidates of some groups and, where there is a reference, sensitivities of their weights."""
+    """Candidates of some groups and, where there is a reference, sensitivities of their weights.
+
+    ``curves`` asks for a loss at several errors, where it is not in proportion.
+    """
     found = Survey([], {})
     for group in groups:
         options = candidates(group, bits=bits, formats=formats)
@@ -133,7 +115,7 @@ def survey_groups(
             options += list(scouted.more(group, options))
         found.groups.append(options)
         if reference is not None:
-            found.sensitivity.update(_sensitivities(model, group, options, reference))
+            found.sensitivity.update(_sensitivities(model, group, options, reference, curves))
     return found
 
 
@@ -157,47 +139,76 @@ def outside_groups(
 
 
 def _sensitivities(
-    model: nn.Module, group: Group, options: Sequence[Candidate], reference: Reference
-) -> dict[str, float]:
+    model: nn.Module,
+    group: Group,
+    options: Sequence[Candidate],
+    reference: Reference,
+    curves: bool,
+) -> dict[str, float | Felt]:
     """By how much the output changes, for each relative squared error that a weight is given."""
-    found: dict[str, float] = {}
+    found: dict[str, float | Felt] = {}
     for name in group.weights:
-        trial = (_cut_kernel if group.moves else _cut)(name, group, options)
-        if trial is None:
+        trials = [c for c in options if _is_trial(c, name)]
+        trials = _levels(trials) if curves else _most(trials, CUT * group.weights[name].numel())
+        if not trials:
             found[name] = LEAST
             continue
-        weight, error = trial
-        with _replaced(model.get_submodule(name), weight):
-            changed = reference.distance() / error
-        if isfinite(changed):
-            found[name] = max(changed, LEAST)
+        points = {c.error: _distance(model, group, c, reference, curves) for c in trials}
+        points = {error: far for error, far in points.items() if isfinite(far)}
+        if points and curves:
+            found[name] = Felt.of(points.items())
+        for error, far in points.items():
+            found.setdefault(name, max(far / error, LEAST))
     return found
 
 
-def _cut(name: str, group: Group, options: Sequence[Candidate]) -> tuple[Tensor, float] | None:
-    """A weight at low rank with `CUT` of its numbers, and its error."""
+def _is_trial(candidate: Candidate, name: str) -> bool:
+    """Whether a candidate of a weight can be made at once."""
+    made = candidate.format in MADE and candidate.network is not None
+    return made and candidate.weight == name and candidate.error > 0
+
+
+def _most(trials: Sequence[Candidate], room: float) -> list[Candidate]:
+    """The one of most numbers in some room, unless its error is lost in what is rounded."""
+    best = max((c for c in trials if c.numbers <= room), key=lambda c: c.numbers, default=None)
+    if best is None:
+        return []
+    if best.error >= HEARD:
+        return [best]
+    heard = [c for c in trials if c.error >= HEARD]
+    return [max(heard, key=lambda c: c.numbers) if heard else max(trials, key=lambda c: c.error)]
+
+
+def _levels(trials: Sequence[Candidate]) -> list[Candidate]:
+    """Those next to each of `LEVELS`, once."""
+    heard = [c for c in trials if c.error >= HEARD]
+    heard = heard or sorted(trials, key=lambda c: c.error)[-1:]
+    near = {
+        chosen.error: chosen
+        for level in LEVELS
+        for chosen in [min(heard, key=lambda c: abs(log(c.error / level)), default=None)]
+        if chosen is not None
+    }
+    return list(near.values())
+
+
+def _distance(
+    model: nn.Module, group: Group, trial: Candidate, reference: Reference, replays: bool
+) -> float:
+    """How far the output is when a weight is cut to a candidate."""
+    name, net = trial.weight, trial.network
+    assert net is not None
     weight = group.weights[name]
-    room = CUT * weight.numel()
-    ranks = [c for c in options if c.weight == name and c.format == "lowrank"]
-    best = max((c for c in ranks if c.numbers <= room), key=lambda c: c.numbers, default=None)
-    if best is None or best.network is None or not best.error > 0:
-        return None
-    (rank,) = best.network.bonds.values()
-    split = whitened_split(weight.double(), group.moments()[0], rank)
-    return split.left @ split.right, best.error
-
-
-def _cut_kernel(
-    name: str, group: Group, options: Sequence[Candidate]
-) -> tuple[Tensor, float] | None:
-    """A convolution's weight at about `FELT`, and its error."""
-    cuts = [c for c in options if c.weight == name and c.network is not None and c.error > 0]
-    if not cuts:
-        return None
-    near = min(cuts, key=lambda c: abs(log(c.error / FELT)))
-    assert near.network is not None
-    weight = cut(group.weights[name], near.network, group.moves[name], group.metric)
-    return weight, near.error
+    if group.moves:
+        cut_down = cut(weight, net, group.moves[name], group.metric)
+    else:
+        (rank,) = net.bonds.values()
+        split = whitened_split(weight.double(), group.moments()[0], rank)
+        cut_down = split.left @ split.right
+    replay = reference.replay if replays else None
+    again = nullcontext() if replay is None else replay.before(model, name)
+    with _replaced(model.get_submodule(name), cut_down), again:
+        return reference.distance()
 
 
 @contextmanager
@@ -212,98 +223,16 @@ def _replaced(layer: nn.Module, weight: Tensor) -> Generator[None]:
         parameter.data = old
 
 
-@contextmanager
-def resumed(model: nn.Module, blocks: Sequence[str], at: int, stream: Stream) -> Generator[None]:
-    """The model, run from the block ``at`` on: those before it hand on what is known to enter."""
-    skipped = [model.get_submodule(name) for name in blocks[:at]]
-
-    def skip(*_args: Any, **_named: Any) -> Any:
-        known = stream.hidden[0].clone()  # a block may write into what it is given
-        return known if stream.beside is None else (known, *stream.beside)
-
-    with forwarding(skipped, skip):
-        yield
-
-
-@contextmanager
-def forwarding(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
-    """Modules that run another function for a while; one that had its own gets it back."""
-    own = {module: module.__dict__.get("forward") for module in modules}
-    for module in own:
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, was in own.items():
-            del module.forward
-            if was is not None:
-                module.forward = was
-
-
-def _spread(measured: Mapping[str, float], chain: Chain) -> dict[str, float]:
+def _spread(measured: Mapping[str, float | Felt], chain: Chain) -> dict[str, float | Felt]:
     """Sensitivities of all weights: that of the same weight in the nearest block measured."""
     if not measured:
         return {}
     where = {w: k for w in chain.weights for k, b in enumerate(chain.blocks) if holds(b, w)}
 
-    found: dict[str, float] = {}
+    found: dict[str, float | Felt] = {}
     for name in chain.weights:
         kind = inside(chain.blocks, name)
         alike = [m for m in measured if inside(chain.blocks, m) == kind] or list(measured)
         nearest = min(alike, key=lambda m: abs(where[m] - where[name]))
         found[name] = measured[nearest]
     return found
-
-
-def _answer(model: nn.Module, batch: Batch, products: Products) -> tuple[Tensor | None, bool]:
-    """The model's output on a batch, without positions that hold no token; whether it is logits."""
-
-    def run() -> tuple[Tensor | None, Any]:
-        output = feed(model, batch)
-        logits = getattr(output, "logits", None)
-        return (_values(output) if logits is None else cast(Tensor, logits)), logits
-
-    def usable(found: tuple[Tensor | None, Any]) -> bool:
-        return found[0] is None or bool(found[0].isfinite().all())
-
-    with torch.no_grad(), evaluating(model), _exact_head(model):
-        values, logits = products(run, usable)
-    mask = None if values is None else tokens(batch, values)
-    if values is not None and mask is not None:
-        values = values[mask]
-    return values, logits is not None
-
-
-def _values(output: Any) -> Tensor | None:
-    """The first floating-point tensor of an output, with at least one dimension."""
-    if isinstance(output, Tensor):
-        return torch.atleast_1d(output) if output.is_floating_point() else None
-    parts: Iterable[Any] = ()
-    if isinstance(output, Mapping):
-        parts = cast(Mapping[Any, Any], output).values()
-    elif isinstance(output, tuple | list):
-        parts = cast(Sequence[Any], output)
-    return next((found for found in map(_values, parts) if found is not None), None)
-
-
-@contextmanager
-def _exact_head(model: nn.Module) -> Generator[None]:
-    """Logits in the head's own precision: rounded to bfloat16 they differ by more than a cut."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = None if find is None else find()
-    if not isinstance(head, nn.Module):
-        yield
-        return
-    forward = head.forward
-
-    def exact(x: Tensor) -> Any:
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(x.to(cast(Tensor, head.weight).dtype))
-
-    with forwarding([head], exact):
-        yield
-
-
-def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    dense = F.log_softmax(theirs, -1)
-    return F.kl_div(F.log_softmax(ours, -1), dense, reduction="sum", log_target=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import Candidate, Group, grouped
-from bondwise.choose.survey import Reference
+from bondwise.choose.reference import Reference
 from bondwise.compress.calibrated import Calibrated
 from bondwise.compress.fit_group import New, fit_group, shrunk
 from bondwise.compress.refine import Refined, refine

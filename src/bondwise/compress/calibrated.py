@@ -12,17 +12,19 @@ from bondwise.choose.survey import outside_groups
 from bondwise.choose.table import Line
 from bondwise.compress.continuations import continuations
 from bondwise.compress.recipe import Recipe
-from bondwise.flow.blocks import Stream, capture, chains, holds
+from bondwise.flow.blocks import chains, holds
 from bondwise.flow.chain import Chain
 from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
 from bondwise.flow.forms.door import Texts, opened
+from bondwise.flow.streams import Streams
 from bondwise.flow.text import fitting
 from bondwise.flow.units import Calls, is_stack, unfolded, units
-from bondwise.progress import Progress, silent
+from bondwise.progress import Progress
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on
 ROOM = 2**29  # bytes of what enters chains that are kept from one look to the next
 COMPARED = 2  # samples of a batch that a whole model's output is compared on
+SAMPLES = 32  # that a model with convolutions is compared on at most
 NUMBERS = 2**20  # of images and the like that it is compared on, if those are more samples
 
 
@@ -93,8 +95,13 @@ def listed_batches(
     return [_normal(batch) for batch in checked(model, found)], notes
 
 
-def held_apart(batches: Sequence[Batch]) -> Shown:
-    """The batches, one in `HELD_OUT` of them held out, or a part of the last one."""
+def held_apart(batches: Sequence[Batch], most: int | None = None) -> Shown:
+    """The batches, one in `HELD_OUT` of them held out, or a part of the last one.
+
+    Args:
+        batches: what the user gave.
+        most: samples of a batch that is held out.
+    """
     shown, count = list(batches), len(batches) // HELD_OUT or int(len(batches) > 2)
     if not count and samples(batches[-1]) > 1:
         *shown, last = batches
@@ -103,7 +110,7 @@ def held_apart(batches: Sequence[Batch]) -> Shown:
         shown += [part(last, 0, cut), part(last, cut, size)]
         count = 1
     start = len(shown) - count
-    small = [piece for batch in shown[start:] for piece in _small(batch)]
+    small = [piece for batch in shown[start:] for piece in _small(batch, most)]
     return Shown([*shown[:start], *small], range(start, start + len(small)))
 
 
@@ -116,20 +123,11 @@ def calibrate(
         for name, line in lines.items()
         if not isinstance(model.get_submodule(name), nn.Embedding) and not line.weight.aliases
     ]
-    streams = _Streams(model, shown.every, progress)
-    stacks = chains(
-        model,
-        plain,
-        lambda blocks: (
-            is_stack(model, blocks, plain) and streams.has(unfolded(model, blocks, plain))
-        ),
-    )
+    streams = Streams(model, shown.every, ROOM, progress)
     calls = Calls.of(model, shown.given[0])
-    found = [unfolded(model, blocks, plain) for blocks in stacks]
-    taken = [block for blocks in found for block in blocks]
-    rest = [n for n in plain if not any(holds(block, n) for block in taken)]
-    found += [(u,) for u in units(model, rest, calls, taken) if streams.has((u,))]
-    found.sort(key=lambda blocks: calls.order.get(blocks[0], len(calls.order)))
+    found = _chains(model, plain, calls, streams)
+    while not streams.take(found):
+        found = _chains(model, plain, calls, streams)
     made = [
         Chain(
             blocks,
@@ -145,29 +143,19 @@ def calibrate(
     return Calibrated(shown, made, outside)
 
 
-class _Streams:
-    """What enters the first block of each chain: kept where there is `ROOM`, or captured again."""
+def _chains(
+    model: nn.Module, plain: Sequence[str], calls: Calls, streams: Streams
+) -> list[tuple[str, ...]]:
+    """Stacks of blocks, and units of what is in none, in call order."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> None:
-        self.model, self.batches, self.progress = model, batches, progress
-        self._kept = dict[tuple[str, ...], Stream]()
-        self._room = ROOM
+    def runs(blocks: tuple[str, ...]) -> bool:
+        return is_stack(model, blocks, plain) and streams.runs(unfolded(model, blocks, plain))
 
-    def has(self, blocks: tuple[str, ...]) -> bool:
-        """Whether blocks run one after another and share no parameter with others."""
-        if _tied(self.model, blocks):
-            return False
-        found = capture(self.model, blocks, self.batches, self.progress)
-        if found is not None and found.bytes <= self._room:
-            self._kept[blocks] = found
-            self._room -= found.bytes
-        return found is not None
-
-    def of(self, blocks: tuple[str, ...]) -> Stream:
-        """What enters blocks of which there is something."""
-        found = self._kept.get(blocks) or capture(self.model, blocks, self.batches, silent)
-        assert found is not None
-        return found
+    found = [unfolded(model, blocks, plain) for blocks in chains(model, plain, runs)]
+    taken = [block for blocks in found for block in blocks]
+    rest = [n for n in plain if not any(holds(block, n) for block in taken)]
+    found += [(u,) for u in units(model, rest, calls, taken) if streams.runs((u,))]
+    return sorted(found, key=lambda blocks: calls.order.get(blocks[0], len(calls.order)))
 
 
 def _normal(batch: Batch) -> Batch:
@@ -178,22 +166,14 @@ def _normal(batch: Batch) -> Batch:
             for n, v in batch.items()}  # fmt: skip
 
 
-def _small(batch: Batch) -> list[Batch]:
+def _small(batch: Batch, most: int | None = None) -> list[Batch]:
     """A batch in parts whose outputs are small enough to be kept: logits are wide."""
     size, many = samples(batch), COMPARED
     if isinstance(batch, Tensor) and batch.is_floating_point() and batch.numel():
         many = max(COMPARED, NUMBERS // batch[0].numel())
-    if is_vectors(batch) or size <= many:
+    if is_vectors(batch):
+        many = size
+    many = min(many, most or many)
+    if size <= many:
         return [batch]
     return [part(batch, k, min(k + many, size)) for k in range(0, size, many)]
-
-
-def _tied(model: nn.Module, blocks: Sequence[str]) -> bool:
-    """Whether a parameter of a block is used elsewhere too, so that blocks cannot be copied."""
-    paths: dict[int, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        paths.setdefault(id(parameter), []).append(path)
-    return any(
-        len(places) > 1 and any(holds(block, p) for p in places for block in blocks)
-        for places in paths.values()
-    )

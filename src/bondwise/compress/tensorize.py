@@ -12,12 +12,19 @@ from bondwise.choose import cost
 from bondwise.choose.allocations import Budget
 from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.dry_run import bits_of, plan_model
+from bondwise.choose.reference import Reference
 from bondwise.choose.scout import scout
 from bondwise.choose.select import Patterns, check_finite, listed
-from bondwise.choose.survey import Reference, Survey, survey, survey_groups
+from bondwise.choose.survey import Survey, survey, survey_groups
 from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
-from bondwise.compress.calibrated import Calibrated, calibrate, held_apart, listed_batches
+from bondwise.compress.calibrated import (
+    SAMPLES,
+    Calibrated,
+    calibrate,
+    held_apart,
+    listed_batches,
+)
 from bondwise.compress.effort import EFFORT, Effort
 from bondwise.compress.fold import folded, pairs
 from bondwise.compress.recipe import Recipe, check_choices, dtype_name
@@ -31,6 +38,7 @@ from bondwise.flow.data import Batch, evaluating
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
 from bondwise.flow.first_run import FirstRun
 from bondwise.flow.watch import unpadded
+from bondwise.layers.hosts.convolution import convolves
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
 
@@ -258,6 +266,7 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
     listed, notes = listed_batches(model, recipe, data, tokenizer)
     if not work.lines:
         return _Done(Fitted(), {}, notes)
+    most = SAMPLES if convolves(model) else None
     first = FirstRun.of(model, held_apart(listed).first)
     scaled = _folded(work, listed[0])
     if scaled:
@@ -266,7 +275,7 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
         notes.append(f"{len(scaled) // 2} norms have their scale in the layer before them")
     with evaluating(model):
         layers = {name: model.get_submodule(name) for name in work.lines}
-        shown = held_apart(unpadded(model, layers, listed))
+        shown = held_apart(unpadded(model, layers, listed), most)
         with steps("draw"):
             shown = shown.with_drawn(model, work.effort.drawn, recipe.seed, progress)
         with steps("calibrate"):
@@ -301,7 +310,9 @@ def _survey(
     recipe, effort, model = work.recipe, work.effort, work.model
     if recipe.format != "auto":
         return None, None
-    reference = Reference.of(model, seen.shown.compared)
+    kernels = convolves(model)
+    units = [block for chain in seen.chains for block in chain.blocks] if kernels else []
+    reference = Reference.of(model, seen.shown.compared, units)
     bits = bits_of(model.get_submodule(next(iter(work.lines))))
     found = Survey([], {})
     for chain in seen.as_given().chains:
@@ -315,7 +326,7 @@ def _survey(
             bits=bits, every=effort.every, formats=effort.exact, scouted=scouted, progress=progress,
         )  # fmt: skip
         found = found.with_rest(more)
-    more = survey_groups(model, seen.outside, reference, bits, effort.exact)
+    more = survey_groups(model, seen.outside, reference, bits, effort.exact, curves=kernels)
     return reference, found.with_rest(more)
 
 

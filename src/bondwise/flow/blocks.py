@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import length_hint
 from typing import Any, TypeVar, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.calls import Call, called_with, first, is_state, same
+from bondwise.flow.calls import Call, Copies, called_with, first, is_state, same
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.padding import masks, tokens
 from bondwise.flow.watch import watching
@@ -50,10 +50,7 @@ class Stream:
     @property
     def bytes(self) -> int:
         """Of the states and of the tensors beside them, as if none were there twice."""
-        calls = [call for block in (self.calls, *self.later) for call in block]
-        beside = [x for args, named in calls for x in (*args, *named.values())]
-        every = [x for x in (*self.hidden, *beside) if isinstance(x, Tensor)]
-        return sum(x.numel() * x.element_size() for x in every)
+        return _bytes(self.hidden, (call for block in (self.calls, *self.later) for call in block))
 
     def part(self, which: Iterable[int]) -> "Stream":
         """Some of the batches."""
@@ -158,31 +155,91 @@ def capture(
     Raises:
         DataError: there was no batch, or what enters is not finite.
     """
-    modules = [model.get_submodule(name) for name in blocks]
-    hidden: list[Tensor] = []
-    calls: list[list[Call]] = []
-    own_masks: list[Tensor | None] = []
-    padding: list[tuple[Tensor, ...]] = []
-    total = length_hint(batches)
+    grown, total = Growing.of(model, blocks), length_hint(batches)
     with torch.no_grad(), evaluating(model):
         for k, batch in enumerate(batches):
-            entered = _entered(model, modules, batch, check=k == 0 and len(blocks) > 1)
-            if entered is None:
+            check = k == 0 and len(blocks) > 1
+            (found,) = entered(model, [grown.modules], batch, check)
+            if found is None:
                 return None
-            x, others = entered
-            if not torch.isfinite(x).all():
-                raise DataError(f"Inputs of {blocks[0]} with NaN or infinity came; clean the data.")
-            if k == 0 and all(same(call, others[0]) for call in others):
-                modules = modules[:1]
-            hidden.append(x)
-            calls.append(others[: len(modules)])
-            own_masks.append(tokens(batch, x))
-            padding.append(masks(batch))
+            grown.add(batch, found)
             progress("calibrate", k + 1, max(total, k + 1))
-    if not hidden:
-        raise DataError("The data held no batch; give at least one.")
-    own, *later = zip(*calls, strict=True)
-    return Stream(tuple(hidden), own, tuple(own_masks), later=tuple(later), padding=tuple(padding))
+    return grown.stream()
+
+
+Entered = tuple[Tensor, list[Call]]
+"""What enters the first of some blocks, and the other arguments of each."""
+
+
+@dataclass(eq=False)
+class Growing:
+    """A stream to which batches are added one by one.
+
+    Attributes:
+        blocks: paths of the blocks.
+        modules: those to look at: all, or the first where all get the same beside their states.
+        bytes: of what was kept, as of a stream.
+        keeps: whether what comes is kept, and not only looked at.
+    """
+
+    blocks: Sequence[str]
+    modules: Sequence[nn.Module]
+    bytes: int = 0
+    keeps: bool = True
+    _hidden: list[Tensor] = field(default_factory=list[Tensor])
+    _calls: list[list[Call]] = field(default_factory=list[list[Call]])
+    _masks: list[Tensor | None] = field(default_factory=list["Tensor | None"])
+    _padding: list[tuple[Tensor, ...]] = field(default_factory=list[tuple[Tensor, ...]])
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: Sequence[str]) -> "Growing":
+        """That of blocks of a model, without a batch yet."""
+        return cls(blocks, [model.get_submodule(name) for name in blocks])
+
+    def add(self, batch: Batch, found: Entered) -> None:
+        """What a batch lets enter.
+
+        Raises:
+            DataError: it is not finite.
+        """
+        x, others = found
+        if not torch.isfinite(x).all():
+            raise DataError(
+                f"Inputs of {self.blocks[0]} with NaN or infinity came; clean the data."
+            )
+        if not self._hidden and all(same(call, others[0]) for call in others):
+            self.modules = self.modules[:1]
+        if self.keeps:
+            self._hidden.append(x)
+            self._calls.append(others[: len(self.modules)])
+            self._masks.append(tokens(batch, x))
+            self._padding.append(masks(batch))
+            self.bytes += _bytes([x], self._calls[-1])
+
+    def forget(self) -> None:
+        """Keep nothing of what came, and of what comes."""
+        self.keeps, self.bytes = False, 0
+        for kept in (self._hidden, self._calls, self._masks, self._padding):
+            kept.clear()
+
+    def stream(self) -> Stream:
+        """What came.
+
+        Raises:
+            DataError: there was no batch.
+        """
+        if not self._hidden:
+            raise DataError("The data held no batch; give at least one.")
+        own, *later = zip(*self._calls, strict=True)
+        hidden, own_masks = tuple(self._hidden), tuple(self._masks)
+        return Stream(hidden, own, own_masks, later=tuple(later), padding=tuple(self._padding))
+
+
+def _bytes(states: Iterable[Tensor], calls: Iterable[Call]) -> int:
+    """Of some states and of the tensors beside them, as if none were there twice."""
+    beside = [x for args, named in calls for x in (*args, *named.values())]
+    every = [x for x in (*states, *beside) if isinstance(x, Tensor)]
+    return sum(x.numel() * x.element_size() for x in every)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -275,16 +332,25 @@ class _Watch:
     Blocks that hand on a second state of that shape, such as a residual, are not in a row.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], stop: bool) -> None:
-        self.modules, self.stop = modules, stop
+    def __init__(
+        self, modules: Sequence[nn.Module], stop: bool, keep: Callable[[Call], Call]
+    ) -> None:
+        self.modules, self.stop, self.keep = modules, stop, keep
         self.hidden: Tensor | None = None
         self.calls: list[Call] = []
         self.in_a_row = True
         self._left: Any = None
         self._more: list[Tensor] = []
 
+    @property
+    def ended(self) -> bool:
+        """Whether no more has to be seen: the last block is reached, or they are not in a row."""
+        return self.stop and (len(self.calls) == len(self.modules) or not self.in_a_row)
+
     def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A block is called."""
+        if self.ended:
+            return
         at = len(self.calls)
         found = called_with(module, args, named)
         expected = at < len(self.modules) and module is self.modules[at]
@@ -298,9 +364,7 @@ class _Watch:
             given = [*others[0], *others[1].values()]
             second = any(v is more and v.shape == x.shape for v in given for more in self._more)
             self.in_a_row &= x is self._left and not second
-        self.calls.append(others)
-        if self.stop and len(self.calls) == len(self.modules):
-            raise _ReachedError
+        self.calls.append(self.keep(others))
 
     def after(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """A block gives its output."""
@@ -310,16 +374,35 @@ class _Watch:
         self.in_a_row &= is_state(self._left)
 
 
-def _entered(
-    model: nn.Module, modules: Sequence[nn.Module], batch: Batch, check: bool
-) -> tuple[Tensor, list[Call]] | None:
-    """What enters the first of some blocks, and the other arguments of each.
+def _as_it_is(call: Call) -> Call:
+    return call
 
-    The model stops at the last of them, or runs to its end to check that they run in a row.
+
+def entered(
+    model: nn.Module, chains: Sequence[Sequence[nn.Module]], batch: Batch, check: bool
+) -> list[Entered | None]:
+    """What enters the first block of each of some chains, and the other arguments of all blocks.
+
+    None for a chain that was not reached. The model stops when all are, or runs to its end to check
+    that blocks run in a row. Where it goes on for another chain, arguments are copied, since it may
+    write into them.
     """
-    watch = _Watch(modules, stop=not check)
-    handles = [m.register_forward_pre_hook(watch.before, with_kwargs=True) for m in modules]
-    handles += [m.register_forward_hook(watch.after) for m in modules if check]
+    keep = Copies() if len(chains) > 1 else _as_it_is
+    watches = [_Watch(modules, not check, keep) for modules in chains]
+
+    def look(watch: _Watch) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            watch.before(module, args, named)
+            if all(each.ended for each in watches):
+                raise _ReachedError
+
+        return before
+
+    handles: list[Any] = []
+    for watch in watches:
+        handles += [m.register_forward_pre_hook(look(watch), with_kwargs=True)
+                    for m in watch.modules]  # fmt: skip
+        handles += [m.register_forward_hook(watch.after) for m in watch.modules if check]
     try:
         feed(model, batch)
     except _ReachedError:
@@ -327,6 +410,9 @@ def _entered(
     finally:
         for handle in handles:
             handle.remove()
-    if watch.hidden is None or not watch.in_a_row or len(watch.calls) < len(modules):
-        return None
-    return watch.hidden, watch.calls
+    return [
+        None
+        if watch.hidden is None or not watch.in_a_row or len(watch.calls) < len(watch.modules)
+        else (watch.hidden, watch.calls)
+        for watch in watches
+    ]

@@ -1,6 +1,6 @@
 """What a block is called with and what it gives: its state, and all else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, cast
 
@@ -74,6 +74,51 @@ def gives_state(output: Any) -> bool:
 def _is_cache(value: Any) -> bool:
     """Whether an argument is a cache of keys and values, which every call would add to."""
     return hasattr(value, "get_seq_length")
+
+
+class Copies:
+    """Copies of values: of their tensors, wherever they are in tuples, lists and mappings.
+
+    What comes again, and was not written into since, is copied once.
+
+    >>> import torch
+    >>> x, copied = torch.zeros(2), Copies()
+    >>> one, two = copied((x, {"mask": x}))
+    >>> one is x, one is two["mask"]
+    (False, True)
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """A copy of a value."""
+        if isinstance(value, Tensor):
+            key = (id(value), written(value))
+            if key not in self._known:
+                self._known[key] = (value, value.detach().clone())  # kept, or ids come again
+            return self._known[key][1]
+        if type(value) in (tuple, list):
+            return type(value)(self(item) for item in cast(Sequence[Any], value))
+        if type(value) is dict:
+            return {k: self(v) for k, v in cast(dict[str, Any], value).items()}
+        return value
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, wherever they are in tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors(list(cast(Mapping[Any, Any], value).values()))
+    elif isinstance(value, tuple | list):
+        for item in cast(Sequence[Any], value):
+            yield from tensors(item)
+
+
+def written(value: Tensor) -> int:
+    """How often a tensor was written into; never, for all that is known, in inference mode."""
+    return 0 if value.is_inference() else value._version
 
 
 def same(one: Any, two: Any) -> bool:
