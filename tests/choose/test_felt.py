@@ -69,7 +69,7 @@ def test_a_budget_keeps_what_is_felt_suddenly():
     found = [survey(model, c, reference, bits=32, every=1, progress=silent) for c in chains]
     both = found[0].with_rest(found[1])
     felt = both.sensitivity["a"]
-    assert len(felt.points) == len(both.sensitivity["b"].points) == 4
+    assert len(felt.points) == len(both.sensitivity["b"].points) == 5
     small, *_, large = felt.points
     assert large[1] / large[0] > 30 * small[1] / small[0]
     straight = both.sensitivity["b"]
@@ -102,4 +102,4 @@ def test_no_loss_is_measured_where_it_drowns_in_rounding(curves):
     errors = [c.error for c in candidates(group) if c.format == "lowrank"]
     assert all(error > 1e-3 for error in seen)
     assert sum(error > 1e-3 for error in errors) > 3
-    assert len(seen) == (4 if curves else 1)
+    assert len(seen) == (5 if curves else 1)

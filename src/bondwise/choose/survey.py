@@ -29,7 +29,7 @@ from bondwise.layers.hosts.registry import host_of, matrix_of
 from bondwise.progress import Progress
 
 CUT = 0.6  # of its numbers a weight keeps when its sensitivity is measured
-LEVELS = (0.1, 0.03, 0.01, 0.003)  # squared errors at which a loss that is no line is measured
+LEVELS = (0.3, 0.1, 0.03, 0.01, 0.003)  # squared errors at which a loss that is no line is measured
 HEARD = 1e-3  # squared error below which a change drowns in the rounding of bfloat16
 MADE = ("lowrank", "tucker2")  # formats of which a weight can be made at once
 
