@@ -32,7 +32,7 @@ _PROGRESS = 2e-5  # relative gain in squared error per sweep, below which sweepi
 _FACTOR = 4.0  # by which a penalty on the norms of terms falls, until one is too large
 _LEAST = 1e-10  # of such a penalty
 _EACH = 30  # sweeps under one penalty
-_WIDE = 2**20  # entries of a target above which products with it are in float32
+_WIDE = 2**18  # entries of a target above which products with it are in float32
 _DEAR = 2e9  # multiplications of a sweep above which every sweep counts
 _NOISE = 1e-2  # of the size of a core, on the numbers that a start leaves open
 
