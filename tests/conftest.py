@@ -9,7 +9,7 @@ from hypothesis import settings
 
 import tiny
 from bondwise.compress.effort import EFFORT
-from bondwise.flow import blocks
+from bondwise.flow.chains import blocks
 
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=10)

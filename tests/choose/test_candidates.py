@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from bondwise.choose.candidates import COLUMNS, Group, candidates
-from bondwise.choose.columns import low_rank_with_columns
 from bondwise.choose.curves import curve
+from bondwise.choose.kinds.columns import low_rank_with_columns
 from bondwise.compute.run import dense
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric

@@ -8,11 +8,11 @@ from torch import nn
 from bondwise.choose.allocations import mixed
 from bondwise.choose.budget import allocate
 from bondwise.choose.candidates import Group, candidates
-from bondwise.choose.felt import Felt, lost
-from bondwise.choose.reference import Reference
+from bondwise.choose.losses.felt import Felt, lost
+from bondwise.choose.losses.reference import Reference
 from bondwise.choose.survey import survey, survey_groups
-from bondwise.flow.blocks import capture
-from bondwise.flow.chain import Chain
+from bondwise.flow.chains.blocks import capture
+from bondwise.flow.chains.chain import Chain
 from bondwise.progress import silent
 
 POINTS = [(0.1, 0.5), (0.003, 1e-6), (0.03, 0.02), (0.01, 1e-5)]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bondwise.choose import reference as module
-from bondwise.choose.reference import Reference
+from bondwise.choose.losses import reference as module
+from bondwise.choose.losses.reference import Reference
 
 UNITS = ("one", "greedy", "pair", "two", "out")
 

@@ -9,9 +9,9 @@ from torch import nn
 
 import bondwise as bw
 from bondwise.compress.refine import refine
-from bondwise.flow import blocks as rooms
-from bondwise.flow.blocks import Stream
-from bondwise.flow.calls import is_image
+from bondwise.flow.chains import blocks as rooms
+from bondwise.flow.chains.blocks import Stream
+from bondwise.flow.chains.calls import is_image
 
 
 class Residual(nn.Module):

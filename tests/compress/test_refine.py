@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bondwise.compress.refine import refine
-from bondwise.flow import blocks as rooms
-from bondwise.flow.blocks import Stream
+from bondwise.flow.chains import blocks as rooms
+from bondwise.flow.chains.blocks import Stream
 
 
 def stream(count=4, dtype=torch.float32, masks=None):

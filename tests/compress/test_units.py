@@ -7,8 +7,8 @@ from torch import nn
 
 import bondwise as bw
 from bondwise.choose.table import Line
-from bondwise.compress.calibrated import calibrate, held_apart
-from bondwise.flow.units import Calls, units
+from bondwise.compress.shown.calibrated import calibrate, held_apart
+from bondwise.flow.chains.units import Calls, units
 from bondwise.progress import silent
 
 
@@ -125,7 +125,7 @@ def test_units_are_refined_on_what_the_compressed_ones_before_give(monkeypatch, 
     assert len(cut) > 2
     assert all(each.after <= each.before for each in result.blocks.values())
     for name in ("units", "chains"):
-        monkeypatch.setattr(f"bondwise.compress.calibrated.{name}", lambda *_: [])
+        monkeypatch.setattr(f"bondwise.compress.shown.calibrated.{name}", lambda *_: [])
     apart = bw.tensorize(dense, 0.55, x)
     assert not apart.blocks
     assert relative(result.model, dense, other) < gain * relative(apart.model, dense, other)
@@ -134,7 +134,7 @@ def test_units_are_refined_on_what_the_compressed_ones_before_give(monkeypatch, 
 def test_streams_without_room_are_captured_again_and_the_result_is_the_same(monkeypatch):
     dense, x = alive(Steps()), data(24)
     one = bw.tensorize(dense, 0.6, x).model
-    monkeypatch.setattr("bondwise.compress.calibrated.ROOM", 0)
+    monkeypatch.setattr("bondwise.compress.shown.calibrated.ROOM", 0)
     two = bw.tensorize(dense, 0.6, x).model
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
 

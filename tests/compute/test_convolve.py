@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bondwise import cp, lowrank, parse, tucker, tucker2
-from bondwise.compute.convolve import conv_plan, convolution_macs
-from bondwise.compute.geometry import Geometry, batched
+from bondwise.compute.kernels.convolve import conv_plan, convolution_macs
+from bondwise.compute.kernels.geometry import Geometry, batched
 from bondwise.errors import ShapeError
 from bondwise.network.groups import grouped_network, one_group
 from bondwise.topology import registry

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bondwise.fit import als
+from bondwise.fit.alternating import als
 from bondwise.fit.named import Named, balance, contract
 from bondwise.fit.target import core_names, target
 from bondwise.network.network import Network

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from bondwise import lowrank, parse
 from bondwise.errors import FitError, ShapeError
 from bondwise.fit.fit import fit
-from bondwise.fit.groups import fit_groups
+from bondwise.fit.kernels.groups import fit_groups
 from bondwise.network.groups import grouped_network
 from nets import reference
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from bondwise import btt, mpo
+from bondwise.fit.alternating.kronecker import factors_of, whitening
+from bondwise.fit.alternating.starts import whitened_target
+from bondwise.fit.alternating.weighted import Weighted
 from bondwise.fit.fit import fit
-from bondwise.fit.kronecker import factors_of, whitening
 from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named
-from bondwise.fit.starts import whitened_target
 from bondwise.fit.target import reach
-from bondwise.fit.weighted import Weighted
 from bondwise.network.network import Network
 from nets import LOOPS, TREES, canon_first, noise, numpy_dense, random_cores
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from bondwise import fit, lowrank
 from bondwise.errors import DataError, ShapeError
-from bondwise.fit import patches as room
+from bondwise.fit.kernels import patches as room
+from bondwise.fit.kernels.patches import Patches
 from bondwise.fit.metric import Kronecker, Metric
-from bondwise.fit.patches import Patches
 from nets import noise, thorough
 
 CASES = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bondwise.fit.solvers import conjugate_gradients
+from bondwise.fit.alternating.solvers import conjugate_gradients
 from nets import noise
 
 

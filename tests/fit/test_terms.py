@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from bondwise import cp, fit, kron, mpo, parse, tucker
-from bondwise.fit import als
-from bondwise.fit.als import fit_alternating
+from bondwise.fit.alternating import als
+from bondwise.fit.alternating.als import fit_alternating
+from bondwise.fit.alternating.terms import Penalty, squared_norms
 from bondwise.fit.metric import Kronecker
 from bondwise.fit.named import Named
 from bondwise.fit.target import target
-from bondwise.fit.terms import Penalty, squared_norms
 from bondwise.network.network import Network
 from nets import noise, numpy_dense, random_cores, thorough
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bondwise import fit, lowrank, parse
+from bondwise.fit.kernels.tucker2 import tucker2_cut, tucker2_errors
 from bondwise.fit.metric import Kronecker, Metric
-from bondwise.fit.tucker2 import tucker2_cut, tucker2_errors
 from nets import noise
 
 OUT, IN, TAPS = 6, 5, 4

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from bondwise import btt, kron, lowrank, mpo, parse, ring, tree, tucker
 from bondwise.compute.run import dense
 from bondwise.errors import FitError
-from bondwise.fit import weighted
+from bondwise.fit.alternating import weighted
+from bondwise.fit.alternating.weighted import Weighted
 from bondwise.fit.fit import Fit, fit
 from bondwise.fit.metric import Metric
 from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named
-from bondwise.fit.weighted import Weighted
 from bondwise.network.network import Network
 from bondwise.topology import registry
 from nets import LOOPS, TREES, canon_first, noise, numpy_dense, random_cores, thorough, weight_of

@@ -9,9 +9,9 @@ import bondwise as bw
 import tiny
 from bondwise.choose.survey import Reference, resumed
 from bondwise.errors import DataError
-from bondwise.flow import blocks as rooms
-from bondwise.flow.blocks import Stream, capture, chains
 from bondwise.flow.calibrate import Inputs
+from bondwise.flow.chains import blocks as rooms
+from bondwise.flow.chains.blocks import Stream, capture, chains
 from bondwise.progress import silent
 from tiny import bert, gpt2, llama, tokens
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bondwise.flow.blocks import capture
-from bondwise.flow.chain import Chain, inside
+from bondwise.flow.chains.blocks import capture
+from bondwise.flow.chains.chain import Chain, inside
 from bondwise.progress import silent
 
 

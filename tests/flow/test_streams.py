@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bondwise.errors import DataError
-from bondwise.flow.blocks import capture
-from bondwise.flow.streams import Streams
+from bondwise.flow.chains.blocks import capture
+from bondwise.flow.chains.streams import Streams
 from bondwise.progress import silent
 
 ROOM = 2**20

@@ -11,7 +11,7 @@ from torch import nn
 
 import tiny
 from bondwise.errors import CheckpointError, DataError
-from bondwise.flow import blocks
+from bondwise.flow.chains import blocks
 from bondwise.heal import teacher as module
 from bondwise.heal.head import (
     check_vocabularies,

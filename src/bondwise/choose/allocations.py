@@ -6,7 +6,7 @@ from statistics import median
 
 from bondwise.choose.budget import allocate, counted
 from bondwise.choose.candidates import Candidate
-from bondwise.choose.felt import Felt
+from bondwise.choose.losses.felt import Felt
 from bondwise.choose.survey import Survey
 from bondwise.errors import BudgetError
 

@@ -17,8 +17,8 @@ from math import ceil
 from bondwise.choose.by_rank import check_keep, common_fraction
 from bondwise.choose.candidates import Candidate
 from bondwise.choose.cost import slower
-from bondwise.choose.felt import Felt, lost
 from bondwise.choose.hull import Point, front, gain, lower_hull, segments
+from bondwise.choose.losses.felt import Felt, lost
 from bondwise.errors import BudgetError
 
 UNITS = ("params", "bytes", "macs", "seconds")

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from bondwise.choose import cost
 from bondwise.choose.by_rank import STEP
-from bondwise.choose.columns import SHARE, loudest, regression, rest
 from bondwise.choose.cost import Cost
 from bondwise.choose.curves import curve
-from bondwise.choose.kernels import Moves, dense_cost, options
-from bondwise.compute.convolve import SIZE
+from bondwise.choose.kinds.columns import SHARE, loudest, regression, rest
+from bondwise.choose.kinds.kernels import Moves, dense_cost, options
+from bondwise.compute.kernels.convolve import SIZE
+from bondwise.fit.kernels.patches import Weighing
 from bondwise.fit.metric import Kronecker, Metric, second_moment
-from bondwise.fit.patches import Weighing
 from bondwise.flow.calibrate import Inputs
 from bondwise.layers.entries import Columns, Dense
 from bondwise.layers.hosts.convolution import geometry_of

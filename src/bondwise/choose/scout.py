@@ -17,7 +17,7 @@ from bondwise.choose import cost
 from bondwise.choose.by_rank import STEP
 from bondwise.choose.candidates import Candidate, Group, candidates, grouped
 from bondwise.choose.fitted import Shape, fitted, series, shape
-from bondwise.flow.chain import Chain, inside
+from bondwise.flow.chains.chain import Chain, inside
 from bondwise.layers.hosts.registry import matrix_of
 
 PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted

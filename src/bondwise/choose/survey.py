@@ -15,14 +15,14 @@ from typing import cast
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import EXACT, Candidate, Group, candidates, grouped
-from bondwise.choose.felt import LEAST, Felt
-from bondwise.choose.kernels import cut
-from bondwise.choose.reference import Reference, resumed
+from bondwise.choose.kinds.kernels import cut
+from bondwise.choose.losses.felt import LEAST, Felt
+from bondwise.choose.losses.reference import Reference, resumed
 from bondwise.choose.scout import Scout
 from bondwise.fit.whitened import whitened_split
-from bondwise.flow.blocks import holds
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.chain import Chain, inside
+from bondwise.flow.chains.blocks import holds
+from bondwise.flow.chains.chain import Chain, inside
 from bondwise.flow.data import Batch, fitted_on
 from bondwise.layers.hosts.convolution import convolves, geometry_of
 from bondwise.layers.hosts.registry import host_of, matrix_of

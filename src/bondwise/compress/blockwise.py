@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import Candidate, Group, grouped
-from bondwise.choose.reference import Reference
-from bondwise.compress.calibrated import Calibrated
+from bondwise.choose.losses.reference import Reference
 from bondwise.compress.fit_group import New, fit_group, shrunk
 from bondwise.compress.refine import Refined, refine
+from bondwise.compress.shown.calibrated import Calibrated
 from bondwise.compress.store import Weighing, restore, store
 from bondwise.compress.swap import apart, with_modules
-from bondwise.flow.blocks import Stream, capture, holds
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.chain import Chain, inside
+from bondwise.flow.chains.blocks import Stream, capture, holds
+from bondwise.flow.chains.chain import Chain, inside
 from bondwise.flow.data import fitted_on
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.module import TensorLayer

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import Candidate, Group
-from bondwise.choose.columns import low_rank_with_columns
-from bondwise.fit.groups import fit_groups
+from bondwise.choose.kinds.columns import low_rank_with_columns
+from bondwise.fit.kernels.groups import fit_groups
 from bondwise.fit.metric import Kronecker, Metric, held_out_shrinkage
 from bondwise.fit.whitened import metric_norm
 from bondwise.layers.convolution import TensorConv

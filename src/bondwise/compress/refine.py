@@ -18,8 +18,8 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from bondwise.flow.blocks import Products, Stream
-from bondwise.flow.calls import is_image
+from bondwise.flow.chains.blocks import Products, Stream
+from bondwise.flow.chains.calls import is_image
 from bondwise.flow.data import fitted_on
 from bondwise.flow.padding import matched
 from bondwise.train.schedule import scheduled

@@ -12,27 +12,27 @@ from bondwise.choose import cost
 from bondwise.choose.allocations import Budget
 from bondwise.choose.candidates import Candidate, Group
 from bondwise.choose.dry_run import bits_of, plan_model
-from bondwise.choose.reference import Reference
+from bondwise.choose.losses.reference import Reference
 from bondwise.choose.scout import scout
 from bondwise.choose.select import Patterns, check_finite, listed
 from bondwise.choose.survey import Survey, survey, survey_groups
 from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
-from bondwise.compress.calibrated import (
+from bondwise.compress.effort import EFFORT, Effort
+from bondwise.compress.fold import folded, pairs
+from bondwise.compress.recipe import Recipe, check_choices, dtype_name
+from bondwise.compress.recipe import dtype as dtype_of
+from bondwise.compress.result import Result
+from bondwise.compress.shown.calibrated import (
     SAMPLES,
     Calibrated,
     calibrate,
     held_apart,
     listed_batches,
 )
-from bondwise.compress.effort import EFFORT, Effort
-from bondwise.compress.fold import folded, pairs
-from bondwise.compress.recipe import Recipe, check_choices, dtype_name
-from bondwise.compress.recipe import dtype as dtype_of
-from bondwise.compress.result import Result
 from bondwise.compress.swap import apart, cast, check_copy, footprint, swap, with_modules
 from bondwise.errors import BudgetError, number, whole_number
-from bondwise.flow.blocks import holds
+from bondwise.flow.chains.blocks import holds
 from bondwise.flow.copies import normal
 from bondwise.flow.data import Batch, evaluating
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from bondwise.compute.run import dense
-from bondwise.fit.als import fit_plain, smaller_networks
+from bondwise.fit.alternating.als import fit_plain, smaller_networks
+from bondwise.fit.alternating.starts import FOLLOWED, fit_weighted, whitened_target
+from bondwise.fit.alternating.terms import largest_term
+from bondwise.fit.alternating.weighted import Weighted, balanced
 from bondwise.fit.metric import Kronecker, Metric, moment_of
 from bondwise.fit.moment import Coordinates
 from bondwise.fit.named import balance
-from bondwise.fit.starts import FOLLOWED, fit_weighted, whitened_target
 from bondwise.fit.sweep import shared, smaller_trees, tree_of
 from bondwise.fit.target import Target, as_cores, target
-from bondwise.fit.terms import largest_term
-from bondwise.fit.weighted import Weighted, balanced
 from bondwise.fit.whitened import closed_form, has_closed_form, whitened_split
 from bondwise.network.network import Network
 

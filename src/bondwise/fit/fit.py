@@ -24,10 +24,10 @@ from torch import Tensor
 
 from bondwise.compute.run import Numbers, as_tensor
 from bondwise.errors import FitError, ShapeError, whole_number
+from bondwise.fit.alternating.terms import term_bonds
 from bondwise.fit.dispatch import Problem, in_metric
 from bondwise.fit.metric import Kronecker, Metric
 from bondwise.fit.target import zeros
-from bondwise.fit.terms import term_bonds
 from bondwise.network.network import Network
 from bondwise.network.ranks import useful_ranks
 from bondwise.network.shapes import balanced

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.blocks import Stream, capture
-from bondwise.flow.calls import Call
+from bondwise.flow.chains.blocks import Stream, capture
+from bondwise.flow.chains.calls import Call
 from bondwise.flow.data import Batch, evaluating
 from bondwise.flow.files import read, write
 from bondwise.flow.slices import Row, Slice

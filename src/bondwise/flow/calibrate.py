@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from bondwise.compute.geometry import Geometry
+from bondwise.compute.kernels.geometry import Geometry
 from bondwise.errors import DataError
+from bondwise.fit.kernels.patches import Patches, Weighing
 from bondwise.fit.metric import Moments
-from bondwise.fit.patches import Patches, Weighing
 from bondwise.flow.data import Batch
 from bondwise.flow.watch import Entering, unpadded, watch
 from bondwise.layers.hosts.convolution import geometry_of

@@ -7,8 +7,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.blocks import chains
-from bondwise.flow.calls import Call, first
+from bondwise.flow.chains.blocks import chains
+from bondwise.flow.chains.calls import Call, first
 from bondwise.layers.convolution import TensorConv
 from bondwise.layers.hosts.registry import find, matrix_of
 from bondwise.layers.linear import TensorLinear

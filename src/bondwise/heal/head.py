@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.calls import first
+from bondwise.flow.chains.calls import first
 from bondwise.flow.data import evaluating, feed
 from bondwise.layers.module import TensorLayer
 

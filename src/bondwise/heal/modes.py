@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bondwise.errors import BudgetError
-from bondwise.flow.blocks import Products
+from bondwise.flow.chains.blocks import Products
 from bondwise.flow.data import evaluating
 
 

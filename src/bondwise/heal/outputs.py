@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.errors import DataError
-from bondwise.flow.calls import first, is_image
+from bondwise.flow.chains.calls import first, is_image
 from bondwise.flow.data import Batch, feed, part, samples
 from bondwise.flow.files import read, read_row, write
 from bondwise.flow.padding import tokens

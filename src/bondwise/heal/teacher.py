@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bondwise.errors import CheckpointError, DataError
-from bondwise.flow.blocks import Products
+from bondwise.flow.chains.blocks import Products
 from bondwise.flow.data import evaluating, feed
 from bondwise.flow.files import beside
 from bondwise.flow.identity import digest, identity

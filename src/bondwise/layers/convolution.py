@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bondwise.compute.convolve import convolution_macs
-from bondwise.compute.geometry import Geometry, Sizes, batched
+from bondwise.compute.kernels.convolve import convolution_macs
+from bondwise.compute.kernels.geometry import Geometry, Sizes, batched
 from bondwise.compute.run import Numbers
 from bondwise.errors import SelectionError, ShapeError, as_whole
-from bondwise.fit.groups import GroupMetric, fit_groups
+from bondwise.fit.kernels.groups import GroupMetric, fit_groups
 from bondwise.layers import networks
 from bondwise.layers.hosts.registry import host_of
 from bondwise.layers.kernels import convolved, drawn_kernel, kernel_plan, of_kernel

@@ -8,8 +8,8 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from bondwise.compute.convolve import ConvPlan, conv_plan
-from bondwise.compute.geometry import Geometry, Sizes
+from bondwise.compute.kernels.convolve import ConvPlan, conv_plan
+from bondwise.compute.kernels.geometry import Geometry, Sizes
 from bondwise.compute.plan import Plan
 from bondwise.layers.entries import Dense
 from bondwise.layers.networks import Cores, Numbers, network

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bondwise.compute.geometry import Geometry
+from bondwise.compute.kernels.geometry import Geometry
 from bondwise.layers import convolution
 from bondwise.layers.convolution import TensorConv
 from bondwise.layers.hosts.registry import Host, Modes, find, first

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from bondwise.flow.blocks import Stream, holds
 from bondwise.flow.calibrate import Inputs
+from bondwise.flow.chains.blocks import Stream, holds
 from bondwise.flow.data import fitted_on
 from bondwise.layers.hosts.convolution import convolves
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bondwise.fit.alternating.solvers import solve
 from bondwise.fit.metric import Kronecker, Metric, moment_of
 from bondwise.fit.moment import Moment
-from bondwise.fit.solvers import solve
 
 Weighing = Metric | Kronecker | Tensor | None
 _FLOOR = 1e-12  # of the largest variance: inputs below it are as good as never there

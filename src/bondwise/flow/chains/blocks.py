@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.flow.calibrate import Inputs
-from bondwise.flow.calls import Call, Copies, called_with, first, is_state, same
+from bondwise.flow.chains.calls import Call, Copies, called_with, first, is_state, same
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.padding import masks, tokens
 from bondwise.flow.watch import watching

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bondwise.flow.blocks import Products, Stream, holds
-from bondwise.flow.calls import Copies, gives_state, tensors, written
+from bondwise.flow.chains.blocks import Products, Stream, holds
+from bondwise.flow.chains.calls import Copies, gives_state, tensors, written
 from bondwise.flow.data import Batch, evaluating, feed
 from bondwise.flow.padding import tokens
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from bondwise.choose.candidates import Group
 from bondwise.choose.survey import outside_groups
 from bondwise.choose.table import Line
-from bondwise.compress.continuations import continuations
 from bondwise.compress.recipe import Recipe
-from bondwise.flow.blocks import chains, holds
-from bondwise.flow.chain import Chain
+from bondwise.compress.shown.continuations import continuations
+from bondwise.flow.chains.blocks import chains, holds
+from bondwise.flow.chains.chain import Chain
+from bondwise.flow.chains.streams import Streams
+from bondwise.flow.chains.units import Calls, is_stack, unfolded, units
 from bondwise.flow.data import Batch, checked, fitted_on, is_vectors, part, samples
 from bondwise.flow.forms.door import Texts, opened
-from bondwise.flow.streams import Streams
 from bondwise.flow.text import fitting
-from bondwise.flow.units import Calls, is_stack, unfolded, units
 from bondwise.progress import Progress
 
 HELD_OUT = 8  # one batch in so many is measured on and never fitted on

@@ -6,8 +6,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from bondwise.fit.alternating.solvers import ENTRIES, SMALL, Operator
 from bondwise.fit.named import Named, contract, prime, twin
-from bondwise.fit.solvers import ENTRIES, SMALL, Operator
 from bondwise.network.network import Network
 
 _RIDGE = 1e-2  # of the mean, on every factor

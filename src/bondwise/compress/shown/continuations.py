@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.compress.swap import apart
-from bondwise.flow.blocks import fast_bfloat16, of_precision
+from bondwise.flow.chains.blocks import fast_bfloat16, of_precision
 from bondwise.flow.data import Batch, feed
 from bondwise.flow.watch import without_head
 from bondwise.progress import Progress

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from bondwise.flow.blocks import Entered, Growing, Stream, capture, entered, holds
+from bondwise.flow.chains.blocks import Entered, Growing, Stream, capture, entered, holds
 from bondwise.flow.data import Batch, evaluating
 from bondwise.progress import Progress, silent
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bondwise.choose import cost
 from bondwise.choose.cost import Cost
-from bondwise.compute.convolve import conv_plan, convolution_macs
-from bondwise.compute.geometry import Geometry, Sizes
-from bondwise.fit.parallel import between, cp_errors
-from bondwise.fit.tucker2 import tucker2_cut, tucker2_errors
+from bondwise.compute.kernels.convolve import conv_plan, convolution_macs
+from bondwise.compute.kernels.geometry import Geometry, Sizes
+from bondwise.fit.kernels.parallel import between, cp_errors
+from bondwise.fit.kernels.tucker2 import tucker2_cut, tucker2_errors
 from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.groups import grouped_network
 from bondwise.network.network import Network

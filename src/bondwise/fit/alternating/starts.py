@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bondwise.fit.als import fit_plain
-from bondwise.fit.kronecker import Whitening, factors_of, whitening
+from bondwise.fit.alternating.als import fit_plain
+from bondwise.fit.alternating.kronecker import Whitening, factors_of, whitening
+from bondwise.fit.alternating.terms import LIMIT
+from bondwise.fit.alternating.weighted import Weighted, improve
 from bondwise.fit.named import balance
 from bondwise.fit.target import Target, as_cores, reach, slices, target
-from bondwise.fit.terms import LIMIT
-from bondwise.fit.weighted import Weighted, improve
 from bondwise.network.network import Network
 
 _TINY = 2**13  # entries of a weight up to which every start is followed to its end

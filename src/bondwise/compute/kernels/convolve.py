@@ -15,7 +15,7 @@ from sys import maxsize
 
 from torch import Tensor
 
-from bondwise.compute.geometry import Geometry, Sizes
+from bondwise.compute.kernels.geometry import Geometry, Sizes
 from bondwise.compute.lower import program
 from bondwise.compute.product import contract
 from bondwise.compute.steps import BATCH, Program

@@ -20,11 +20,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from bondwise.fit.alternating.solvers import solve
+from bondwise.fit.alternating.terms import LIMIT, NONE, Penalty, squared_norms, term_bonds
 from bondwise.fit.named import Named, balance, contract, prime, twin
-from bondwise.fit.solvers import solve
 from bondwise.fit.sweep import fit_tree, tree_of
 from bondwise.fit.target import BLOCK, Target, core_names
-from bondwise.fit.terms import LIMIT, NONE, Penalty, squared_norms, term_bonds
 from bondwise.network.network import Network
 
 _ROUNDING = 1e-26  # a relative squared error that is rounding

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from bondwise.compute.run import dense
-from bondwise.fit.kronecker import factors_of
+from bondwise.fit.alternating.kronecker import factors_of
+from bondwise.fit.alternating.preconditioner import preconditioner
+from bondwise.fit.alternating.solvers import ENTRIES, SMALL, conjugate_gradients, solve
+from bondwise.fit.alternating.terms import LIMIT, largest_term
 from bondwise.fit.moment import Moment
 from bondwise.fit.named import Named, balance, contract, largest_intermediate, prime, twin
-from bondwise.fit.preconditioner import preconditioner
-from bondwise.fit.solvers import ENTRIES, SMALL, conjugate_gradients, solve
 from bondwise.fit.target import reach
-from bondwise.fit.terms import LIMIT, largest_term
 from bondwise.network.network import Network
 
 _STEPS = 20  # of conjugate gradients in a half-step

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bondwise.flow.blocks import holds
-from bondwise.flow.calls import called_with, gives_state
+from bondwise.flow.chains.blocks import holds
+from bondwise.flow.chains.calls import called_with, gives_state
 from bondwise.flow.data import Batch, evaluating, feed, part, samples
 
 MOST = 8  # weights of a unit, which are trained together; as many as a block of a transformer has

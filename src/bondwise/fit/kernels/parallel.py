@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bondwise.fit.als import glance
+from bondwise.fit.alternating.als import glance
+from bondwise.fit.kernels.tucker2 import Weighing, white_core
 from bondwise.fit.target import target
-from bondwise.fit.tucker2 import Weighing, white_core
 from bondwise.topology.cp import cp
 
 LOST = 1e-4  # of the weight's square, what a fit that is only compared may leave out

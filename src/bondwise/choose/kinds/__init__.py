@@ -1,0 +1,1 @@
+"""Further kinds of candidates: of convolutions, and with columns beside a network."""

@@ -1,0 +1,1 @@
+"""A model in pieces that run alone: blocks in a row, units, and what enters each."""
