@@ -89,9 +89,10 @@ def builder(form: object) -> Build:
         NetworkError: neither a known topology nor an einsum.
     """
     if not isinstance(form, str):
+        known = ", ".join(registry.names(kernels=True))
         raise NetworkError(
-            f"format={form!r} came; write auto, {', '.join(registry.names())}, or an einsum such "
-            "as 'o a, a i -> (o) (i)'."
+            f"format={form!r} came; write auto, {known}, or an einsum such as "
+            "'o a, a i -> (o) (i)'."
         )
     if form == "auto":
         return _auto
@@ -159,7 +160,8 @@ def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
         )
     if not free:
         raise BudgetError(
-            "No weight stores less in this format than dense; write another, such as lowrank."
+            "No weight stores less in this format than dense: they are small, or depthwise "
+            "convolutions; target others, or write another format."
         )
     if least > room:
         smallest = (least + before - sum(nets.weight.numbers for nets in free)) / before

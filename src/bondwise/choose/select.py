@@ -90,7 +90,8 @@ def select(
             if any(isinstance(module, TensorLayer) for module in paths):
                 raise _nothing_left(model, ["already a tensor network"])
             raise SelectionError(
-                f"Target {pattern!r} matches nothing in {type(model).__name__}; its weights are in "
+                f"Target {pattern!r} matches nothing in {type(model).__name__}; write auto, "
+                f"linear, convolution, embedding, or a path; its weights are in "
                 f"{_examples(modules)}."
             )
     unused = [pattern for pattern in ignore if not _anywhere(pattern, paths)]

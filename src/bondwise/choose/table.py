@@ -217,7 +217,7 @@ def _line(line: Line) -> str:
     what, found = _becomes(line), "; ".join(_found(line))
     if len(start + what + found) + 2 <= WIDTH:
         return start + ", ".join(filter(None, (what, found)))
-    return f"{start}{what},\n{found:>{WIDTH}}"
+    return f"{start}{what},\n{found:>{WIDTH}}" if found else start + what
 
 
 def _becomes(line: Line) -> str:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:  # the command line reads the fields before torch is there
 
 FORMAT = arg(
     metavar="FORMAT",
-    help="auto: with text the best for each weight of dense, low rank and the networks that won in "
-    f"a scout of two blocks, without it low rank; or {', '.join(names())}, or an einsum such as "
+    help="auto: with data the best for each weight of dense, low rank, Tucker-2 and CP of kernels, "
+    "and the networks that won in a scout of two blocks; without it low rank, and Tucker-2 of "
+    "kernels; or "
+    f"{', '.join(names(kernels=True))}, or an einsum such as "
     "'o a, a i -> (o) (i)'.",
 )
 
@@ -55,8 +57,8 @@ class Recipe(Cut):
     # UTF-8 text to calibrate on, or samples (.pt, .safetensors, .npy); without it the fit knows
     # only the weights, which costs far more quality.
     data: Annotated[str | None, FILE] = None
-    # What keep counts: params, or with --data and format auto also bytes, macs (for a token) or
-    # modelled seconds.
+    # What keep counts: params, or with --data and format auto also bytes, macs (for a token, or for a
+    # sample where there are convolutions) or modelled seconds.
     unit: str = "params"
     # speed: nothing modelled slower than dense; size, quality: whatever it takes.
     prefer: str = "speed"

@@ -1,7 +1,8 @@
 """Plan and cores and x give y, by matmuls only; and the one einsum that says what is meant."""
 
 from collections.abc import Sequence
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import opt_einsum
@@ -60,8 +61,17 @@ def dense(net: Network, cores: Sequence[Numbers]) -> Float[Tensor, "out inp"]:
             eye = torch.eye(index.size, dtype=cores[0].dtype, device=cores[0].device)
             operands += [eye, [index.name, f"{index.name}'"]]
     cols = [f"{name}'" if name in rows else name for name in cols]
-    result = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
+    with exactly(cores[0]):
+        result = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
     return result.reshape(net.shape)
+
+
+def exactly(like: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of the operands: the definition heeds no autocast."""
+    device = like.device.type
+    if device == "meta" or torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def apply(

@@ -1,6 +1,7 @@
 """What each weight's inputs look like: second moments from one pass, once per shared input."""
 
 from collections.abc import Iterable
+from math import prod
 
 from torch import Tensor, nn
 
@@ -58,7 +59,8 @@ class Inputs:
         """
         name, x = entering.name, entering.x
         geometry = self.geometry[name]
-        self.sizes[name] = tuple(x.shape[1:-1]) if geometry is None else geometry.size(x)
+        size = tuple(x.shape[1:-1]) if geometry is None else geometry.size(x)
+        self.sizes[name] = max(self.sizes.get(name, size), size, key=prod)
         shared = None if entering.first == name else self.group[entering.first]
         group = self.group.setdefault(name, shared or name)
         if group == shared:

@@ -1,6 +1,7 @@
 """Convolutions whose weight is a sum of terms: a network runs as a stack of smaller ones."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -207,20 +208,31 @@ class TensorConv(TensorLayer):
     def _changed(self) -> None:
         self._plans = tuple(kernel_plan(p.kind, self.geometry, self._size) for p in self.parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``W * x + b``."""
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """``W * x + b``; of a transposed one ``output_size`` is the size that is wanted.
+
+        Raises:
+            ShapeError: an input of another shape, or an output size that cannot be had.
+        """
         x, alone = batched(x, self.axes, self.in_channels)
+        geometry = self.geometry
+        if output_size is not None:
+            geometry = geometry.towards(tuple(x.shape[2:]), tuple(output_size)[-self.axes :])
         if not torch.compiler.is_compiling():  # torch says it too, in a graph
-            self.geometry.check(x.shape[2:])
-        y = self._convolved(0, x, self.bias)
+            geometry.check(x.shape[2:])
+        y = self._convolved(0, x, geometry, self.bias)
         for k in range(1, len(self.parts)):
-            y = y + self._convolved(k, x).to(y.dtype)
+            y = y + self._convolved(k, x, geometry).to(y.dtype)
         return y[0] if alone else y
 
-    def _convolved(self, k: int, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        part = self.parts[k]
+    def _convolved(
+        self, k: int, x: Tensor, geometry: Geometry, bias: Tensor | None = None
+    ) -> Tensor:
+        part, plan = self.parts[k], self._plans[k]
+        if plan is not None and geometry is not self.geometry:
+            plan = replace(plan, geometry=geometry)
         numbers, places = self._numbers(part), self._at(k, x.device)
-        return convolved(part.kind, numbers, places, self._plans[k], self.geometry, x, bias)
+        return convolved(part.kind, numbers, places, plan, geometry, x, bias)
 
     def macs(self, rows: int) -> int:
         """Multiplications for so many samples of input of its `size`, of all terms."""

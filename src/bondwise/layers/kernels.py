@@ -11,6 +11,7 @@ from torch import Tensor
 from bondwise.compute.kernels.convolve import ConvPlan, conv_plan
 from bondwise.compute.kernels.geometry import Geometry, Sizes
 from bondwise.compute.plan import Plan
+from bondwise.compute.run import exactly
 from bondwise.layers.entries import Dense
 from bondwise.layers.networks import Cores, Numbers, network
 from bondwise.layers.terms import Kind, Places, Term
@@ -56,7 +57,8 @@ def kernel_matrix(net: Network, cores: tuple[Tensor, ...]) -> Tensor:
         operands += [core, list(names)]
     rows, cols = ([i.name for i in side] for side in (net.rows, net.cols))
     cols = [name for name in cols if name not in own]
-    made = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
+    with exactly(cores[0]):
+        made = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
     return made.reshape(net.shape[0], -1)
 
 

@@ -125,7 +125,6 @@ def find(name: str) -> Topology:
         NetworkError: there is none; the message lists those that there are.
     """
     if name not in _known and name not in names(kernels=True):
-        raise NetworkError(
-            f"Topology {name!r} is not known; write one of {', '.join(names())}, or an einsum."
-        )
+        known = ", ".join(names(kernels=True))
+        raise NetworkError(f"Topology {name!r} is not known; write one of {known}, or an einsum.")
     return _known[name]

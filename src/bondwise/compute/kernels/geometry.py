@@ -1,7 +1,7 @@
 """How a convolution moves over its input: stride, padding, dilation and groups, axis by axis."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -106,6 +106,27 @@ class Geometry:
                     f"An input of {shown[0]} came for a kernel of {shown[1]}, which is larger even "
                     "with the padding; give a larger input, or more padding."
                 )
+
+    def towards(self, sizes: Sizes, wanted: Sizes) -> "Geometry":
+        """The same transposed convolution with the output padding that gives a size.
+
+        Raises:
+            ShapeError: it is none that is transposed, or no padding below the stride gives it.
+        """
+        plain = replace(self, output_padding=(0,) * self.axes)
+        least = plain.extents(sizes) if self.transposed else ()
+        more = tuple(n - m for n, m in zip(wanted, least, strict=False))
+        if len(more) < self.axes or not all(
+            0 <= n < step for n, step in zip(more, self.stride, strict=True)
+        ):
+            most = tuple(m + s - 1 for m, s in zip(least, self.stride, strict=False))
+            raise ShapeError(
+                f"output_size={wanted} came for an input of {sizes}; a transposed convolution of "
+                f"this stride gives {least} to {most}."
+                if self.transposed
+                else f"output_size={wanted} came for a convolution that is not transposed; drop it."
+            )
+        return replace(self, output_padding=more)
 
     def extents(self, sizes: Sizes) -> Sizes:
         """The output's sizes for an input's."""

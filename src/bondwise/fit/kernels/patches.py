@@ -18,6 +18,7 @@ from bondwise.fit.metric import DEPENDENCE, Kronecker, Metric
 PATCH = 2304  # numbers of a patch up to which its full second moment is counted
 Weighing = Metric | Kronecker | tuple[Metric | Kronecker, ...]
 ROWS = 8192  # patches, or positions, that are counted of one input
+SMALL = 640  # numbers of a patch up to which products of patches are in float64
 _ENTRIES = 2**22  # of the patches that the moment of the taps is counted of
 
 
@@ -167,8 +168,10 @@ class Patches:
     def _add_moment(self, rows: Tensor, count: int, often: Tensor | None = None) -> None:
         assert self._sum is not None
         wide = rows.to(self.dtype).reshape(count, self.groups, -1).movedim(1, 0)
+        if wide.shape[-1] <= SMALL:  # rows that are all alike round to no second moment else
+            wide = wide.double()
         left = wide if often is None else wide * often[:, None]
-        self._sum.baddbmm_(left.mT, wide)
+        self._sum += torch.bmm(left.to(wide.dtype).mT, wide).to(self._sum.dtype)
 
     def _drawn(self, x: Tensor, draw: torch.Generator, most: int) -> Tensor:
         """At most so many patches: (rows, groups, in, taps)."""
