@@ -57,7 +57,7 @@ class Recipe(Cut):
     # UTF-8 text to calibrate on, or samples (.pt, .safetensors, .npy); without it the fit knows
     # only the weights, which costs far more quality.
     data: Annotated[str | None, FILE] = None
-    # What keep counts: params, or with --data and format auto also bytes, macs (for a token, or for a
+    # What keep counts: params, or with --data and format auto also bytes, macs (for a token; a
     # sample where there are convolutions) or modelled seconds.
     unit: str = "params"
     # speed: nothing modelled slower than dense; size, quality: whatever it takes.
