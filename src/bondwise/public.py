@@ -12,7 +12,7 @@ from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
 from bondwise.compute.stack import stack
 from bondwise.fit.fit import fit
-from bondwise.fit.metric import Metric
+from bondwise.fit.metric import Kronecker, Metric
 from bondwise.gauge.canonical import canonical, insert_gauge
 from bondwise.gauge.compact import compact
 from bondwise.heal.heal import heal
@@ -40,6 +40,7 @@ from bondwise.topology.tucker2 import tucker2
 
 __all__ = [
     "Index",
+    "Kronecker",
     "Metric",
     "Network",
     "TensorConv1d",
