@@ -184,7 +184,10 @@ def test_texts(capsys, shelf, desk, content, says):
         (["--targets", "re:("], "'re:(' is no regular expression"),
         (["--targets", "LlamaRMSNorm"], "left to change (not a matrix)"),
         (["--ignore", "linear"], "left to change (ignored by 'linear')"),
-        (["--format", "nosuch"], "write one of btt, cp, kron, lowrank, mpo, ring, tree, tucker"),
+        (
+            ["--format", "nosuch"],
+            "write one of btt, cp, kron, lowrank, mpo, ring, tree, tucker, tucker2",
+        ),
         (["--format", ""], "write one of btt"),
         (["--format", "lowrank 3"], "Topology 'lowrank 3' is not known"),
         (["--format", "o1 i1 a, a o2 -> (o1 o2) (i1 i1)"], "i1 stands 2 times in columns"),
@@ -336,15 +339,15 @@ def test_places_to_write(capsys, shelf, ours, desk, verb, monkeypatch):
 def test_a_full_disk(capsys, shelf, ours, desk, monkeypatch, replacing):
     if replacing:
         shutil.copytree(ours, desk / "o")
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def full(path, text, *args, **kwargs):
+    def full(path, data):
         if path.name == "report.html":
-            write(path, text[:100], encoding="utf-8")
+            write(path, data[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return write(path, text, *args, **kwargs)
+        return write(path, data)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     usual = ("compress", shelf / "llama", "--out", "o", "--force", "-q")
     refused(capsys, *usual, code=1, says="(No space left on device), and nothing was left there")
 
@@ -367,7 +370,9 @@ def test_a_model_without_tokenizer_or_head_is_not_measured(capsys, shelf, model)
 
 
 def test_a_bug_of_ours_shows_its_traceback(shelf, desk, monkeypatch):
-    monkeypatch.setattr("bondwise.compress.fit_group.fit", Mock(side_effect=RuntimeError("a bug")))
+    monkeypatch.setattr(
+        "bondwise.compress.fit_group.fit_groups", Mock(side_effect=RuntimeError("a bug"))
+    )
     with pytest.raises(RuntimeError, match="a bug"):
         main(["compress", str(shelf / "llama"), "--out", "o", "-q"])
     assert files(desk) == {}
@@ -376,7 +381,7 @@ def test_a_bug_of_ours_shows_its_traceback(shelf, desk, monkeypatch):
 def test_ctrl_c_ends_in_one_sentence(capsys, shelf, desk, monkeypatch):
     hears = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts = Mock(side_effect=lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    monkeypatch.setattr("bondwise.compress.fit_group.fit", interrupts)
+    monkeypatch.setattr("bondwise.compress.fit_group.fit_groups", interrupts)
     usual = ("compress", shelf / "llama", "--out", "o", "-q")
     try:
         refused(capsys, *usual, code=1, says="Stopped by Ctrl-C; nothing was left half-written.")

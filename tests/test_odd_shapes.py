@@ -84,5 +84,5 @@ def test_every_error_of_a_user_is_a_value_error():
     assert issubclass(BondwiseError, ValueError)
     with pytest.raises(SelectionError, match="No target came"):
         bw.plan_model(nn.Sequential(nn.Linear(64, 64)), 0.5, targets=[])
-    with pytest.raises(SelectionError, match="no Linear, Conv1D or Embedding"):
+    with pytest.raises(SelectionError, match="no Linear, Conv1D, Embedding or convolution"):
         bw.tensorize(nn.ReLU(), 0.5)

@@ -165,7 +165,7 @@ def test_what_was_written_wrongly_is_not_left(tmp_path, monkeypatch, hub, kind, 
         save_file(state, path, metadata=metadata)
 
     if owner is None:
-        monkeypatch.setattr(f"bondwise.checkpoint.checkpoint.{name}", written)
+        monkeypatch.setattr(f"bondwise.checkpoint.plain.{name}", written)
         model = nn.Sequential(model.model.layers[0].self_attn.q_proj, nn.Linear(48, 2))
     else:
         monkeypatch.setattr(owner, name, written)

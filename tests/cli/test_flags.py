@@ -56,7 +56,7 @@ def test_lists_may_be_repeated_and_take_the_place_of_the_default():
     verb = verb_of(["plan", "--targets", "a", "--targets=b", "model", "--ignore", "c"])
     assert (verb.model, verb.targets, verb.ignore) == ("model", ("a", "b"), ("c",))
     assert verb_of(["plan", "m", "--targets", "linear"]).targets == ("linear",)
-    assert verb_of(["plan", "m"]).targets == ("linear",)
+    assert verb_of(["plan", "m"]).targets == ("auto",)
 
 
 def test_what_was_given_is_a_choice_and_what_was_not_is_none():

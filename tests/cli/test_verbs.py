@@ -95,7 +95,7 @@ def test_compress_writes_a_folder_that_holds_everything(small, made):
     for part in ("targeted numbers (asked to keep 0.6)", "on disk", "calibrate", "all steps"):
         assert part in said.out
     assert "perplexity" not in said.out
-    assert f"Wrote {small}: the checkpoint, recipe.yaml, report.json and report.html." in lines
+    assert f"Wrote {small}: checkpoint, recipe.yaml, report.json and report.html." in lines
     assert lines[-1].startswith(f"Measure what it cost: bondwise eval {small} --vs ")
     stages = [line.partition(":")[0] for line in said.err.splitlines()]
     assert stages == ["load", "draw", "calibrate", "survey", "fit"]

@@ -182,8 +182,8 @@ def test_a_failure_in_the_middle_leaves_the_model(brief, monkeypatch):
             raise FitError("the fifth fit failed")
         return fit(*args, **kwargs)
 
-    fit = module.fit
-    monkeypatch.setattr(module, "fit", broken)
+    fit = module.fit_groups
+    monkeypatch.setattr(module, "fit_groups", broken)
     model = llama()
     with pytest.raises(FitError, match="fifth"):
         bw.tensorize(model, keep=0.5, data=tokens(), inplace=True)

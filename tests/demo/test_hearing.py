@@ -59,7 +59,7 @@ def test_the_demo_prints_one_table_and_leaves_a_checkpoint(capsys, faked, tmp_pa
     assert max(map(len, lines)) <= 80
     names = [line[:10].strip() for line in lines if re.search(r"\d %.*\d %.*\d %", line)]
     assert names == ["CREPE", "ours", "CREPE tiny"]
-    wrote = "Wrote bondwise-demo: the checkpoint, recipe.yaml, report.json and report.html."
+    wrote = "Wrote bondwise-demo: checkpoint, recipe.yaml, report.json and report.html."
     assert lines[-1] == wrote
 
     out = tmp_path / "bondwise-demo"

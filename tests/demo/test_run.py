@@ -60,7 +60,7 @@ def test_the_language_demo(capsys, faked, tmp_path, monkeypatch):
     lines = said.out.splitlines()
     assert lines[0] == "SmolLM2-135M-Instruct"
     assert lines[1].endswith(" of 21 weights as tensor networks")
-    wrote = "Wrote bondwise-demo-lm: the checkpoint, recipe.yaml, report.json and report.html."
+    wrote = "Wrote bondwise-demo-lm: checkpoint, recipe.yaml, report.json and report.html."
     assert lines[-1] == wrote
     shown = ["targeted numbers (asked to keep 0.8)", "in domain: Wikipedia", "out of domain: news"]
     shown += ["KL divergence", "top-1", "perplexity (8 windows of 32 tokens)", "peak memory"]

@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_named():
         Term(Cores(net, stored.form.pinned), (torch.ones(6, 2), torch.ones(2, 4)))
     with pytest.raises(ShapeError, match="1 pins"):
         Cores(net, (None,))
-    with pytest.raises(ShapeError, match=r"'conv'.*conv1d, embedding, linear"):
+    with pytest.raises(ShapeError, match=r"'conv'.*conv1d, convolution 1d.*embedding, linear"):
         from_spec({"host": "conv", "terms": []})
     with pytest.raises(ShapeError, match=r"'loop'.*network, dense, columns"):
         from_spec({"host": "linear", "terms": [{"kind": "loop", "shape": [2, 2]}]})

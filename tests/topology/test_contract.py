@@ -118,4 +118,4 @@ def test_what_is_scouted_has_shapes_that_fit(known):
     assert (known.name in registry.scouted("best")) == (known.scouted is not None)
     assert set(registry.scouted("fast")) <= set(registry.scouted("best"))
     for build in shapes(known.name, 24, 18, heads=4):
-        assert build(24, 18, 2).shape == (24, 18)
+        assert build(24, 18, (), 2).shape == (24, 18)

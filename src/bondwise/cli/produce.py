@@ -18,7 +18,7 @@ from bondwise.train.recipe import Healing
 
 MINUTES = 15.0  # of healing, where neither a time nor steps are given
 CUT_ALIKE = "cut alike; with --data, compress keeps more where errors cost more"
-LEFT = "the checkpoint, recipe.yaml, report.json and report.html"
+LEFT = "checkpoint, recipe.yaml, report.json and report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
