@@ -48,7 +48,7 @@ def test_help_lists_the_verbs_whole_and_is_what_no_verb_gets(capsys):
     assert len(lines) == len(VERBS)
     assert all(line.endswith(".") and len(line) <= 80 for line in lines)
     formats = " ".join(bondwise(capsys, "compress", "--help").out.split())
-    assert f"or {', '.join(names())}, or an einsum" in formats
+    assert f"or {', '.join(names(kernels=True))}, or an einsum" in formats
     assert re.fullmatch(r"bondwise \d+\.\d+\.\d+\n", bondwise(capsys, "--version").out)
 
 
