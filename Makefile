@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 .PHONY: demo demo-lm demo-text test test-all check docs clean \
 	bench-quality bench-formats bench-layers bench-models bench-heal bench-concepts bench-conv
 
-# A pitch tracker cut to a tenth, healed and heard: four minutes on two cores. ARGS="--wav FILE"
+# A pitch tracker cut to a tenth, healed and heard: three and a half minutes on two cores. ARGS="--wav FILE"
 demo: $(READY)
 	$(BIN)/bondwise demo --force $(ARGS)
 

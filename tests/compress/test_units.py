@@ -131,6 +131,7 @@ def test_units_are_refined_on_what_the_compressed_ones_before_give(monkeypatch, 
     assert relative(result.model, dense, other) < gain * relative(apart.model, dense, other)
 
 
+@pytest.mark.thorough
 def test_streams_without_room_are_captured_again_and_the_result_is_the_same(monkeypatch):
     dense, x = alive(Steps()), data(24)
     one = bw.tensorize(dense, 0.6, x).model
