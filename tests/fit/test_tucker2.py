@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bondwise import fit, lowrank, parse
-from bondwise.fit.kernels.tucker2 import tucker2_cut, tucker2_errors
+from bondwise.fit.kernels.tucker2 import Basis, tucker2_cut, tucker2_errors
 from bondwise.fit.metric import Kronecker, Metric
 from nets import noise
 
@@ -50,8 +50,8 @@ METRICS = {
 def test_the_table_is_what_the_cut_loses_and_the_cut_has_its_ranks(kind: str):
     metric, moment = METRICS[kind]
     for p, q in GRID:
-        (row,) = tucker2_errors(weight(), metric, [q])
-        cut = tucker2_cut(weight(), metric, (p, q))
+        (row,) = tucker2_errors(Basis.of(weight(), metric), [q])
+        cut = tucker2_cut(Basis.of(weight(), metric), (p, q))
         assert float(row[0]) == pytest.approx(1)
         assert float(row[p]) == pytest.approx(loss(cut, moment), abs=1e-9)
         whole = cut.reshape(OUT, IN, TAPS)
@@ -63,16 +63,16 @@ def test_errors_are_measured_on_other_patches_where_they_are_given():
     metric, _ = METRICS["full"]
     other = patches(7)
     for p, q in GRID:
-        (row,) = tucker2_errors(weight(), metric, [q], Metric(other, 40, 0.0))
+        (row,) = tucker2_errors(Basis.of(weight(), metric), [q], Metric(other, 40, 0.0))
         assert float(row[p]) == pytest.approx(
-            loss(tucker2_cut(weight(), metric, (p, q)), other), abs=1e-9
+            loss(tucker2_cut(Basis.of(weight(), metric), (p, q)), other), abs=1e-9
         )
 
 
 @pytest.mark.parametrize("kind", METRICS)
 def test_with_all_inputs_it_is_low_rank_and_else_near_what_a_fit_finds(kind: str):
     metric, moment = METRICS[kind]
-    whole, some = tucker2_errors(weight(), metric, [IN, 2])
+    whole, some = tucker2_errors(Basis.of(weight(), metric), [IN, 2])
     flat = weight().reshape(OUT, -1)
     for rank in (1, 3):
         best = fit(flat, lowrank(OUT, IN * TAPS, rank), moment).error
@@ -90,7 +90,7 @@ def test_inputs_that_never_come_do_no_harm(full: bool):
     moment = torch.kron(channels, kernel)
     metric = moment if full else Kronecker(channels, kernel)
     for p, q in GRID:
-        cut = tucker2_cut(weight(), metric, (p, q))
+        cut = tucker2_cut(Basis.of(weight(), metric), (p, q))
         assert float(cut.abs().max()) < 20
-        (row,) = tucker2_errors(weight(), metric, [q])
+        (row,) = tucker2_errors(Basis.of(weight(), metric), [q])
         assert float(row[p]) == pytest.approx(loss(cut, moment), abs=1e-6)

@@ -6,7 +6,7 @@ squared error, so that errors of different weights can be added up. Among convol
 not in proportion to the error, and is measured at several.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite, log
@@ -15,7 +15,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from bondwise.choose.candidates import EXACT, Candidate, Group, candidates, grouped
-from bondwise.choose.kinds.kernels import cut
+from bondwise.choose.kinds.kernels import cuts
 from bondwise.choose.losses.felt import LEAST, Felt
 from bondwise.choose.losses.reference import Reference, resumed
 from bondwise.choose.scout import Scout
@@ -153,8 +153,11 @@ def _sensitivities(
         if not trials:
             found[name] = LEAST
             continue
-        points = {c.error: _distance(model, group, c, reference, curves) for c in trials}
-        points = {error: far for error, far in points.items() if isfinite(far)}
+        points = dict[float, float]()
+        for trial, weight in zip(trials, _cut_to(group, name, trials), strict=True):
+            far = _distance(model, name, weight, reference, curves)
+            if isfinite(far):
+                points[trial.error] = far
         if points and curves:
             found[name] = Felt.of(points.items())
         for error, far in points.items():
@@ -192,22 +195,26 @@ def _levels(trials: Sequence[Candidate]) -> list[Candidate]:
     return list(near.values())
 
 
-def _distance(
-    model: nn.Module, group: Group, trial: Candidate, reference: Reference, replays: bool
-) -> float:
-    """How far the output is when a weight is cut to a candidate."""
-    name, net = trial.weight, trial.network
-    assert net is not None
-    weight = group.weights[name]
+def _cut_to(group: Group, name: str, trials: Sequence[Candidate]) -> Iterator[Tensor]:
+    """A weight as each of some candidates has it, one after another."""
+    weight, nets = group.weights[name], [c.network for c in trials if c.network is not None]
     if group.moves:
-        cut_down = cut(weight, net, group.moves[name], group.metric)
-    else:
+        yield from cuts(weight, nets, group.moves[name], group.metric)
+        return
+    wide, moment = weight.double(), group.moments()[0]
+    for net in nets:
         (rank,) = net.bonds.values()
-        split = whitened_split(weight.double(), group.moments()[0], rank)
-        cut_down = split.left @ split.right
+        split = whitened_split(wide, moment, rank)
+        yield split.left @ split.right
+
+
+def _distance(
+    model: nn.Module, name: str, weight: Tensor, reference: Reference, replays: bool
+) -> float:
+    """How far the output is when a layer has another weight."""
     replay = reference.replay if replays else None
     again = nullcontext() if replay is None else replay.before(model, name)
-    with _replaced(model.get_submodule(name), cut_down), again:
+    with _replaced(model.get_submodule(name), weight), again:
         return reference.distance()
 
 

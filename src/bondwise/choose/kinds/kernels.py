@@ -1,6 +1,6 @@
 """The ways to store a convolution: dense, low rank both of its sides or of one, at many ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
@@ -13,8 +13,9 @@ from bondwise.choose import cost
 from bondwise.choose.cost import Cost
 from bondwise.compute.kernels.convolve import conv_plan, convolution_macs
 from bondwise.compute.kernels.geometry import Geometry, Sizes
+from bondwise.fit.kernels.groups import each_group
 from bondwise.fit.kernels.parallel import between, cp_errors
-from bondwise.fit.kernels.tucker2 import tucker2_cut, tucker2_errors
+from bondwise.fit.kernels.tucker2 import Basis, tucker2_cut, tucker2_errors
 from bondwise.gauge.compact import pivot_bits, stored_numbers
 from bondwise.network.groups import grouped_network
 from bondwise.network.network import Network
@@ -87,31 +88,29 @@ def options(
         held_out: the same, of other inputs.
         bits: of a stored number.
     """
-    groups = moves.geometry.groups
-    blocks = weight.reshape(groups, len(weight) // groups, -1, moves.taps)
+    groups, blocks = moves.geometry.groups, _blocks(weight, moves)
     out, inp = blocks.shape[1:3]
     if groups > 1 and min(out, inp) < LEAST:
         return  # depthwise and the like: rank 1 already
     inner = _spread(ranks(inp)) if moves.taps > 1 and out > 1 else [inp]
-    table = _errors(blocks, metric, held_out, inner)
+    bases = _bases(blocks, metric)
+    table = _errors(bases, held_out, inner)
     outer = [r for r in (range(1, out) if weight.numel() <= EVERY else ranks(out)) if r < out]
     for form, net, error in _pairs(table, inner, outer, moves):
         price = kernel_cost(net, moves, bits)
         if price.numbers < weight.numel():
             yield form, net, price, error
     if groups == 1 and moves.taps >= LONG and min(out, inp) >= LEAST:
-        yield from _parallel(blocks[0], moves, metric, bits)
+        yield from _parallel(bases[0], moves, bits)
 
 
-def _parallel(
-    weight: Tensor, moves: Moves, metric: Any, bits: int
-) -> Iterator[tuple[str, Network, Cost, float]]:
+def _parallel(basis: Basis, moves: Moves, bits: int) -> Iterator[tuple[str, Network, Cost, float]]:
     """CP, which cuts a long kernel's own modes too."""
-    out, inp, taps = weight.shape
-    each = out + inp + taps
-    known = sorted({max(1, int(part * weight.numel() / each)) for part in TRIED})
-    errors = cp_errors(weight, metric, known)
-    least, most = known[0] / 4, weight.numel() / each / 2
+    out, inp, taps = basis.weight.shape
+    each, numbers = out + inp + taps, basis.weight.numel()
+    known = sorted({max(1, int(part * numbers / each)) for part in TRIED})
+    errors = cp_errors(basis, known)
+    least, most = known[0] / 4, numbers / each / 2
     ratio = (most / least) ** (1 / STEPS_OF_CP)
     for rank in dict.fromkeys(_even(least * ratio**k) for k in range(STEPS_OF_CP + 1)):
         net = cp((out,), (inp, taps), rank)
@@ -123,16 +122,25 @@ def _even(rank: float) -> int:
     return max(1, round(rank)) if rank < 16 else 16 * round(rank / 16)
 
 
-def cut(weight: Tensor, net: Network, moves: Moves, metric: Any) -> Tensor:
-    """A weight of the ranks of a network of `options`, as quickly as can be had."""
+def cuts(
+    weight: Tensor, networks: Iterable[Network], moves: Moves, metric: Any
+) -> Iterator[Tensor]:
+    """A weight of the ranks of some networks of `options`, as quickly as can be had."""
+    bases = _bases(_blocks(weight, moves), metric)
+    for bonds in (net.bonds for net in networks):
+        outer, inner = bonds.get("p", bonds.get("a", 0)), bonds.get("q", bases[0].weight.shape[1])
+        yield torch.cat([tucker2_cut(basis, (outer, inner)) for basis in bases])
+
+
+def _blocks(weight: Tensor, moves: Moves) -> Tensor:
+    """The weights of the groups, (groups, out, in, taps)."""
     groups = moves.geometry.groups
-    blocks = weight.reshape(groups, len(weight) // groups, -1, moves.taps)
-    bonds = net.bonds
-    outer, inner = bonds.get("p", bonds.get("a", 0)), bonds.get("q", blocks.shape[2])
-    metrics = _each(metric, groups)
-    return torch.cat(
-        [tucker2_cut(b, m, (outer, inner)) for b, m in zip(blocks, metrics, strict=True)]
-    )
+    return weight.reshape(groups, len(weight) // groups, -1, moves.taps)
+
+
+def _bases(blocks: Tensor, metric: Any) -> list[Basis]:
+    metrics = each_group(metric, len(blocks))
+    return [Basis.of(block, own) for block, own in zip(blocks, metrics, strict=True)]
 
 
 def _spread(found: Sequence[int]) -> list[int]:
@@ -198,20 +206,15 @@ def _rough(out: int, inp: int, p: int, q: int, moves: Moves) -> tuple[int, int]:
     return numbers, first * before + p * q * moves.taps * middle + out * p * after
 
 
-def _errors(blocks: Tensor, metric: Any, held_out: Any, inner: Sequence[int]) -> Tensor:
-    """The mean over groups, each weighed by its own norm in its metric."""
-    metrics, others = _each(metric, len(blocks)), _each(held_out, len(blocks))
+def _errors(bases: Sequence[Basis], held_out: Any, inner: Sequence[int]) -> Tensor:
+    """The mean over groups, each weighed by its own norm."""
+    others = each_group(held_out, len(bases))
     tables = [
-        tucker2_errors(block, own, inner, other)
-        for block, own, other in zip(blocks, metrics, others, strict=True)
+        tucker2_errors(basis, inner, other) for basis, other in zip(bases, others, strict=True)
     ]
-    weights = blocks.double().flatten(1).square().sum(1)
+    weights = torch.stack([basis.weight.double().square().sum() for basis in bases])
     share = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     return (torch.stack(tables).double() * share[:, None, None]).sum(0)
-
-
-def _each(metric: Any, groups: int) -> Sequence[Any]:
-    return metric if isinstance(metric, tuple) else [metric] * groups
 
 
 def _seconds(macs: int, steps: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bondwise.errors import FitError, ShapeError
 from bondwise.fit.fit import Fit, fit
-from bondwise.network.groups import group_count, group_indices, grouped_network, one_group
+from bondwise.network.groups import group_count, group_indices, one_group
 from bondwise.network.network import Network
 
 GroupMetric = Any  # a metric, or a sequence with one for each group
@@ -48,7 +48,7 @@ def fit_groups(
     alone = one_group(net)
     if alone is None:
         return _together(blocks, net, metric, held_out, options)
-    metrics, others = _each(metric, groups), _each(held_out, groups)
+    metrics, others = each_group(metric, groups), each_group(held_out, groups)
     found = [
         fit(block, alone, own, held_out=other, **options)
         for block, own, other in zip(blocks, metrics, others, strict=True)
@@ -59,16 +59,13 @@ def fit_groups(
 def _stacked(blocks: Tensor, net: Network, found: Sequence[Fit]) -> Fit:
     """The fits of all groups as one, whose error is that of all, weighed by their norms."""
     ranks = {b: max(each.network.bonds[b] for each in found) for b in found[0].network.bonds}
-    whole = grouped_network(found[0].network.resize(**ranks), len(blocks))
-    # the group's index goes where the network has it
-    (name,) = group_indices(net)
-    net = net.resize(**{b: ranks[b] for b in ranks})
+    shapes = found[0].network.resize(**ranks).core_shapes
+    (name,) = group_indices(net)  # goes where the network has it
+    net = net.resize(**ranks)
     cores: list[Tensor] = []
-    for k, core in enumerate(net.cores):
-        at = [index.name for index in core].index(name)
-        shape = whole.core_shapes[k][1:]
+    for k, (names, shape) in enumerate(zip(net.names, shapes, strict=True)):
         parts = [_padded(each.cores[k], shape) for each in found]
-        cores.append(torch.stack(parts, at))
+        cores.append(torch.stack(parts, names.index(name)))
     norms = torch.tensor([float(block.double().norm()) for block in blocks])
 
     def total(errors: Sequence[float]) -> float:
@@ -96,7 +93,12 @@ def _padded(core: Tensor, shape: Sequence[int]) -> Tensor:
     return made
 
 
-def _each(metric: Any, groups: int) -> list[Any]:
+def each_group(metric: Any, groups: int) -> list[Any]:
+    """The metric of each group: one for all, or one for each.
+
+    Raises:
+        FitError: another number of metrics than groups.
+    """
     several = isinstance(metric, Sequence)
     found = list(metric) if several else [metric] * groups
     if len(found) != groups:
@@ -116,5 +118,5 @@ def _together(blocks: Tensor, net: Network, metric: Any, held_out: Any, options:
 def _block(metric: Any, groups: int) -> Tensor | None:
     if metric is None:
         return None
-    moments = [m if isinstance(m, Tensor) else m.shrunk() for m in _each(metric, groups)]
+    moments = [m if isinstance(m, Tensor) else m.shrunk() for m in each_group(metric, groups)]
     return torch.block_diag(*moments)

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from math import exp, log
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from bondwise.fit.alternating.als import glance
-from bondwise.fit.kernels.tucker2 import Weighing, white_core
+from bondwise.fit.kernels.tucker2 import Basis, white_core
 from bondwise.fit.target import target
 from bondwise.topology.cp import cp
 
@@ -24,20 +22,17 @@ TINY = 1e-12
 
 
 @torch.no_grad()
-def cp_errors(
-    weight: Float[Tensor, "out inp taps"], metric: Weighing, ranks: Sequence[int]
-) -> list[float]:
+def cp_errors(basis: Basis, ranks: Sequence[int]) -> list[float]:
     """Relative squared errors of short fits at some ranks, in a product of channels and kernel.
 
     Args:
-        weight: of one group.
-        metric: of its patches; of a full one the two marginals are taken. None for none.
+        basis: of the weight of one group; of a full metric the two marginals are taken.
         ranks: to look at.
 
-    >>> cp_errors(torch.ones(3, 4, 5), None, [1])[0] < 1e-6
+    >>> cp_errors(Basis.of(torch.ones(3, 4, 5), None), [1])[0] < 1e-6
     True
     """
-    core, lost = white_core(weight, metric, LOST)
+    core, lost = white_core(basis, LOST)
     out, inner, taps = core.shape
     found: list[float] = []
     for rank in ranks:

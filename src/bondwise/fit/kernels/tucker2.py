@@ -27,32 +27,27 @@ _FLOOR = 1e-12  # of the largest variance: inputs below it are as good as never 
 
 @torch.no_grad()
 def tucker2_errors(
-    weight: Float[Tensor, "out inp taps"],
-    metric: Weighing,
-    inner: Sequence[int],
-    held_out: Weighing = None,
+    basis: "Basis", inner: Sequence[int], held_out: Weighing = None
 ) -> Float[Tensor, "inner ranks"]:
     """Relative squared errors: for each rank of the inputs, at every rank of the outputs from 0.
 
     With all inputs it is low rank, ``o a, a i y x``, in closed form.
 
     Args:
-        weight: of one group.
-        metric: of its patches that it is fitted in; None for none.
+        basis: of the weight of one group, in the metric that it is fitted in.
         inner: ranks of the inputs to look at.
-        held_out: that errors are measured in; ``metric`` by default. A product of channels and
-            kernel has few numbers of many patches: there ``metric`` is taken.
+        held_out: that errors are measured in; the same metric by default. A product of channels
+            and kernel has few numbers of many patches: there it is that one too.
 
     >>> W = torch.diag(torch.tensor([2.0, 1.0]))[:, :, None]
-    >>> tucker2_errors(W, None, [1, 2])
+    >>> tucker2_errors(Basis.of(W, None), [1, 2])
     tensor([[1.0000, 0.2000, 0.2000],
             [1.0000, 0.2000, 0.0000]])
     """
-    basis = _Basis.of(weight, metric)
     if len(basis.moment.factors) > 1:
-        return basis.errors()[list(inner)].to(weight.dtype)
+        return basis.errors()[list(inner)].to(basis.dtype)
     flat = basis.flat
-    moment = basis.moment if held_out is None else _moment(held_out, weight).to(flat.dtype)
+    moment = basis.moment if held_out is None else _moment(held_out, basis.weight).to(flat.dtype)
     pushed = moment.push(flat)
     norm = (pushed * flat).sum().clamp(min=torch.finfo(flat.dtype).tiny)
     whole = _diagonal(basis.left, flat, pushed)
@@ -63,41 +58,35 @@ def tucker2_errors(
         own = whole if cut is flat else _diagonal(left, cut, moment.push(cut))
         kept = (2 * across - own).cumsum(0)
         found.append(1 - torch.cat([kept.new_zeros(1), kept]) / norm)
-    return torch.stack(found).clamp(min=0).to(weight.dtype)
+    return torch.stack(found).clamp(min=0).to(basis.dtype)
 
 
 @torch.no_grad()
-def tucker2_cut(
-    weight: Float[Tensor, "out inp taps"], metric: Weighing, ranks: tuple[int, int]
-) -> Float[Tensor, "out columns"]:
+def tucker2_cut(basis: "Basis", ranks: tuple[int, int]) -> Float[Tensor, "out columns"]:
     """The weight ``W~`` of such ranks, of the outputs and of the inputs: out x (in * taps).
 
-    >>> tucker2_cut(torch.diag(torch.tensor([2.0, 1.0]))[:, :, None], None, (1, 2)).round()
+    >>> W = torch.diag(torch.tensor([2.0, 1.0]))[:, :, None]
+    >>> tucker2_cut(Basis.of(W, None), (1, 2)).round()
     tensor([[2., 0.],
             [0., 0.]])
     """
-    basis = _Basis.of(weight, metric)
     outer, inner = ranks
     cut, left = basis.inputs(inner)
     left = left[:, :outer]
-    return (left @ (left.mT @ cut)).to(weight.dtype)
+    return (left @ (left.mT @ cut)).to(basis.dtype)
 
 
 @torch.no_grad()
-def white_core(
-    weight: Float[Tensor, "out inp taps"], metric: Weighing, lost: float
-) -> tuple[Tensor, float]:
+def white_core(basis: "Basis", lost: float) -> tuple[Tensor, float]:
     """The weight in whitened coordinates, with as few directions of its inputs as may be.
 
     Args:
-        weight: of one group.
-        metric: of its patches.
+        basis: of the weight of one group.
         lost: of its square, what may be left out.
 
     Returns:
         Its core (out, directions, taps), and what was left out.
     """
-    basis = _Basis.of(weight, metric)
     core = torch.matmul(basis.right.mT, basis.white)
     left = core.square().sum((0, 2)).flip(0).cumsum(0).flip(0)
     whole = float(left[0]) or 1.0
@@ -106,11 +95,14 @@ def white_core(
     return core[:, :kept].contiguous(), rest
 
 
-class _Basis:
-    """The leading directions of the outputs and of the inputs, in the metric."""
+class Basis:
+    """The leading directions of a weight's outputs and of its inputs, in a metric.
 
-    def __init__(self, weight: Tensor, moment: Moment) -> None:
-        self.weight, self.moment = weight, moment
+    They cost the decompositions; errors at all ranks, cuts and cores come of them.
+    """
+
+    def __init__(self, weight: Tensor, moment: Moment, dtype: torch.dtype) -> None:
+        self.weight, self.moment, self.dtype = weight, moment, dtype
         self.flat = weight.flatten(1)
         gram = moment.push(self.flat) @ self.flat.mT
         self.left = torch.linalg.eigh((gram + gram.mT) / 2).eigenvectors.flip(-1)
@@ -136,9 +128,11 @@ class _Basis:
         return 1 - kept / kept[-1, -1].clamp(min=torch.finfo(kept.dtype).tiny)
 
     @classmethod
-    def of(cls, weight: Tensor, metric: Weighing) -> "_Basis":
+    @torch.no_grad()
+    def of(cls, weight: Float[Tensor, "out inp taps"], metric: Weighing) -> "Basis":
+        """That of the weight of one group in the metric of its patches; None for none."""
         wide = weight.detach().to(torch.float32 if weight.numel() > 2**20 else torch.float64)
-        return cls(wide, _moment(metric, weight).to(wide.dtype))
+        return cls(wide, _moment(metric, weight).to(wide.dtype), weight.dtype)
 
     def inputs(self, rank: int) -> tuple[Tensor, Tensor]:
         """The weight with so many directions of its inputs, out x (in * taps), and its outputs'.
