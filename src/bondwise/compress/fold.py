@@ -8,7 +8,7 @@ norm: the checkpoint is that of the same architecture, a layer without a bias ne
 training mode, where it takes the batch's own statistics, the model computes what it did before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, NamedTuple, cast
@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignor
 from torch.nn.modules.conv import _ConvTransposeNd as Transposed  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
 
-from bondwise.flow.data import Batch, evaluating, feed, part, samples
+from bondwise.flow.chains.calls import tensors
+from bondwise.flow.data import Batch, evaluating, feed, one_sample
 
 LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -50,7 +51,7 @@ def pairs(model: nn.Module, batch: Batch) -> list[Pair]:
     """
     watch = _Watch(model)
     with torch.no_grad(), evaluating(model), watch:
-        watch.use(feed(model, part(batch, 0, 1) if samples(batch) > 1 else batch))
+        watch.use(feed(model, one_sample(batch)))
     return watch.pairs()
 
 
@@ -134,7 +135,7 @@ class _Watch(TorchFunctionMode):
 
     def use(self, value: Any) -> None:
         """Count the layers that gave some of the tensors in a value."""
-        for tensor in _tensors(value):
+        for tensor in tensors(value):
             if id(tensor) in self.given:
                 path = self.given[id(tensor)][0]
                 self.uses[path] = self.uses.get(path, 0) + 1
@@ -169,16 +170,6 @@ class _Watch(TorchFunctionMode):
                 self.norms[path] = self.given[id(args[0])][0]
 
         return look
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, tuple | list):
-        for each in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from _tensors(each)
 
 
 def _tied(model: nn.Module) -> set[int]:

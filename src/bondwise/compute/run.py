@@ -1,8 +1,8 @@
 """Plan and cores and x give y, by matmuls only; and the one einsum that says what is meant."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import cast
 
 import numpy as np
 import opt_einsum
@@ -51,27 +51,41 @@ def dense(net: Network, cores: Sequence[Numbers]) -> Float[Tensor, "out inp"]:
     """
     cores = [as_tensor(core) for core in cores]
     check_cores(net, cores)
-    operands: list[Tensor | list[str]] = []
-    for core, names in zip(cores, net.names, strict=True):
-        operands += [core, list(names)]
     rows = [index.name for index in net.rows]
-    cols = [index.name for index in net.cols]
+    operands = list(zip(cores, net.names, strict=True))
     for index in net.cols:
         if index.name in rows:
             eye = torch.eye(index.size, dtype=cores[0].dtype, device=cores[0].device)
-            operands += [eye, [index.name, f"{index.name}'"]]
-    cols = [f"{name}'" if name in rows else name for name in cols]
-    with exactly(cores[0]):
-        result = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
-    return result.reshape(net.shape)
+            operands.append((eye, (index.name, f"{index.name}'")))
+    cols = [f"{i.name}'" if i.name in rows else i.name for i in net.cols]
+    return _einsum(operands, [*rows, *cols]).reshape(net.shape)
 
 
-def exactly(like: Tensor) -> AbstractContextManager[Any]:
-    """Products in the dtype of the operands: the definition heeds no autocast."""
-    device = like.device.type
-    if device == "meta" or torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+def blocks(net: Network, cores: Sequence[Tensor]) -> Float[Tensor, "out inp"]:
+    """The blocks on the diagonal below each other: `dense` without the zeros between them.
+
+    >>> from bondwise import parse
+    >>> cores = [torch.tensor([[[1., 2.]], [[3., 4.]]])]
+    >>> blocks(parse("b o i -> (b o) (b i)", b=2, o=1, i=2), cores)
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+    rows = [index.name for index in net.rows]
+    cols = [index.name for index in net.cols if index.name not in rows]
+    made = _einsum(zip(cores, net.names, strict=True), [*rows, *cols])
+    return made.reshape(net.shape[0], -1)
+
+
+def _einsum(operands: Iterable[tuple[Tensor, Sequence[str]]], output: list[str]) -> Tensor:
+    """A product in the dtype of the operands: the definition heeds no autocast."""
+    given: list[Tensor | list[str]] = []
+    for tensor, names in operands:
+        given += [tensor, list(names)]
+    device = cast(Tensor, given[0]).device.type
+    heeds = device != "meta" and not torch.compiler.is_compiling()
+    cast_off = heeds and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if cast_off else nullcontext():
+        return cast(Tensor, opt_einsum.contract(*given, output))
 
 
 def apply(

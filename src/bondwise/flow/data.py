@@ -34,6 +34,11 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     return {**batch} | {n: v[start:stop] for n, v in rows.items()}
 
 
+def one_sample(batch: Batch) -> Batch:
+    """The first sample of a batch; the batch itself where it is one."""
+    return part(batch, 0, 1) if samples(batch) > 1 else batch
+
+
 def fitted_on(count: int, held_out: Iterable[int]) -> list[int]:
     """Which of so many batches are fitted on: those that are not held out.
 
@@ -102,7 +107,7 @@ def _try(model: nn.Module, batch: Batch) -> None:
     leaves = [(n, m) for n, m in model.named_modules() if not any(m.children())]
     handles = [m.register_forward_pre_hook(enter(name)) for name, m in leaves]
     try:
-        feed(model, part(batch, 0, 1) if samples(batch) > 1 else batch)
+        feed(model, one_sample(batch))
     except (BondwiseError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:

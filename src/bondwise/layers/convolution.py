@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bondwise.compute.kernels.convolve import convolution_macs
+from bondwise.compute.kernels.convolve import SIZE, convolution_macs, kernel_modes
 from bondwise.compute.kernels.geometry import Geometry, Sizes, batched
 from bondwise.compute.run import Numbers
-from bondwise.errors import SelectionError, ShapeError, as_whole
+from bondwise.errors import ShapeError, as_whole
 from bondwise.fit.kernels.groups import GroupMetric, fit_groups
 from bondwise.layers import networks
-from bondwise.layers.hosts.registry import host_of
-from bondwise.layers.kernels import convolved, drawn_kernel, kernel_plan, of_kernel
+from bondwise.layers.hosts.registry import numbers_of
+from bondwise.layers.kernels import convolved, kernel_plan, of_kernel
 from bondwise.layers.linear import bias_of
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.terms import Spec, Term
@@ -65,10 +65,7 @@ class TensorConv(TensorLayer):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ShapeError(
-                f"A {type(net).__name__} came as the network; write one such as {self._example()}."
-            )
+        networks.check_network(net, self._example())
         if len(net.cols) <= self.axes and "kernel_size" not in options:
             raise ShapeError(
                 f"A network '{net}' came whose columns are no inputs and a kernel of {self.axes} "
@@ -76,8 +73,12 @@ class TensorConv(TensorLayer):
                 f"{self._example()}."
             )
         kernel = tuple(index.size for index in net.cols[-self.axes :])
-        given = {"kernel_size": kernel, "groups": group_count(net)} | options
-        own = drawn_kernel(net, device, dtype) if cores is None else networks.network(net, cores)
+        groups = group_count(net)
+        given = {"kernel_size": kernel, "groups": groups} | options
+        if cores is None:
+            own = networks.drawn(net, device, dtype, fan=net.shape[1] // groups)
+        else:
+            own = networks.network(net, cores)
         self._hold([own], bias, given, size, device, dtype)
 
     @classmethod
@@ -237,7 +238,7 @@ class TensorConv(TensorLayer):
     def macs(self, rows: int) -> int:
         """Multiplications for so many samples of input of its `size`, of all terms."""
         out, inp = self.out_channels, self.in_channels
-        sizes = self.size or (32,) * self.axes
+        sizes = self.size or (SIZE,) * self.axes
         dense = convolution_macs(self.geometry, out, inp, sizes)
         return rows * sum(dense if plan is None else plan.macs for plan in self._plans)
 
@@ -291,23 +292,16 @@ class TensorConv(TensorLayer):
         >>> layer(torch.zeros(1, 4, 5, 5)).shape
         torch.Size([1, 8, 5, 5])
         """
-        host = host_of(conv, cls)
-        matrix = host.matrix(conv)
-        if matrix.is_meta:
-            raise SelectionError(
-                f"A {type(conv).__name__} on meta came, without numbers; load its weights first."
-            )
-        groups = Geometry.of(conv).groups
+        host, matrix = numbers_of(conv, cls)
+        geometry = Geometry.of(conv)
+        groups = geometry.groups
         (out,), (inp, *kernel) = host.modes(conv)
         if net is None:
             net = capped(tucker2(out, inp, kernel, (out, inp)))
-        if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ShapeError(
-                f"A {type(net).__name__} came as the network; write one such as {cls._example()}."
-            )
+        networks.check_network(net, cls._example())
         if groups > 1 and group_count(net) == 1 and net.shape == (out, inp * prod(kernel)):
             net = grouped_network(net, groups)
-        kernel_plan(networks.Cores(net, (None,) * len(net.cores)), Geometry.of(conv), None)
+        kernel_modes(net, geometry)
         if net.shape != (len(matrix), groups * matrix.shape[1]):
             raise ShapeError(
                 f"A network of shape {net.shape} came for {groups} groups of {out} outputs and "

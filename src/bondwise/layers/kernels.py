@@ -1,22 +1,17 @@
 """Networks of convolutions as terms: the matrices of the groups below each other."""
 
 from dataclasses import dataclass
-from math import prod
-from typing import Any, cast
 
-import opt_einsum
-import torch
 from torch import Tensor
 
 from bondwise.compute.kernels.convolve import ConvPlan, conv_plan
 from bondwise.compute.kernels.geometry import Geometry, Sizes
 from bondwise.compute.plan import Plan
-from bondwise.compute.run import exactly
+from bondwise.compute.run import blocks
 from bondwise.layers.entries import Dense
-from bondwise.layers.networks import Cores, Numbers, network
+from bondwise.layers.networks import Cores, Numbers
 from bondwise.layers.terms import Kind, Places, Term
-from bondwise.network.groups import group_indices
-from bondwise.network.network import Network
+from bondwise.network.groups import group_count
 
 
 @dataclass(frozen=True)
@@ -33,33 +28,12 @@ class Kernels(Cores):
     @property
     def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(out, in / groups * kernel)."""
-        own = group_indices(self.network)
         out, inp = self.network.shape
-        return out, inp // prod(self.network.sizes[name] for name in own)
+        return out, inp // group_count(self.network)
 
     def dense(self, numbers: Numbers, places: Places) -> Tensor:
         """One einsum."""
-        return kernel_matrix(self.network, self.cores(numbers, places))
-
-
-def kernel_matrix(net: Network, cores: tuple[Tensor, ...]) -> Tensor:
-    """The matrices of the groups below each other, (out, in / groups * kernel).
-
-    >>> from bondwise import parse
-    >>> blocks = torch.tensor([[[1., 2.]], [[3., 4.]]])
-    >>> kernel_matrix(parse("g o i -> (g o) (g i)", g=2, o=1, i=2), (blocks,))
-    tensor([[1., 2.],
-            [3., 4.]])
-    """
-    own = group_indices(net)
-    operands: list[Any] = []
-    for core, names in zip(cores, net.names, strict=True):
-        operands += [core, list(names)]
-    rows, cols = ([i.name for i in side] for side in (net.rows, net.cols))
-    cols = [name for name in cols if name not in own]
-    with exactly(cores[0]):
-        made = cast(Tensor, opt_einsum.contract(*operands, [*rows, *cols]))
-    return made.reshape(net.shape[0], -1)
+        return blocks(self.network, self.cores(numbers, places))
 
 
 def of_kernel(term: Term) -> Term:
@@ -69,15 +43,6 @@ def of_kernel(term: Term) -> Term:
         return term
     made = Kernels(kind.network, kind.pinned)
     return Term(made, term.numbers, None if places is None else made.places(kind.stored(places)))
-
-
-def drawn_kernel(net: Network, device: Any = None, dtype: torch.dtype | None = None) -> Term:
-    """Random cores whose product has entries of variance 1 / (3 in), as torch's convolutions."""
-    fan = prod(i.size for i in net.cols if i.name not in group_indices(net))
-    variance = 1 / (3 * fan * prod(net.bonds.values()))
-    std = variance ** (1 / (2 * len(net.cores)))
-    cores = [torch.randn(shape, device=device, dtype=dtype) * std for shape in net.core_shapes]
-    return of_kernel(network(net, cores))
 
 
 def kernel_plan(kind: Kind, geometry: Geometry, size: Sizes | None) -> ConvPlan | None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from bondwise.compute.path import unlike
 from bondwise.compute.run import Numbers
-from bondwise.errors import SelectionError, ShapeError
+from bondwise.errors import ShapeError
 from bondwise.fit.fit import fit
 from bondwise.fit.metric import Metric
 from bondwise.layers import networks
-from bondwise.layers.hosts.registry import host_of
+from bondwise.layers.hosts.registry import numbers_of
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.stacked import stacked
 from bondwise.layers.terms import Spec, Term
@@ -53,10 +53,7 @@ class TensorLinear(TensorLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ShapeError(
-                f"A {type(net).__name__} came as the network; write one such as lowrank(6, 4, 2)."
-            )
+        networks.check_network(net, "lowrank(6, 4, 2)")
         own = networks.drawn(net, device, dtype) if cores is None else networks.network(net, cores)
         self._hold([own], bias, "linear", device, dtype)
 
@@ -143,12 +140,8 @@ class TensorLinear(TensorLayer):
             FitError: the weight or the metric cannot be fitted.
             SelectionError: it is no such layer.
         """
-        host = host_of(linear, cls)
-        if host.matrix(linear).is_meta:
-            raise SelectionError(
-                f"A {type(linear).__name__} on meta came, without numbers; load its weights first."
-            )
-        fitted = fit(host.matrix(linear), net, metric)
+        host, matrix = numbers_of(linear, cls)
+        fitted = fit(matrix, net, metric)
         made = host.build(linear, [networks.network(fitted.network, fitted.cores)])
         assert isinstance(made, cls)
         return made

@@ -158,6 +158,18 @@ class Cores(Kind):
         }
 
 
+def check_network(net: object, example: str) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ShapeError: with one that would do.
+    """
+    if not isinstance(net, Network):
+        raise ShapeError(
+            f"A {type(net).__name__} came as the network; write one such as {example}."
+        )
+
+
 def network(net: Network, cores: Sequence[Values]) -> Term:
     """A network as a term, with whole cores: one tensor or array each, in core-axis order.
 
@@ -189,9 +201,14 @@ def compacted(stored: Compact) -> Term:
     return Term(kind, stored.free, kind.places(tuple(p for p in stored.pivots if p is not None)))
 
 
-def drawn(net: Network, device: Any = None, dtype: torch.dtype | None = None) -> Term:
-    """Random cores whose product has entries of variance 1 / (3 in), as ``nn.Linear`` starts."""
-    variance = 1 / (3 * net.shape[1] * prod(net.bonds.values()))
+def drawn(
+    net: Network, device: Any = None, dtype: torch.dtype | None = None, *, fan: int | None = None
+) -> Term:
+    """Random cores whose product has entries of variance 1 / (3 fan), as torch's layers start.
+
+    ``fan`` is how many inputs an output is a sum over; all columns by default.
+    """
+    variance = 1 / (3 * (fan or net.shape[1]) * prod(net.bonds.values()))
     std = variance ** (1 / (2 * len(net.cores)))
     cores = [torch.randn(shape, device=device, dtype=dtype) * std for shape in net.core_shapes]
     return network(net, cores)

@@ -43,7 +43,6 @@ class Convolved:
         before: sizes of the input's channels as modes, and their order with those beside first;
             None where they lie that way.
         as_is: whether as many go with the samples as already do.
-        macs: multiplications for one sample, those of the weight among them.
     """
 
     cores: tuple[int, ...]
@@ -55,7 +54,6 @@ class Convolved:
     beside: int
     before: tuple[Sizes, Sizes] | None
     as_is: bool
-    macs: int
 
 
 @dataclass(frozen=True)
@@ -236,9 +234,6 @@ class _Search:
             "new": tuple(n for n in after if n not in before),
         }
 
-    def _cost(self, done: frozenset[int], some: tuple[int, ...]) -> int:
-        return self._applying(done, some) + self._joining(some)
-
     def _applying(self, done: frozenset[int], some: tuple[int, ...]) -> int:
         """Multiplications of the convolution alone."""
         sizes, parts = self.net.sizes, self._parts(done, some)
@@ -275,7 +270,7 @@ class _Search:
         done, steps, order = frozenset[int](), list[Convolved](), self.channels
         for some in way:
             parts = self._parts(done, some)
-            steps.append(self._step(done, some, parts, order, steps[-1].beside if steps else 1))
+            steps.append(self._step(some, parts, order, steps[-1].beside if steps else 1))
             order = (*parts["beside"], *parts["kept"], *parts["new"])
             done |= set(some)
         wanted = tuple(index.name for index in self.net.rows)
@@ -283,12 +278,7 @@ class _Search:
         return ConvPlan(self.geometry, self.size, tuple(steps), last, macs)
 
     def _step(
-        self,
-        done: frozenset[int],
-        some: tuple[int, ...],
-        parts: dict[str, Names],
-        order: Names,
-        beside: int,
+        self, some: tuple[int, ...], parts: dict[str, Names], order: Names, beside: int
     ) -> Convolved:
         kept, summed, new = (self._count(parts[p]) for p in ("kept", "summed", "new"))
         axes = self._axes(some)
@@ -306,7 +296,6 @@ class _Search:
             apart,
             None if lies else self._view(order, wanted),
             apart == (beside if lies else 1),
-            self._cost(done, some),
         )
 
     def _view(self, order: Names, wanted: Names) -> tuple[Sizes, Sizes]:

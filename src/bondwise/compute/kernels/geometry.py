@@ -11,7 +11,6 @@ from torch import Tensor
 from bondwise.errors import ShapeError
 
 Sizes = tuple[int, ...]
-AXES = (1, 2, 3)  # how many axes a kernel has
 
 
 @dataclass(frozen=True)
@@ -180,10 +179,9 @@ class Geometry:
         run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
         return run(x, weight, bias, stride, padding, dilation, groups)
 
-    def weight(self, matrix: Tensor, groups: int | None = None) -> Tensor:
+    def weight(self, matrix: Tensor) -> Tensor:
         """The weight as torch has it, of the matrix: (groups * out, in * taps)."""
-        groups = self.groups if groups is None else groups
-        rows = matrix.reshape(groups, len(matrix) // groups, -1, *self.kernel)
+        rows = matrix.reshape(self.groups, len(matrix) // self.groups, -1, *self.kernel)
         if self.transposed:
             rows = rows.transpose(1, 2)
         return rows.reshape(-1, *rows.shape[2:])

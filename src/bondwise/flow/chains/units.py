@@ -14,7 +14,7 @@ from torch import nn
 
 from bondwise.flow.chains.blocks import holds
 from bondwise.flow.chains.calls import called_with, gives_state
-from bondwise.flow.data import Batch, evaluating, feed, part, samples
+from bondwise.flow.data import Batch, evaluating, feed, one_sample
 
 MOST = 8  # weights of a unit, which are trained together; as many as a block of a transformer has
 STAGE = 4  # members with weights that a `Sequential` in a stack may have and still be one block
@@ -46,7 +46,7 @@ class Calls:
         handles = [h for path, m in model.named_modules() for h in found._follow(path, m)]
         try:
             with torch.no_grad(), evaluating(model):
-                feed(model, part(batch, 0, 1) if samples(batch) > 1 else batch)
+                feed(model, one_sample(batch))
         finally:
             for handle in handles:
                 handle.remove()

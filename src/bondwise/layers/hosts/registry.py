@@ -196,6 +196,21 @@ def host_of(module: object, layer: type | None = None) -> Host:
     return found
 
 
+def numbers_of(module: nn.Module, layer: type) -> tuple[Host, Tensor]:
+    """The host of a dense module for a class of ours, and its matrix, which is here.
+
+    Raises:
+        SelectionError: it is of no kind that is known, or on meta.
+    """
+    host = host_of(module, layer)
+    matrix = host.matrix(module)
+    if matrix.is_meta:
+        raise SelectionError(
+            f"A {type(module).__name__} on meta came, without numbers; load its weights first."
+        )
+    return host, matrix
+
+
 def rows_of(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]:
     """What gives the rows that a module's matrix meets, from the arguments of a call.
 
