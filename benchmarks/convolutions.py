@@ -17,7 +17,6 @@ their own.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 from comparison.cells import write
+from comparison.commit import commit
 from comparison.flags import several, some
 from comparison.page import PAGE
 from convs import cells, formats, kinds, models, page, seconds, stacks
@@ -62,19 +62,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def about(threads: int) -> dict[str, Any]:
     """What a figure depends on besides its cell."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=HERE,
-    )
     return {
         "threads": threads,
         "tones": models.JUDGING[0],
         "torch": torch.__version__,
         "processor": processor(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
 
 

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch reads it when imported: no profiler chatter
 
 import torch
+from comparison.commit import commit
 from comparison.page import PAGE
 from speed import page
 from speed.grid import FORMATS, KINDS, WEIGHTS, Case, cases
@@ -104,13 +104,6 @@ def write(file: Path, result: dict[str, Any]) -> None:
 
 def surroundings(given: argparse.Namespace, setting: Setting, typed: Sequence[str]) -> dict:
     """What a number depends on besides the machine."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=HERE,
-    )
     return {
         "command": shlex.join(["python", "benchmarks/layers.py", *typed]),
         "dtype": given.dtype,
@@ -120,7 +113,7 @@ def surroundings(given: argparse.Namespace, setting: Setting, typed: Sequence[st
         "tuned": machine().measured,
         "missing": missing(setting.peers),
         "bondwise": bw.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": sys.platform,

