@@ -75,6 +75,7 @@ def nan(size=(4, 3)):
         ({}, "holds a dict where tensors"),
         ({"x": 3}, "holds a int where|holds an int where"),
         ([[tensor()]], "a list of tensors, or of dicts"),
+        ({"x": tensor(64), "y": tensor(63)}, r"unlike numbers of samples \(64 of x, 63 of y\)"),
         (torch.zeros(0, 3), r"has shape \(0, 3\), and no samples"),
         (torch.tensor(1.0), r"has shape \(\), and no samples"),
         (tensor().to(torch.complex64), "is complex; write real numbers"),

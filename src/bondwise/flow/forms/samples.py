@@ -40,8 +40,8 @@ def read_samples(source: str | Path) -> Tensor | list[Batch]:
     """What a file of samples holds: one tensor, or batches.
 
     Raises:
-        DataError: no such file, one that only unpickling could read, no tensors, or tensors that
-            are empty, complex or not finite.
+        DataError: no such file, one that only unpickling could read, no tensors, tensors that are
+            empty, complex or not finite, or inputs of a table with unlike numbers of samples.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -62,6 +62,8 @@ def read_samples(source: str | Path) -> Tensor | list[Batch]:
     for k, item in enumerate(items):
         for name, tensor in _named(item, k if isinstance(found, list) else None):
             _check(tensor, name, path)
+    if isinstance(found, Mapping):
+        _check_counts(cast("Mapping[str, Tensor]", found), path)
     return [each for item in items for each in (in_parts(item) if item is found else [item])]
 
 
@@ -135,6 +137,17 @@ def _named(item: Any, at: int | None) -> Iterator[tuple[str, Tensor]]:
         raise DataError(
             "A list of lists came as samples; write a list of tensors, or of dicts that name the "
             "model's inputs."
+        )
+
+
+def _check_counts(table: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a table that cannot be split: its inputs have unlike numbers of samples."""
+    counts = {name: len(tensor) for name, tensor in table.items()}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise DataError(
+            f"{path} holds unlike numbers of samples ({shown}); write as many of each, or a list "
+            "of tables for batches that go in as they are."
         )
 
 
