@@ -56,13 +56,17 @@ def finer(plan: Plan, cores: Sequence[Tensor], rows: int) -> Iterator[Way]:
     name, weights = named(plan), cores[0]
     first = next((step for step in plan.path if step.kind == "linear"), None)
     if first is not None:
-        yield Way(f"{name}, transposed", partial(laid, plan, cores, f"{name}, transposed", transposed))
+        yield Way(
+            f"{name}, transposed", partial(laid, plan, cores, f"{name}, transposed", transposed)
+        )
     if first is not None and packs(weights, rows):
         lay = partial(packed, rows=rows)
         yield Way(f"{name}, packed", partial(laid, plan, cores, f"{name}, packed", lay))
     if widens(weights):
         yield Way(f"{name}, in float32", partial(_wide, plan, cores, f"{name}, in float32"))
-        yield Way(f"{name}, cast to float32", partial(_cast, plan, cores, f"{name}, cast to float32"))
+        yield Way(
+            f"{name}, cast to float32", partial(_cast, plan, cores, f"{name}, cast to float32")
+        )
     for chunk in (chunk for chunk in CHUNKS if 2 * chunk <= rows and weights.device.type == "cpu"):
         own = replace(plan, chunk=chunk)
         yield Way(f"{name}, {chunk} rows", partial(laid, own, cores, f"{name}, {chunk} rows"))

@@ -117,7 +117,11 @@ def packed(weight: Tensor, rows: int, name: str = "") -> Ready:
 
 def packs(weight: Tensor, rows: int) -> bool:
     """Whether oneDNN has a product for the dtype here, and so many rows are worth it."""
-    if rows < PACKED_ROWS or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if (
+        rows < PACKED_ROWS
+        or weight.device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping
 from sys import maxsize
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ class Served:
         device, dtype: of the inputs; dtype None where any will do.
     """
 
-    __slots__ = ("device", "dtype", "made_from", "names", "parameters", "runs", "shared")
+    __slots__ = ("chosen", "device", "dtype", "names", "parameters", "runs")
 
     def __init__(
         self,
@@ -41,8 +40,7 @@ class Served:
         self.names = tuple((name, p, _version(p)) for name, p in own)
         self.device, self.dtype = device, dtype
         self.runs = {call: runs(found) for call, found in chosen.items()}
-        self.made_from = {call: dict(found) for call, found in chosen.items()}
-        self.shared: Any = None
+        self.chosen = {call: dict(found) for call, found in chosen.items()}
 
     def find(self, x: Tensor, call: Hashable, rows: int) -> Run | None:
         """What runs so many rows of a kind of call; None where the layer has to run as built."""
@@ -78,9 +76,7 @@ class Served:
 
     def kept(self) -> list[Tensor]:
         """All tensors that it runs by."""
-        return [
-            own for found in self.made_from.values() for way in found.values() for own in way.kept
-        ]
+        return [own for found in self.chosen.values() for way in found.values() for own in way.kept]
 
 
 def runs(found: Mapping[int, Ready]) -> Runs:
