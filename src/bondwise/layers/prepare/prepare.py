@@ -1,7 +1,7 @@
 """Make a model fast on this machine: measure how its layers can run, and keep what is fastest."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +14,7 @@ from bondwise.errors import BudgetError, SelectionError, as_whole
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
 from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
@@ -95,12 +96,12 @@ def prepare(
     _measure(subjects, progress or (lambda *_: None))
     kept = _choose(subjects, room)
     choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
+    left = None if room is None else room - _beside(layers.values())
+    linear = {path: own for path, own in layers.items() if isinstance(own, TensorLinear)}
+    choices = join(linear, met.groups, choices, left)
     order = {path: at for at, path in enumerate(layers)}
     choices.sort(key=lambda c: (order[c.name], c.rows))
-    size = sum(
-        bytes_beside(own.served.kept(), own.parameters()) for own in layers.values() if own.served
-    )
-    return Prepared(tuple(choices), skipped, time.perf_counter() - start, size)
+    return Prepared(tuple(choices), skipped, time.perf_counter() - start, _beside(layers.values()))
 
 
 def unprepare(model: nn.Module) -> int:
@@ -117,6 +118,13 @@ def unprepare(model: nn.Module) -> int:
     for layer in served:
         layer.served = None
     return len(served)
+
+
+def _beside(layers: Iterable[TensorLayer]) -> int:
+    """Bytes that prepared layers keep beside their parameters."""
+    own = [layer for layer in layers if layer.served is not None]
+    kept = [t for layer in own if layer.served is not None for t in layer.served.kept()]
+    return bytes_beside(kept, (p for layer in own for p in layer.parameters()))
 
 
 def _check_model(model: object) -> None:
