@@ -42,7 +42,8 @@ def test_the_plans_of_fewest_multiplications_are_among_them(net):
     macs = [[made.resized(batch).macs for made in programs(net)] for batch in (1, 256)]
     for batch, own in zip((1, 256), macs, strict=True):
         made = plan(net, batch)
-        assert is_dense(net, made.program) or min(own) == made.macs
+        wastes = per_row(made.program) > ways.WASTE * prod(net.shape)  # dense is then faster
+        assert is_dense(net, made.program) or wastes or min(own) == made.macs
 
 
 def test_a_plan_of_a_program_is_for_its_batch():
