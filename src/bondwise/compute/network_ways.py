@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ from bondwise.compute.steps import Step, View
 from bondwise.compute.ways import as_plan, programs
 from bondwise.network.network import Network
 
-DEAR = 4  # times the fewest multiplications, dense's among them: no order above it is looked at
 CHUNKS = (512, 128, 32)  # rows at a time, where not all at once
 Make = Callable[[Plan, Sequence[Tensor], str], Ready]
 
@@ -47,23 +45,29 @@ def network_ways(net: Network, cores: Sequence[Tensor], rows: int) -> Iterator[W
     >>> [way.name for way in network_ways(lowrank(6, 4, 2), cores, 1)]
     ['x 1 0']
     """
-    every = [as_plan(net, program, rows) for program in programs(net)]
-    most = DEAR * min(prod(net.shape) * rows, *(plan.macs for plan in every))
-    for plan in (plan for plan in every if plan.macs <= most):
+    seen = list[str]()
+    for program in programs(net):
+        plan = as_plan(net, program, rows)
+        tree = named(plan)
+        seen.append(tree)
+        name = tree if seen.count(tree) == 1 else f"{tree} #{seen.count(tree)}"  # another layout
         if widens(cores[0]):
-            yield _way(", cast to float32", plan, cores, rows, _cast)
-        yield _way("", plan, cores, rows, laid)
+            yield _way(name, ", cast to float32", _cast, plan, cores, rows)
+        yield _way(name, "", laid, plan, cores, rows)
 
 
-def _way(kind: str, plan: Plan, cores: Sequence[Tensor], rows: int, make: Make) -> Way:
-    name = named(plan) + kind
-    own = partial(_finer, plan, cores, rows, kind, make)
-    return Way(name, partial(make, plan, cores, name), own)
+def _way(name: str, kind: str, make: Make, plan: Plan, cores: Sequence[Tensor], rows: int) -> Way:
+    own = name + kind
+    return Way(
+        own, partial(make, plan, cores, own), partial(_finer, name, kind, make, plan, cores, rows)
+    )
 
 
-def _finer(plan: Plan, cores: Sequence[Tensor], rows: int, kind: str, make: Make) -> Iterator[Way]:
+def _finer(
+    name: str, kind: str, make: Make, plan: Plan, cores: Sequence[Tensor], rows: int
+) -> Iterator[Way]:
     """Other ways along the same order: matrices laid out in other ways, so many rows at a time."""
-    name, like = named(plan), cores[0]
+    like = cores[0]
     if any(step.kind == "linear" for step in plan.path) and not widens(like):
         for how, lay in lays(like, rows):
             if how:
