@@ -1,6 +1,6 @@
 """Convolutions whose weight is a sum of terms: a network runs as a stack of smaller ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
@@ -8,13 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bondwise.compute.kernels.convolve import SIZE, convolution_macs, kernel_modes
+from bondwise.compute.kernels.convolve import SIZE, convolution_macs
 from bondwise.compute.kernels.geometry import Geometry, Sizes, batched
+from bondwise.compute.kernels.lay import lies_last
+from bondwise.compute.kernels.stacks import kernel_modes
+from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError, as_whole
 from bondwise.fit.kernels.groups import GroupMetric, fit_groups
 from bondwise.layers import networks
 from bondwise.layers.hosts.registry import numbers_of
+from bondwise.layers.kernel_ways import conv_ways
 from bondwise.layers.kernels import convolved, kernel_plan, of_kernel
 from bondwise.layers.linear import bias_of
 from bondwise.layers.module import TensorLayer
@@ -208,7 +212,7 @@ class TensorConv(TensorLayer):
 
     def _changed(self) -> None:
         super()._changed()
-        self._plans = tuple(kernel_plan(p.kind, self.geometry, self._size) for p in self.parts)
+        self.plans = tuple(kernel_plan(p.kind, self.geometry, self._size) for p in self.parts)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """``W * x + b``; of a transposed one ``output_size`` is the size that is wanted.
@@ -222,6 +226,11 @@ class TensorConv(TensorLayer):
             geometry = geometry.towards(tuple(x.shape[2:]), tuple(output_size)[-self.axes :])
         if not torch.compiler.is_compiling():  # torch says it too, in a graph
             geometry.check(x.shape[2:])
+        if self.served is not None and geometry is self.geometry and len(x):
+            run = self.served.find(x, *self.call(x))
+            if run is not None:
+                y = run(x, self.bias)
+                return y[0] if alone else y
         y = self._convolved(0, x, geometry, self.bias)
         for k in range(1, len(self.parts)):
             y = y + self._convolved(k, x, geometry).to(y.dtype)
@@ -230,18 +239,37 @@ class TensorConv(TensorLayer):
     def _convolved(
         self, k: int, x: Tensor, geometry: Geometry, bias: Tensor | None = None
     ) -> Tensor:
-        part, plan = self.parts[k], self._plans[k]
+        part, plan = self.parts[k], self.plans[k]
         if plan is not None and geometry is not self.geometry:
             plan = replace(plan, geometry=geometry)
         numbers, places = self._numbers(part), self._at(k, x.device)
         return convolved(part.kind, numbers, places, plan, geometry, x, bias)
+
+    def call(self, x: Tensor) -> tuple[Hashable, int]:
+        """The size of an input and whether its channels are last; and how many samples it has."""
+        return (tuple(x.shape[2:]), lies_last(x)), x.shape[0]
+
+    def samples(self, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of the sizes that it has met, as they lay in memory."""
+        del rows
+        own = self.like
+        found = [batched(x, self.axes, self.in_channels)[0] for x in met if x.numel()]
+        return [torch.randn_like(x, device=own.device, dtype=own.dtype) for x in found]
+
+    def ways(self, x: Tensor) -> Iterator[Way]:
+        """How it can run for such an input; the first is as built."""
+        return conv_ways(self, x)
+
+    def whole(self) -> Tensor:
+        """The sum of all terms, shaped as torch has it."""
+        return self._weight(self.dense().detach())
 
     def macs(self, rows: int) -> int:
         """Multiplications for so many samples of input of its `size`, of all terms."""
         out, inp = self.out_channels, self.in_channels
         sizes = self.size or (SIZE,) * self.axes
         dense = convolution_macs(self.geometry, out, inp, sizes)
-        return rows * sum(dense if plan is None else plan.macs for plan in self._plans)
+        return rows * sum(dense if plan is None else plan.macs for plan in self.plans)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
