@@ -264,6 +264,12 @@ class TensorConv(TensorLayer):
         """The sum of all terms, shaped as torch has it."""
         return self._weight(self.dense().detach())
 
+    def dense_macs(self, rows: int) -> int:
+        """Multiplications of the dense convolution for so many samples of its `size`."""
+        sizes = self.size or (SIZE,) * self.axes
+        channels = self.out_channels, self.in_channels
+        return rows * convolution_macs(self.geometry, *channels, sizes)
+
     def macs(self, rows: int) -> int:
         """Multiplications for so many samples of input of its `size`, of all terms."""
         out, inp = self.out_channels, self.in_channels

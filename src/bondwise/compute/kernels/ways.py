@@ -92,7 +92,7 @@ def whole_ways(weight: Callable[[], Tensor], like: Tensor, call: Call) -> Iterat
         "dense", partial(_whole, weight, call, Style("", plain, plain, False), "dense", Frame())
     )
     for style in (*styles(like, call), *finer_styles(like, call)):
-        if style.kernels is style.points:
+        if style.kernels is style.points and (style.name or frame != Frame()):
             name = f"dense{style.name or ', along rows'}"
             yield Way(name, partial(_whole, weight, call, style, name, frame))
 
