@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from bondwise.compute.kernels.geometry import Geometry
-from bondwise.compute.kernels.lay import last_format, lies_last
+from bondwise.compute.kernels.lay import as_last, lies_last
 from bondwise.compute.kernels.ways import Call, stack_ways, whole_ways
 from bondwise.network.groups import grouped_network
 from bondwise.topology import registry
@@ -31,18 +31,11 @@ def right(y, conv, x, tol=1e-10):
     """As torch's own, in the numbers and in memory."""
     dense = conv(x)
     if x.ndim == 5:  # without oneDNN, as in float64, torch forgets it
-        dense = last(dense) if lies_last(x) else dense.contiguous()
+        dense = as_last(dense) if lies_last(x) else dense.contiguous()
     assert y.shape == dense.shape
     assert y.dtype == dense.dtype
     assert y.stride() == dense.stride() or not y.numel()
     assert_close(y, dense, rtol=0, atol=tol * max([1.0, *dense.abs().flatten().tolist()]))
-
-
-def last(x):
-    """Its channels last; of one axis by hand, since torch has no name for it."""
-    if x.ndim == 3:
-        return x.mT.contiguous().mT
-    return x.contiguous(memory_format=last_format(x.ndim - 2))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -57,7 +50,7 @@ def test_any_topology_by_any_way_is_the_dense_convolution(drawn, turned_last, se
     conv = filled(module_of(axes, inp, out, kernel, transposed, **options), net, cores)
     x = torch.randn(2, inp, *size, dtype=torch.float64)
     larger = torch.randn(3, inp, *(n + 1 for n in size), dtype=torch.float64)
-    given_as = last if turned_last else torch.Tensor.contiguous
+    given_as = as_last if turned_last else torch.Tensor.contiguous
     x, larger = given_as(x), given_as(larger)
     names = set[str]()
     for way in ways(conv, net, cores, x):
@@ -82,7 +75,7 @@ def test_packed_and_short_numbers_are_right_too(drawn, turned_last, dtype):
     cores = random_cores(net)
     conv = filled(module_of(axes, inp, out, kernel, transposed, **options), net, cores)
     x = torch.randn(2, inp, *size)
-    x = (last(x) if turned_last else x).to(dtype)
+    x = (as_last(x) if turned_last else x).to(dtype)
     bias = None if conv.bias is None else conv.bias.to(dtype)
     dense = conv(x.double())
     for way in ways(conv, net, cores, x):
@@ -95,4 +88,4 @@ def test_packed_and_short_numbers_are_right_too(drawn, turned_last, dtype):
                 64 * torch.finfo(dtype).eps * dense.norm()
             ), way.name
             if y.numel() and axes != 1:
-                assert lies_last(y) == (lies_last(x) and y.shape[1] > 1 and not y.is_contiguous())
+                assert lies_last(y) == lies_last(x)

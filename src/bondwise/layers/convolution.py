@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.kernels.convolve import SIZE, convolution_macs
 from bondwise.compute.kernels.geometry import Geometry, Sizes, batched
-from bondwise.compute.kernels.lay import lies_last
+from bondwise.compute.kernels.lay import as_last, lies_last
 from bondwise.compute.kernels.stacks import kernel_modes
 from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
@@ -28,6 +28,7 @@ from bondwise.network.network import Network
 from bondwise.network.ranks import capped
 from bondwise.topology.tucker2 import tucker2
 
+BUSY = 2**31  # multiplications of a dense layer, as long as which it is measured
 _NAMED = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "output_padding")
 
 
@@ -227,9 +228,8 @@ class TensorConv(TensorLayer):
         if not torch.compiler.is_compiling():  # torch says it too, in a graph
             geometry.check(x.shape[2:])
         if self.served is not None and geometry is self.geometry and len(x):
-            run = self.served.find(x, *self.call(x))
-            if run is not None:
-                y = run(x, self.bias)
+            y = self.served(x, *self.call(x))
+            if y is not None:
                 return y[0] if alone else y
         y = self._convolved(0, x, geometry, self.bias)
         for k in range(1, len(self.parts)):
@@ -250,11 +250,20 @@ class TensorConv(TensorLayer):
         return (tuple(x.shape[2:]), lies_last(x)), x.shape[0]
 
     def samples(self, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs of the sizes that it has met, as they lay in memory."""
+        """Inputs of the sizes that it has met, as they lay; and with the channels last.
+
+        Of more samples than keep a processor busy for a while there are so many.
+        """
         del rows
-        own = self.like
-        found = [batched(x, self.axes, self.in_channels)[0] for x in met if x.numel()]
-        return [torch.randn_like(x, device=own.device, dtype=own.dtype) for x in found]
+        own, found = self.like, list[Tensor]()
+        for x in (batched(x, self.axes, self.in_channels)[0] for x in met if x.numel()):
+            channels, size = (self.out_channels, self.in_channels), tuple(x.shape[2:])
+            most = max(1, BUSY // convolution_macs(self.geometry, *channels, size))
+            like = torch.empty_like(x[:most], device=own.device, dtype=own.dtype)
+            for each in (like, as_last(like)):
+                if all(n.shape != each.shape or n.stride() != each.stride() for n in found):
+                    found.append(torch.randn_like(each))
+        return found
 
     def ways(self, x: Tensor) -> Iterator[Way]:
         """How it can run for such an input; the first is as built."""

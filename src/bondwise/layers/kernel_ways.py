@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from bondwise.compute.kernels.convolve import ConvPlan
+from bondwise.compute.kernels.lay import Frame
 from bondwise.compute.kernels.stacks import conv_plan
-from bondwise.compute.kernels.ways import Call, stack_ways, whole_ways
+from bondwise.compute.kernels.ways import Call, framed, stack_ways, whole_ways
 from bondwise.compute.ready import Ready, Run, Way
 from bondwise.layers.kernels import convolved
 from bondwise.layers.networks import Cores
@@ -31,14 +32,14 @@ def conv_ways(layer: Any, x: Tensor) -> Iterator[Way]:
     geometry, plans = layer.geometry, layer.plans
     call = Call.of(geometry, x)
     terms = [_plain(term) for term in layer.terms]
-    yield Way(BUILT, partial(_as_stored, BUILT, terms, plans, geometry))
+    yield Way(BUILT, partial(_as_stored, BUILT, terms, plans, call))
     sized = [
         plan and conv_plan(term.kind.network, geometry, call.size)  # pyright: ignore
         for term, plan in zip(terms, plans, strict=True)
     ]
     if sized != list(plans):
         name = f"{BUILT}, for its size"
-        yield Way(name, partial(_as_stored, name, terms, sized, geometry))
+        yield Way(name, partial(_as_stored, name, terms, sized, call))
     whole = cache(layer.whole)
     yield from whole_ways(whole, layer.like, call)
     at = next((k for k, t in enumerate(terms) if isinstance(t.kind, Cores)), None)
@@ -75,8 +76,11 @@ def _numbers(terms: Sequence[Term]) -> tuple[Tensor, ...]:
     return tuple(own for term in terms for own in term.numbers)
 
 
-def _as_stored(name: str, terms: Sequence[Term], plans: Plans, geometry: Any) -> Ready:
-    return Ready(name, _numbers(terms), _sum(terms, plans, geometry))
+def _as_stored(name: str, terms: Sequence[Term], plans: Plans, call: Call) -> Ready:
+    run = _sum(terms, plans, call.geometry)
+    if call.last:  # what comes otherwise is turned
+        run = partial(framed, Frame(), True, True, run)
+    return Ready(name, _numbers(terms), run)
 
 
 def _beside(way: Way, terms: Sequence[Term], plans: Plans, geometry: Any) -> Way:

@@ -27,12 +27,20 @@ def last_format(axes: int) -> torch.memory_format:
 def lies_last(x: Tensor) -> bool:
     """Whether the channels of an input (n, channels, *spatial) lie last in memory.
 
-    >>> lies_last(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
-    True
+    >>> lies_last(as_last(torch.zeros(2, 3, 4, 4))), lies_last(as_last(torch.zeros(2, 1, 4, 4)))
+    (True, True)
     >>> lies_last(torch.zeros(2, 1, 4, 4)), lies_last(torch.zeros(2, 3, 1, 1))
     (False, False)
     """
-    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    return x.stride(1) == 1 and any(n != 1 for n in x.shape[2:])
+
+
+def as_last(x: Tensor) -> Tensor:
+    """An input with its channels last, also in the strides of axes of size 1."""
+    if x.shape[1] > 1 and x.ndim > 3:
+        return x.contiguous(memory_format=last_format(x.ndim - 2))
+    rows = x.movedim(1, -1).contiguous()
+    return rows.view(rows.shape).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ class Frame:
             where = where[1:] if self.kind == "line" else where[::-1]
         if not last:
             return y.contiguous().view(count, channels, *where)
-        return y.movedim(1, -1).contiguous().view(count, *where, channels).movedim(-1, 1)
+        rows = y.movedim(1, -1).contiguous().view(count, *where, channels)
+        return rows.movedim(-1, 1)
 
 
 def plain(weight: Tensor, geometry: Geometry, shape: Sizes) -> Ready:  # noqa: ARG001
@@ -107,7 +116,7 @@ def plain(weight: Tensor, geometry: Geometry, shape: Sizes) -> Ready:  # noqa: A
 
 def last(weight: Tensor, geometry: Geometry, shape: Sizes) -> Ready:  # noqa: ARG001
     """Its channels last, and so are the output's."""
-    own = weight.contiguous(memory_format=last_format(geometry.axes))
+    own = as_last(weight)
     return Ready("", (own,), lambda x, bias: geometry.run(x, own, bias))
 
 

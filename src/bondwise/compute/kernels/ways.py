@@ -11,8 +11,8 @@ from bondwise.compute.kernels.geometry import Geometry, Sizes
 from bondwise.compute.kernels.lay import (
     Frame,
     Lay,
+    as_last,
     last,
-    last_format,
     lies_last,
     packed,
     packs,
@@ -167,7 +167,7 @@ def _whole(
     shape = (*call.shape[:2], *frame.size(call.size))
     own = frame.weight(_widened(weight(), style))
     ready = style.kernels(own, frame.geometry(call.geometry), shape)
-    run = partial(_framed, frame, call.last, style.last, ready.run)
+    run = partial(framed, frame, call.last, style.last, ready.run)
     return _as_given(Ready(name, ready.kept, run), style)
 
 
@@ -196,7 +196,7 @@ def _stacked(
         shape = (call.shape[0] * step.beside, step.channels, *frame.size(size))
         steps.append((step, style.lay(own)(weight, frame.geometry(own), shape)))
         size = own.extents(size)
-    run = partial(_framed, frame, call.last, style.last, partial(_along, steps, plan.last))
+    run = partial(framed, frame, call.last, style.last, partial(_along, steps, plan.last))
     kept = tuple(tensor for _, ready in steps for tensor in ready.kept)
     return _as_given(Ready(name, kept, run), style)
 
@@ -209,7 +209,7 @@ def _as_given(ready: Ready, style: Style) -> Ready:
     return widened(ready) if style.wide else ready
 
 
-def _framed(
+def framed(
     frame: Frame,
     given: bool,
     inside: bool,
@@ -220,7 +220,7 @@ def _framed(
     """What runs inside, on an input seen as its kernels want it; the output lies as the input."""
     x = frame.enter(x)
     if inside:
-        x = x.contiguous(memory_format=last_format(x.ndim - 2))
+        x = as_last(x)
     return frame.leave(run(x, bias), given)
 
 
