@@ -221,7 +221,7 @@ class TensorConv(TensorLayer):
         Raises:
             ShapeError: an input of another shape, or an output size that cannot be had.
         """
-        x, alone = batched(x, self.axes, self.in_channels)
+        x, alone = self.batched(x)
         geometry = self.geometry
         if output_size is not None:
             geometry = geometry.towards(tuple(x.shape[2:]), tuple(output_size)[-self.axes :])
@@ -245,6 +245,14 @@ class TensorConv(TensorLayer):
         numbers, places = self._numbers(part), self._at(k, x.device)
         return convolved(part.kind, numbers, places, plan, geometry, x, bias)
 
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        """An input with its batch, and whether that is new.
+
+        Raises:
+            ShapeError: an input of another shape.
+        """
+        return batched(x, self.axes, self.in_channels)
+
     def call(self, x: Tensor) -> tuple[Hashable, int]:
         """The size of an input and whether its channels are last; and how many samples it has."""
         return (tuple(x.shape[2:]), lies_last(x)), x.shape[0]
@@ -256,11 +264,11 @@ class TensorConv(TensorLayer):
         """
         del rows
         own, found = self.like, list[Tensor]()
-        for x in (batched(x, self.axes, self.in_channels)[0] for x in met if x.numel()):
+        for x in (self.batched(x)[0] for x in met if x.numel()):
             channels, size = (self.out_channels, self.in_channels), tuple(x.shape[2:])
             most = max(1, BUSY // convolution_macs(self.geometry, *channels, size))
             like = torch.empty_like(x[:most], device=own.device, dtype=own.dtype)
-            for each in (like, as_last(like)):
+            for each in (like, as_last(like))[: self.axes]:  # of one axis torch knows no such order
                 if all(n.shape != each.shape or n.stride() != each.stride() for n in found):
                     found.append(torch.randn_like(each))
         return found

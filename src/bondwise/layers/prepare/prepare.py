@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,6 +16,7 @@ from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.formats import met_last, met_so, settle
 from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
@@ -95,8 +97,8 @@ def prepare(
     met = meet(model, layers, example)
     subjects, skipped = _subjects(layers, met.inputs, counts)
     _measure(subjects, progress or (lambda *_: None))
-    kept = _choose(subjects, room)
-    choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
+    offers = [partial(_serve, own, room) for own in _formats(subjects, met.inputs)]
+    choices = settle(model, example, layers, offers)
     left = None if room is None else room - _beside(layers.values())
     linear = {path: own for path, own in layers.items() if isinstance(own, TensorLinear)}
     choices = join(linear, met.groups, choices, left)
@@ -165,13 +167,13 @@ def _subjects(
         if not inputs:
             skipped[path] = "give an example"
             continue
-        inputs = [shared.setdefault((x.shape, x.dtype, x.device), x) for x in inputs]
+        inputs = [shared.setdefault((x.shape, x.stride(), x.dtype, x.device), x) for x in inputs]
         key = (
             type(layer),
             str(layer.spec()),
             layer.like.dtype,
             layer.like.device,
-            tuple(tuple(x.shape) for x in inputs),
+            tuple((tuple(x.shape), x.stride()) for x in inputs),
         )
         if key in found:
             found[key].layers[path] = layer
@@ -180,6 +182,22 @@ def _subjects(
         contests = {layer.call(x): _contest(layer, x, own) for x in inputs}
         found[key] = Subject({path: layer}, contests)
     return list(found.values()), skipped
+
+
+def _formats(subjects: Sequence[Subject], met: Mapping[str, list[Tensor]]) -> list[list[Subject]]:
+    """The contests of inputs that lie as they came, and of those whose channels are last."""
+    inputs = [[x for path in s.layers for x in met.get(path, [])] for s in subjects]
+    pairs = [*zip(subjects, inputs, strict=True)]
+    came = [Subject(s.layers, met_so(s.first, s.contests, own)) for s, own in pairs]
+    last = [Subject(s.layers, met_last(s.first, s.contests)) for s in subjects]
+    same = all(a.contests.keys() == b.contests.keys() for a, b in zip(came, last, strict=True))
+    return [came] if same else [came, last]
+
+
+def _serve(subjects: Sequence[Subject], room: int | None) -> list[Choice]:
+    """Choose for all layers, and lay out what was chosen."""
+    kept = _choose(subjects, room)
+    return [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
 
 
 def _contest(layer: Any, x: Tensor, parameters: Sequence[Tensor]) -> Contest:
@@ -221,12 +239,13 @@ def _install(subject: Subject, bundle: Bundle) -> list[Choice]:
     choices = list[Choice]()
     for path, layer in subject.layers.items():
         chosen: dict[Hashable, dict[int, Ready]] = {}
-        made: dict[str, Ready] = {}
+        made: dict[Hashable, Ready] = {}
         for (kind, rows), entrant in bundle.ways.items():
             contest = subject.contests[kind, rows]
-            if entrant.way.name not in made:
-                made[entrant.way.name] = _again(layer, contest, entrant.way.name)
-            chosen.setdefault(kind, {})[rows] = made[entrant.way.name]
+            name = kind, entrant.way.name
+            if name not in made:
+                made[name] = _again(layer, contest, entrant.way.name)
+            chosen.setdefault(kind, {})[rows] = made[name]
             choices.append(_choice(path, layer, contest, rows, entrant))
         kind = None if isinstance(layer, TensorEmbedding) else layer.like.dtype
         layer.served = Served(layer, chosen, kind)
