@@ -288,7 +288,7 @@ def test_bad_room(room):
 
 def test_bad_models_and_examples():
     for call in (bw.prepare, bw.unprepare):
-        with pytest.raises(SelectionError, match="give a torch.nn.Module"):
+        with pytest.raises(SelectionError, match=r"give a torch\.nn\.Module"):
             call(42)
     with pytest.raises(DataError, match="does not run on the example"):
         bw.prepare(nn.Sequential(linear()), torch.randn(2, 5))
@@ -302,7 +302,7 @@ def test_a_refused_call_leaves_what_was_prepared():
         partial(bw.prepare, model, rows=(0,)),
         partial(bw.prepare, model, torch.ones(1, 3)),
     ):
-        with pytest.raises(ValueError, match="came|example"):
+        with pytest.raises(ValueError, match=r"came|example"):
             bad()
         assert model[0].served is not None
 
