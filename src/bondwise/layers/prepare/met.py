@@ -44,7 +44,10 @@ def meet(model: nn.Module, layers: Mapping[str, TensorLayer], example: Any) -> M
     if given is None:
         return Met()
     watch = _Watch(layers)
+    served = {path: layer.served for path, layer in layers.items()}
     try:
+        for layer in layers.values():
+            layer.served = None  # it may give outputs that lie otherwise than those as built
         run(model, given, watch)
     except Exception as error:  # whatever a model of the user's raises
         if example is None:
@@ -54,6 +57,9 @@ def meet(model: nn.Module, layers: Mapping[str, TensorLayer], example: Any) -> M
             f"The model does not run on the example ({said[:200]}); give one input as the model "
             "takes it: a tensor, a tuple of arguments or a dict of named ones."
         ) from error
+    finally:
+        for path, layer in layers.items():
+            layer.served = served[path]
     return Met({} if example is None else watch.inputs, watch.joined())
 
 

@@ -47,10 +47,10 @@ class Subject:
 
 
 def prepare(
-    model: nn.Module,
+    model: Any,
     example: Any = None,
-    rows: Sequence[int] = (1, 256),
-    room: int | None = None,
+    rows: Any = (1, 256),
+    room: Any = None,
     *,
     file: Any = None,
     progress: Progress | None = None,
@@ -69,8 +69,8 @@ def prepare(
         model: any, with layers of bondwise; it is changed in place.
         example: an input of the model (a tensor, a tuple of arguments or a dict of named ones):
             convolutions take their sizes from it. None: what a Hugging Face model says it takes.
-        rows: for how many rows at a time linear layers and embeddings are prepared: tokens that are
-            written one by one, and read at once.
+        rows: for how many rows at a time linear layers and embeddings are prepared, whole numbers:
+            tokens that are written one by one, and read at once.
         room: bytes beside the parameters, for all layers together; None: each may take what its
             dense weight takes. 0: nothing is kept, and only what needs no memory is chosen.
         file: where the measurements are written, for ``unit="seconds"``; they join what is there.
@@ -92,11 +92,13 @@ def prepare(
     """
     start = time.perf_counter()
     counts, room = _checked(model, rows, room)
-    unprepare(model)
     layers = {path: own for path, own in model.named_modules() if isinstance(own, TensorLayer)}
     met = meet(model, layers, example)
+    unprepare(model)
     subjects, skipped = _subjects(layers, met.inputs, counts)
     _measure(subjects, progress or (lambda *_: None))
+    skipped |= _without_kernels(subjects)
+    subjects = [own for own in subjects if own.contests]
     offers = [partial(_serve, own, room) for own in _formats(subjects, met.inputs)]
     choices = settle(model, example, layers, offers)
     left = None if room is None else room - _beside(layers.values())
@@ -107,7 +109,7 @@ def prepare(
     return Prepared(tuple(choices), skipped, time.perf_counter() - start, _beside(layers.values()))
 
 
-def unprepare(model: nn.Module) -> int:
+def unprepare(model: Any) -> int:
     """Let all layers of a model run as built again, and give back what `prepare` kept.
 
     Returns:
@@ -140,7 +142,7 @@ def _check_model(model: object) -> None:
 
 def _checked(model: object, rows: Any, room: Any) -> tuple[list[int], int | None]:
     _check_model(model)
-    given = [as_whole(n) for n in (rows if isinstance(rows, Sequence) else (rows,))]
+    given = [as_whole(n) for n in (rows if isinstance(rows, list | tuple | range) else (rows,))]
     counts = sorted({n for n in given if n is not None and n > 0})
     if not counts or len(counts) < len(set(given)):
         raise BudgetError(
@@ -218,6 +220,19 @@ def _measure(subjects: Sequence[Subject], progress: Progress) -> None:
                 decide([c for s in window for (_, n), c in s.contests.items() if n == rows])
             done, window, size = at, [], 0
             progress("measure", done, len(subjects))
+
+
+def _without_kernels(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Layers that did not run here for a call, which is left out; those without any, by path."""
+    for own in subjects:
+        for call in [call for call, contest in own.contests.items() if not contest.entrants]:
+            del own.contests[call]
+    return {
+        path: f"no kernel for {str(layer.like.dtype).removeprefix('torch.')}"
+        for own in subjects
+        if not own.contests
+        for path, layer in own.layers.items()
+    }
 
 
 def _dense_bytes(layer: TensorLayer) -> int:
