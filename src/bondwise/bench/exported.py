@@ -17,7 +17,7 @@ from bondwise.bench.speed import clock, interleaved, ratios, spreads
 from bondwise.bench.subject import owned
 from bondwise.bench.verb import Report, check_numbers
 from bondwise.checkpoint.loading import load_model
-from bondwise.checkpoint.onnx.capture import Calls, need_packages, placed
+from bondwise.checkpoint.onnx.capture import Calls, need_packages
 from bondwise.checkpoint.onnx.export import Exported, check_file, export
 from bondwise.checkpoint.onnx.inputs import Inputs, Values, inputs_of
 from bondwise.checkpoint.onnx.session import Session
@@ -118,7 +118,7 @@ def _timed(
     jobs = list[Callable[[], Parts]]()
     for own in subjects:
         counts = (1, BATCH) if own.inputs.has_batch else (1,)
-        given = [placed(own.inputs.example(n, asked.length), own.model) for n in counts]
+        given = [own.inputs.example(n, asked.length) for n in counts]
         session, calls = (
             Session(own.written.file, torch.get_num_threads()),
             Calls(own.model, own.inputs),

@@ -53,10 +53,11 @@ def _conditions(report: Report) -> str:
     threads = f"{report['threads']} thread{'s' * (report['threads'] > 1)}"
     turns = " in turns" * bool(report["before"])
     tried = len(report["checks"])
+    other = " of other sizes than the one followed" * (tried > 1)
     return (
         f"Takes {_ports(report['inputs'])}; gives {_ports(report['outputs'])}. "
         f"Opset {report['opset']}; at most {report['difference']:.1e} from torch, relative, in "
-        f"{tried} example{'s' * (tried > 1)} of other sizes than the one followed. "
+        f"{tried} example{'s' * (tried > 1)}{other}. "
         f"Medians of {report['repeats']} runs{turns}; {threads}, {report['dtype']}."
     )
 

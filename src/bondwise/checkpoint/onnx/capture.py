@@ -20,8 +20,12 @@ from bondwise.errors import CheckpointError, optional
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FOLDED = 4096  # numbers of a constant that is worked out beforehand: larger ones a runtime makes
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
-_FIXED = re.compile(r"static shape of (\d+) for dimension (.+?\.shape\[(\d+)\])")
-_NO_OPERATION = re.compile(r"No ONNX function found for .*?op='(?P<name>[\w.]+)'")
+_FIXED = re.compile(
+    r"\[(?P<input>\d+)\]\.size\(\)\[(?P<axis>\d+)\] as dynamic but your code specialized it to be a "
+    r"constant \((?P<size>\d+)\)"
+)
+_LACKS = re.compile(r"No ONNX function found for .*?op='(?P<name>[\w.]+)'")
+_LOOKS = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,11 @@ def captured(model: nn.Module, inputs: Inputs, source: str) -> Graph:
         try:
             program = _followed(calls, inputs, values)
         except Exception as error:  # whatever following foreign code raises
-            raise _impossible(source, error) from error
+            raise _impossible(source, inputs, error) from error
         try:
             return _converted(program, inputs, list(values), _outputs(names, values))
         except Exception as error:  # whatever the exporter raises
-            raise _impossible(source, error) from error
+            raise _impossible(source, inputs, error) from error
 
 
 class Calls(nn.Module):
@@ -120,15 +124,12 @@ class Calls(nn.Module):
         return dict(_tensors("", self.model(*values)))
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in order."""
-        return tuple(self.named(*values).values())
-
-
-def placed(values: Values, model: nn.Module) -> Values:
-    """Values as a model takes them: numbers with a point in the dtype that all of it has."""
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    kind = kinds.pop() if len(kinds) == 1 else torch.float32
-    return {n: own.to(kind) if own.is_floating_point() else own for n, own in values.items()}
+        """The outputs in order: tensors of their own, since a graph gives each a name."""
+        made, seen = list[Tensor](), {id(own) for own in values}
+        for own in self.named(*values).values():
+            made.append(own.clone() if id(own) in seen else own)
+            seen.add(id(own))
+        return tuple(made)
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -164,6 +165,7 @@ def _converted(
     )  # fmt: skip
     optional("onnxscript.optimizer", "onnx").optimize(made.model, output_size_limit=FOLDED)
     _name_axes(made.model, inputs)
+    _forget_code(made.model)
     graph = made.model.graph
     return Graph(
         made,
@@ -191,26 +193,37 @@ def _name_axes(model: Any, inputs: Inputs) -> None:
                 value.shape[axis] = word.sub(lambda m: known.get(m[0], m[0]), str(size.value))
 
 
+def _forget_code(model: Any) -> None:
+    """Away with the lines of code that each node came from, and their paths on this machine."""
+    made = [out for node in model.graph.all_nodes() for out in node.outputs]
+    held = [*model.graph.inputs, *model.graph.initializers.values(), *made]
+    for each in (model, model.graph, *model.graph.all_nodes(), *held):
+        each.metadata_props.clear()
+        each.doc_string = None
+
+
 def _port(value: Any) -> Port:
     sizes = (size if isinstance(size, int) else str(size.value) for size in value.shape)
     return Port(value.name, str(value.dtype).lower(), tuple(sizes))
 
 
-def _impossible(source: str, error: BaseException) -> CheckpointError:
-    return CheckpointError(f"{source} cannot be exported: {_reason(error)}.")
+def _impossible(source: str, inputs: Inputs, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{source} cannot be exported: {_reason(inputs, error)}.")
 
 
-def _reason(error: BaseException) -> str:
+def _reason(inputs: Inputs, error: BaseException) -> str:
     """What went wrong, in the words of whoever knew first."""
     chain = [error]
     while (before := chain[-1].__cause__) is not None:
         chain.append(before)
+    if any(type(each).__name__ in _LOOKS for each in chain):
+        return "its code looks at values of a tensor (if, float, range), which one graph cannot do"
     for each in reversed(chain):
-        fixed = _FIXED.search(str(each))
-        if fixed is not None:
-            return f"its code fixes axis {fixed[3]} of an input to {fixed[1]}, and that axis varies"
-        lacks = _NO_OPERATION.search(str(each))
-        if lacks is not None:
+        if fixed := _FIXED.search(str(each)):
+            name, axes = list(inputs.free.items())[int(fixed["input"])]
+            axis = axes[int(fixed["axis"])]
+            return f"its code fixes the {axis} of {name} to {fixed['size']}, which has to be free"
+        if lacks := _LACKS.search(str(each)):
             return f"ONNX has nothing for {lacks['name']}"
     lines = str(chain[-1]).strip().splitlines() or [""]
     return f"{type(chain[-1]).__name__}, {lines[0].strip().rstrip('.')[:200]}"

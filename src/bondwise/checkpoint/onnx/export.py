@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bondwise.checkpoint.onnx.capture import Calls, Port, captured, need_packages, placed
+from bondwise.checkpoint.onnx.capture import Calls, Port, captured, need_packages
 from bondwise.checkpoint.onnx.forms import formed
 from bondwise.checkpoint.onnx.inputs import Inputs, Values, inputs_of
 from bondwise.checkpoint.onnx.session import Session, allowed, difference
@@ -219,7 +219,7 @@ def _checked(model: nn.Module, session: Session, inputs: Inputs, source: str) ->
     """
     calls, found = Calls(model, inputs), dict[Any, Check]()
     for batch, length in SIZES:
-        values = placed(inputs.example(batch, length), model)
+        values = inputs.example(batch, length)
         key = tuple(tuple(own.shape) for own in values.values())
         if key not in found:
             found[key] = _check(calls, session, inputs, values, source)

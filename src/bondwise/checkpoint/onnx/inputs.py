@@ -81,7 +81,7 @@ def inputs_of(
     if data is not None:
         return _of_samples(model, data)
     if isinstance(model, Program):
-        return _of_program(model, partial(_drawn, model, seed))
+        return _of_program(model, partial(_drawn, model, _dtype(model), seed))
     if is_hub_model(model) and getattr(model, "main_input_name", None) == _TEXT[0]:
         return _of_text(model, tokenizer, seed)
     raise DataError(
@@ -136,9 +136,20 @@ def _of_program(model: Program, draw: Callable[[int, int], Values]) -> Inputs:
     return Inputs(free, draw)
 
 
-def _drawn(model: Program, seed: int, batch: int, length: int) -> Values:
+def _drawn(model: Program, kind: torch.dtype | None, seed: int, batch: int, length: int) -> Values:
     del length
-    return model.example(1 if model.batch == 1 else batch, seed)
+    return _cast(model.example(1 if model.batch == 1 else batch, seed), kind)
+
+
+def _dtype(model: nn.Module) -> torch.dtype | None:
+    """That of all numbers of a model; None where they are of several."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _cast(values: Values, kind: torch.dtype | None) -> Values:
+    """Values as a model takes them: numbers with a point in the dtype that all of it has."""
+    return {n: own.to(kind) if own.is_floating_point() else own for n, own in values.items()}
 
 
 def _program_axes(name: str, shape: Sequence[int | None]) -> dict[int, str]:
@@ -158,6 +169,7 @@ def _of_samples(model: nn.Module, data: str) -> Inputs:
     batch = _joined(found)
     checked(model, [batch])
     given, named = _by_name(model, batch)
+    given = _cast(given, _dtype(model))
     draw = partial(_picked, given, _length_axes(given), samples(batch))
     if isinstance(model, Program):
         return _of_program(model, draw)
