@@ -25,7 +25,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch reads it when imported: no profiler chatter
 
 import torch
-from comparison.commit import commit
+from comparison.commit import commit, processor
 from comparison.page import PAGE
 from speed import page
 from speed.grid import FORMATS, KINDS, WEIGHTS, Case, cases
@@ -34,7 +34,6 @@ from speed.subjects import DENSE, OURS, how_to_install, missing
 from speed.summary import asks
 
 import bondwise as bw
-from bondwise.compute.machine import machine
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "bfloat16", "float64")
@@ -110,7 +109,7 @@ def surroundings(given: argparse.Namespace, setting: Setting, typed: Sequence[st
         "threads": given.threads,
         "repeats": setting.repeats,
         "least": setting.least,
-        "tuned": machine().measured,
+        "processor": processor(),
         "missing": missing(setting.peers),
         "bondwise": bw.__version__,
         "commit": commit(),

@@ -108,12 +108,12 @@ class TensorLinear(TensorLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
+        if self.served is not None and x.shape[-1:] == (self.in_features,):
+            y = self.served(x, None, x.numel() // self.in_features)
+            if y is not None:
+                return y
         if x.shape[-1:] != (self.in_features,):
             raise unlike(x, self.in_features)
-        if self.served is not None:
-            run = self.served.find(x, None, x.numel() // self.in_features)
-            if run is not None:
-                return run(x, self.bias)
         parts, device = self.parts, x.device
         y = parts[0].kind.apply(self._numbers(parts[0]), self._at(0, device), x, self.bias)
         for k, part in enumerate(parts[1:], start=1):
@@ -124,7 +124,7 @@ class TensorLinear(TensorLayer):
         """Inputs that it is prepared for: of so many rows, and of as many as it has met."""
         own, width = self.like, self.in_features
         counts = sorted({*rows, *(x.numel() // width for x in met if x.numel())})
-        return [torch.randn(n, width, device=own.device, dtype=own.dtype) for n in counts]
+        return [torch.randn(n, width, device=own.device).to(own.dtype) for n in counts]
 
     def ways(self, x: Tensor) -> Iterator[Way]:
         """How it can run for such an input; the first is as built."""

@@ -1,7 +1,7 @@
 """Make a model fast on this machine: measure how its layers can run, and keep what is fastest."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from bondwise.compute.ready import Ready, bytes_beside
 from bondwise.errors import BudgetError, SelectionError, as_whole
+from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
 from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
@@ -43,10 +45,10 @@ class Subject:
 
 
 def prepare(
-    model: nn.Module,
+    model: Any,
     example: Any = None,
-    rows: Sequence[int] = (1, 256),
-    room: int | None = None,
+    rows: Any = (1, 256),
+    room: Any = None,
     *,
     file: Any = None,
     progress: Progress | None = None,
@@ -65,8 +67,8 @@ def prepare(
         model: any, with layers of bondwise; it is changed in place.
         example: an input of the model (a tensor, a tuple of arguments or a dict of named ones):
             convolutions take their sizes from it. None: what a Hugging Face model says it takes.
-        rows: for how many rows at a time linear layers and embeddings are prepared: tokens that are
-            written one by one, and read at once.
+        rows: for how many rows at a time linear layers and embeddings are prepared, whole numbers:
+            tokens that are written one by one, and read at once.
         room: bytes beside the parameters, for all layers together; None: each may take what its
             dense weight takes. 0: nothing is kept, and only what needs no memory is chosen.
         file: where the measurements are written, for ``unit="seconds"``; they join what is there.
@@ -88,22 +90,24 @@ def prepare(
     """
     start = time.perf_counter()
     counts, room = _checked(model, rows, room)
-    unprepare(model)
     layers = {path: own for path, own in model.named_modules() if isinstance(own, TensorLayer)}
     met = meet(model, layers, example)
+    unprepare(model)
     subjects, skipped = _subjects(layers, met.inputs, counts)
     _measure(subjects, progress or (lambda *_: None))
+    skipped |= _without_kernels(subjects)
+    subjects = [own for own in subjects if own.contests]
     kept = _choose(subjects, room)
     choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
+    left = None if room is None else room - _beside(layers.values())
+    linear = {path: own for path, own in layers.items() if isinstance(own, TensorLinear)}
+    choices = join(linear, met.groups, choices, left)
     order = {path: at for at, path in enumerate(layers)}
     choices.sort(key=lambda c: (order[c.name], c.rows))
-    size = sum(
-        bytes_beside(own.served.kept(), own.parameters()) for own in layers.values() if own.served
-    )
-    return Prepared(tuple(choices), skipped, time.perf_counter() - start, size)
+    return Prepared(tuple(choices), skipped, time.perf_counter() - start, _beside(layers.values()))
 
 
-def unprepare(model: nn.Module) -> int:
+def unprepare(model: Any) -> int:
     """Let all layers of a model run as built again, and give back what `prepare` kept.
 
     Returns:
@@ -119,6 +123,13 @@ def unprepare(model: nn.Module) -> int:
     return len(served)
 
 
+def _beside(layers: Iterable[TensorLayer]) -> int:
+    """Bytes that prepared layers keep beside their parameters."""
+    own = [layer for layer in layers if layer.served is not None]
+    kept = [t for layer in own if layer.served is not None for t in layer.served.kept()]
+    return bytes_beside(kept, (p for layer in own for p in layer.parameters()))
+
+
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         also = ", such as the .model of what came" if hasattr(model, "model") else ""
@@ -129,7 +140,7 @@ def _check_model(model: object) -> None:
 
 def _checked(model: object, rows: Any, room: Any) -> tuple[list[int], int | None]:
     _check_model(model)
-    given = [as_whole(n) for n in (rows if isinstance(rows, Sequence) else (rows,))]
+    given = [as_whole(n) for n in (rows if isinstance(rows, list | tuple | range) else (rows,))]
     counts = sorted({n for n in given if n is not None and n > 0})
     if not counts or len(counts) < len(set(given)):
         raise BudgetError(
@@ -193,6 +204,19 @@ def _measure(subjects: Sequence[Subject], progress: Progress) -> None:
             progress("measure", done, len(subjects))
 
 
+def _without_kernels(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Layers that did not run here for a call, which is left out; those without any, by path."""
+    for own in subjects:
+        for call in [call for call, contest in own.contests.items() if not contest.entrants]:
+            del own.contests[call]
+    return {
+        path: f"no kernel for {str(layer.like.dtype).removeprefix('torch.')}"
+        for own in subjects
+        if not own.contests
+        for path, layer in own.layers.items()
+    }
+
+
 def _dense_bytes(layer: TensorLayer) -> int:
     return prod(layer.shape) * layer.like.element_size()
 
@@ -219,9 +243,8 @@ def _install(subject: Subject, bundle: Bundle) -> list[Choice]:
                 made[entrant.way.name] = _again(layer, contest, entrant.way.name)
             chosen.setdefault(kind, {})[rows] = made[entrant.way.name]
             choices.append(_choice(path, layer, contest, rows, entrant))
-        like = layer.like
-        kind = like.dtype if isinstance(layer, TensorLinear) else None
-        layer.served = Served(layer, chosen, like.device, kind)
+        kind = None if isinstance(layer, TensorEmbedding) else layer.like.dtype
+        layer.served = Served(layer, chosen, kind)
     return choices
 
 
