@@ -1,0 +1,1 @@
+"""Layers made ready for one machine, and what was measured there."""
