@@ -26,6 +26,7 @@ from bondwise.layers.convolution import (
 )
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
+from bondwise.layers.prepare.prepare import prepare, unprepare
 from bondwise.network.network import Index, Network, parse
 from bondwise.topology import registry
 from bondwise.topology.btt import btt
@@ -69,6 +70,7 @@ __all__ = [
     "parse",
     "plan",
     "plan_model",
+    "prepare",
     "read",
     "ring",
     "save",
@@ -77,6 +79,7 @@ __all__ = [
     "tree",
     "tucker",
     "tucker2",
+    "unprepare",
 ]
 
 if not TYPE_CHECKING:  # the topologies above are named for those who check types; here are all

@@ -207,6 +207,7 @@ class TensorConv(TensorLayer):
         return of_kernel(term)
 
     def _changed(self) -> None:
+        super()._changed()
         self._plans = tuple(kernel_plan(p.kind, self.geometry, self._size) for p in self.parts)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:

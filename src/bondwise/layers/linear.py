@@ -1,12 +1,13 @@
 """The linear layer: a sum of terms applied to its inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.compute.path import unlike
+from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError
 from bondwise.fit.fit import fit
@@ -16,6 +17,7 @@ from bondwise.layers.hosts.registry import numbers_of
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.stacked import stacked
 from bondwise.layers.terms import Spec, Term
+from bondwise.layers.ways import linear_ways
 from bondwise.network.network import Network
 
 
@@ -108,11 +110,25 @@ class TensorLinear(TensorLayer):
         """``x W^T + b``."""
         if x.shape[-1:] != (self.in_features,):
             raise unlike(x, self.in_features)
+        if self.served is not None:
+            run = self.served.find(x, None, x.numel() // self.in_features)
+            if run is not None:
+                return run(x, self.bias)
         parts, device = self.parts, x.device
         y = parts[0].kind.apply(self._numbers(parts[0]), self._at(0, device), x, self.bias)
         for k, part in enumerate(parts[1:], start=1):
             y = y + part.kind.apply(self._numbers(part), self._at(k, device), x).to(y.dtype)
         return y
+
+    def samples(self, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs that it is prepared for: of so many rows, and of as many as it has met."""
+        own, width = self.like, self.in_features
+        counts = sorted({*rows, *(x.numel() // width for x in met if x.numel())})
+        return [torch.randn(n, width, device=own.device, dtype=own.dtype) for n in counts]
+
+    def ways(self, x: Tensor) -> Iterator[Way]:
+        """How it can run for such an input; the first is as built."""
+        return linear_ways(self, x.shape[0])
 
     def as_stack(self, order: Sequence[int] | None = None) -> nn.Sequential:
         """The same as sparse linear layers, one for each core."""

@@ -1,6 +1,6 @@
 """The module that holds a weight as a list of terms, whatever its host."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
+from bondwise.compute.ready import Way
 from bondwise.draw.notebook import html
 from bondwise.errors import CheckpointError, SelectionError, ShapeError
 from bondwise.layers import places
@@ -17,6 +18,7 @@ from bondwise.layers.entries import dense as dense_term
 from bondwise.layers.made import Made
 from bondwise.layers.networks import Cores
 from bondwise.layers.older import modern
+from bondwise.layers.served import Served
 from bondwise.layers.terms import Kind, Places, Spec, Term, stored_bits
 from bondwise.network.network import Network
 
@@ -57,7 +59,8 @@ class Part:
 class TensorLayer(nn.Module):
     """A dense weight (out x in) as a sum of terms.
 
-    The output depends on the parameters alone: nothing is kept from one call to the next.
+    The output depends on the parameters alone: nothing is kept from one call to the next, unless
+    `bondwise.prepare` is asked for it.
 
     Parameters of the first term have the names of its kind: ``core_0, core_1, ..`` of a network
     (2-D, as `bondwise.network.ranks.layouts` lays them out), ``entries``, or ``t0_dense``, since
@@ -75,6 +78,7 @@ class TensorLayer(nn.Module):
     group: ClassVar[str] = ""  # what a pattern calls it
     weight: Tensor
     hides_positions = False  # from a state dict, while a checkpoint without them is read
+    served: Served | None = None  # what `bondwise.prepare` chose; never in copies or files
 
     def __init__(
         self, terms: Sequence[Term], *, device: Any = None, dtype: torch.dtype | None = None
@@ -153,6 +157,35 @@ class TensorLayer(nn.Module):
 
     def _changed(self) -> None:
         """Called when the terms are others than they were."""
+        self.served = None
+
+    def call(self, x: Tensor) -> tuple[Hashable, int]:
+        """What kind of call an input makes, of those that are prepared apart; and its rows."""
+        return None, x.numel() // self.shape[1]
+
+    def samples(self, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs that it is prepared for: of so many rows, and like those that it has met."""
+        del rows, met
+        return []
+
+    def ways(self, x: Tensor) -> Iterator[Way]:
+        """How it can run for such an input; the first is as built."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "TensorLayer":
+        """As for any module; what was prepared goes with the first step towards training."""
+        if mode:
+            self.served = None
+        super().train(mode)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: own for name, own in self.__dict__.items() if name != "served"}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        replica.served = None
+        return replica
 
     def remove(self) -> Term:
         """Take the last term away, and give it back.
@@ -253,6 +286,10 @@ class TensorLayer(nn.Module):
         """Multiplications for so many rows of input, of all terms."""
         return sum(part.kind.macs(rows) for part in self.parts)
 
+    def dense_macs(self, rows: int) -> int:
+        """Multiplications of the dense layer for so many rows of input."""
+        return rows * prod(self.shape)
+
     def spec(self) -> Spec:
         """All that an empty layer of this kind is built from, as plain JSON."""
         return {"host": self.host, "terms": [part.kind.spec() for part in self.parts]}
@@ -294,6 +331,7 @@ class TensorLayer(nn.Module):
         return list(zip(kinds, numbers, self._places, strict=True))
 
     def _apply(self, *args: Any, **kwargs: Any) -> "TensorLayer":
+        self.served = None
         super()._apply(*args, **kwargs)
         device = self.like.device
         if device.type != "meta":
@@ -319,6 +357,8 @@ class TensorLayer(nn.Module):
             own.requires_grad_(graded)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) or value is None:
+            self.__dict__.pop("served", None)
         if name == GUARD:
             self._assign(value)
         elif name == EXTRA:
@@ -384,6 +424,7 @@ class TensorLayer(nn.Module):
         Raises:
             ShapeError: they were changed, or repeat, are out of order or lie outside.
         """
+        self.served = None
         if isinstance(state, Tensor) and state.is_meta:
             return
         device = self.like.device
@@ -424,6 +465,7 @@ class TensorLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        self.served = None
         guard, extra = f"{prefix}{GUARD}", f"{prefix}{EXTRA}"
         if getattr(state_dict.get(guard), "shape", None) == (1,):
             del state_dict[guard]

@@ -1,1 +1,1 @@
-"""Layers made ready for one machine, and what was measured there."""
+"""Layers made fast on this machine: what can run them is measured, and the fastest kept."""

@@ -1,0 +1,154 @@
+"""A weight laid out for one way of running it, and the ways that there are for a matrix."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Run = Callable[[Tensor, Tensor | None], Tensor]
+"""``(x, bias) -> y``: plain operations, without gradient."""
+
+PACKED_ROWS = 4  # from which a packed weight can be worth the call
+WIDE = torch.float32  # what lower precision is computed in where that is faster
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A weight laid out for one way of running it.
+
+    Attributes:
+        name: of the way, as a table shows it.
+        kept: the tensors that it runs by; those that are no views of parameters take memory.
+        run: ``(x, bias) -> y``.
+    """
+
+    name: str
+    kept: tuple[Tensor, ...]
+    run: Run
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A way of running a weight, made only where it is measured or kept.
+
+    Attributes:
+        name: as a table shows it.
+        make: lays the weight out.
+        finer: others of its kind, to be measured where it is among the fastest.
+    """
+
+    name: str
+    make: Callable[[], Ready]
+    finer: "Callable[[], Iterable[Way]]" = tuple
+
+
+def bytes_beside(kept: Iterable[Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes of tensors that share no memory with parameters; what is there twice counts once.
+
+    >>> weight = torch.zeros(2, 3)
+    >>> bytes_beside([weight.T, weight + 1], [weight])
+    24
+    """
+    own = {_storage(each) for each in parameters}
+    found = {_storage(each): _size(each) for each in kept}
+    return sum(size for place, size in found.items() if place not in own)
+
+
+def _storage(own: Tensor) -> int:
+    return id(own) if own.layout != torch.strided else own.untyped_storage().data_ptr()
+
+
+def _size(own: Tensor) -> int:
+    if own.layout != torch.strided:  # packed: as many numbers as it stands for
+        return own.numel() * own.element_size()
+    return own.untyped_storage().nbytes()
+
+
+def matrix_ways(weight: Tensor, rows: int, name: str = "dense") -> Iterator[Way]:
+    """Ways to multiply so many rows by a matrix, (.., in) -> (.., out).
+
+    As it lies, transposed, packed by oneDNN, and in float32 for shorter numbers.
+
+    Args:
+        weight: out x in.
+        rows: how many.
+        name: what a table calls them.
+
+    >>> x, weight = torch.ones(8, 4), torch.ones(6, 4)
+    >>> {float(way.make().run(x, None).sum()) for way in matrix_ways(weight, 8)}
+    {192.0}
+    """
+    yield Way(name, partial(as_it_lies, weight, name))
+    yield Way(f"{name}, transposed", partial(transposed, weight, f"{name}, transposed"))
+    if packs(weight, rows):
+        yield Way(f"{name}, packed", partial(packed, weight, rows, f"{name}, packed"))
+    if widens(weight):
+        way = f"{name}, in float32"
+        yield Way(way, lambda: widened(as_it_lies(weight.to(WIDE), way)))
+        again = f"{name}, cast to float32"
+        yield Way(again, lambda: widened(cast(weight, again)))
+
+
+def as_it_lies(weight: Tensor, name: str = "") -> Ready:
+    """By ``F.linear``, the matrix row by row."""
+    own = weight.contiguous()
+    return Ready(name, (own,), lambda x, bias: F.linear(x, own, bias))
+
+
+def transposed(weight: Tensor, name: str = "") -> Ready:
+    """By ``F.linear``, the matrix column by column."""
+    own = weight.mT.contiguous().mT
+    return Ready(name, (own,), lambda x, bias: F.linear(x, own, bias))
+
+
+def packed(weight: Tensor, rows: int, name: str = "") -> Ready:
+    """By oneDNN, the matrix in the blocks that it wants for so many rows."""
+    own = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        return product(x, own, bias, "none", [], "")
+
+    return Ready(name, (own,), run)
+
+
+def packs(weight: Tensor, rows: int) -> bool:
+    """Whether oneDNN has a product for the dtype here, and so many rows are worth it."""
+    if (
+        rows < PACKED_ROWS
+        or weight.device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    has = {
+        torch.float32: lambda: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return weight.dtype in has and bool(has[weight.dtype]())
+
+
+def widens(weight: Tensor) -> bool:
+    """Whether float32 is a way to compute with these numbers."""
+    short = weight.is_floating_point() and weight.dtype.itemsize < WIDE.itemsize
+    return short and weight.device.type == "cpu"
+
+
+def widened(ready: Ready) -> Ready:
+    """What runs in float32, for inputs of fewer bits: their dtype comes out again."""
+
+    def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        return ready.run(x.to(WIDE), None if bias is None else bias.to(WIDE)).to(x.dtype)
+
+    return Ready(ready.name, ready.kept, run)
+
+
+def cast(weight: Tensor, name: str = "") -> Ready:
+    """By ``F.linear``, the matrix made of the inputs' dtype in every call."""
+    own = weight.contiguous()
+    return Ready(name, (own,), lambda x, bias: F.linear(x, own.to(x.dtype), bias))

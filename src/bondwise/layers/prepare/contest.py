@@ -1,0 +1,151 @@
+"""Ways to run layers, timed against each other as they run in a model: one layer after the other.
+
+A layer alone, called again and again, finds its weight in the cache; in a model all other weights
+have been read since. So the layers of a model take turns: each way of all of them is laid out, and
+they are called one after the other, as often as a clock needs.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bondwise.compute.ready import Ready, Way, bytes_beside
+
+PART = 16  # of the rows, for a first look
+HOPELESS = 4.0  # times the fastest, after that look
+CLOSE = 1.5  # times the fastest, among which it is decided
+FINALISTS = 4
+LOOKS = 2  # calls of a first round
+LEAST, FEWEST, MOST = 0.004, 3, 40  # seconds and calls of a last round
+OFF = {8: 1e-8, 4: 1e-3, 2: 5e-2}  # relative, by bytes of a number: orders round differently
+
+
+@dataclass(eq=False)
+class Entrant:
+    """A way of one layer, and what it took."""
+
+    way: Way
+    seconds: list[float] = field(default_factory=list)
+    bytes: int = 0
+
+    @property
+    def took(self) -> float:
+        """Seconds of a call: of a quarter of the calls no more; the rest met other work."""
+        return sorted(self.seconds)[(len(self.seconds) - 1) // 4]
+
+
+@dataclass(eq=False)
+class Contest:
+    """One layer (or several that are equal), called with so many rows.
+
+    Attributes:
+        ways: those that there are; the first is the one that is known to be right.
+        x: what it is called with.
+        bias: that it adds.
+        parameters: whose memory is not counted.
+        entrants: those that ran and were right.
+        right: the output of the first.
+    """
+
+    ways: Callable[[], Iterable[Way]]
+    x: Tensor
+    bias: Tensor | None
+    parameters: Sequence[Tensor]
+    entrants: dict[str, Entrant] = field(default_factory=dict)
+    right: Any = None
+
+    @property
+    def best(self) -> float:
+        """Seconds of the fastest so far."""
+        return min((e.took for e in self.entrants.values() if e.seconds), default=float("inf"))
+
+    @property
+    def close(self) -> list[Entrant]:
+        """The fastest, and those not far behind."""
+        found = sorted((e for e in self.entrants.values() if e.seconds), key=lambda e: e.took)
+        return [e for e in found[:FINALISTS] if e.took <= CLOSE * self.best]
+
+
+@torch.no_grad()
+def decide(contests: Sequence[Contest]) -> None:
+    """Time the ways of all contests, the closest most carefully."""
+    _round(contests, [list(own.ways()) for own in contests])
+    _round(contests, [_finer(own) for own in contests])
+    finals = [[(e, e.way.make()) for e in own.close] for own in contests]
+    calls = [_calls(own) for own in contests]
+    for turn in range(max(calls, default=0)):
+        for place in range(FINALISTS):
+            for own, final, most in zip(contests, finals, calls, strict=True):
+                if place < len(final) and turn < most:
+                    entrant, ready = final[(place + turn) % len(final)]
+                    if turn == 0:
+                        entrant.seconds.clear()
+                    entrant.seconds.append(_timed(own, ready))
+
+
+def _calls(own: Contest) -> int:
+    return max(FEWEST, min(MOST, int(LEAST / max(own.best, 1e-7)))) if own.entrants else 0
+
+
+def _finer(own: Contest) -> list[Way]:
+    return [way for e in own.close[:2] for way in e.way.finer()]
+
+
+def _round(contests: Sequence[Contest], ways: Sequence[Sequence[Way]]) -> None:
+    """Each way of all contests in turn, those without a chance only once, on few rows."""
+    for at in range(max(map(len, ways), default=0)):
+        here = [(own, some[at]) for own, some in zip(contests, ways, strict=True) if at < len(some)]
+        runs = [(own, *found) for own, way in here if (found := _entered(own, way)) is not None]
+        for _ in range(LOOKS):
+            for own, entrant, ready in runs:
+                entrant.seconds.append(_timed(own, ready))
+
+
+def _entered(own: Contest, way: Way) -> tuple[Entrant, Ready] | None:
+    """What is laid out for a way, where it runs, is right, and has a chance."""
+    rows = own.x.shape[0]
+    part = own.x[: max(1, rows // PART)] if rows > PART else own.x
+    try:
+        ready = way.make()
+        y = ready.run(part, own.bias)
+        took = min(_seconds(lambda: ready.run(part, own.bias), part) for _ in range(2))
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None  # no kernel for it here
+    if own.right is None:
+        own.right = y
+    elif not _equal(y, own.right):
+        return None
+    entrant = Entrant(way, bytes=bytes_beside(ready.kept, own.parameters))
+    own.entrants[way.name] = entrant
+    if took * rows / part.shape[0] > HOPELESS * own.best:
+        entrant.seconds.append(took * rows / part.shape[0])
+        return None
+    return entrant, ready
+
+
+def _equal(y: Any, right: Any) -> bool:
+    if isinstance(y, tuple):  # of several layers
+        y, right = torch.cat(cast("tuple[Tensor, ...]", y), -1), torch.cat(right, -1)
+    if y.shape != right.shape or y.dtype != right.dtype:
+        return False
+    off = torch.linalg.vector_norm(y.double() - right.double())
+    return bool(off <= OFF[right.dtype.itemsize] * torch.linalg.vector_norm(right.double()))
+
+
+def _timed(own: Contest, ready: Ready) -> float:
+    return _seconds(lambda: ready.run(own.x, own.bias), own.x)
+
+
+def _seconds(work: Callable[[], object], x: Tensor) -> float:
+    wait = x.device.type != "cpu"
+    if wait:
+        torch.accelerator.synchronize(x.device)
+    start = time.perf_counter()
+    work()
+    if wait:
+        torch.accelerator.synchronize(x.device)
+    return time.perf_counter() - start

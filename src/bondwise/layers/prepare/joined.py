@@ -1,0 +1,82 @@
+"""Layers that meet one input: run as one product by the first that is called."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from bondwise.compute.ready import Run
+
+
+class Joined:
+    """Outputs of several layers for one input: made for all of them when the first asks.
+
+    An input is the same while it is the same tensor, and nothing was written into it that torch
+    noticed. Nothing is kept beyond the input's life, or beyond the last layer's call.
+
+    Args:
+        run: gives the outputs of all.
+        count: how many they are.
+    """
+
+    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], count: int) -> None:
+        self.run, self.count = run, count
+        self.made: tuple[Any, int, tuple[Tensor, ...]] | None = None
+
+    def take(self, x: Tensor, member: int) -> Tensor:
+        """The output of one of them."""
+        version = -1 if x.is_inference() else x._version
+        made = self.made
+        if made is None or made[0]() is not x or made[1] != version:
+            made = (ref(x, self._forget), version, self.run(x))
+            self.made = made
+        y = made[2][member]
+        if member == self.count - 1:
+            self.made = None
+        return y
+
+    def _forget(self, _: object) -> None:
+        self.made = None
+
+
+def split(
+    run: Run, bias: Callable[[], Tensor | None], sizes: Sequence[int]
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """One product for all outputs, cut into those of each layer; each lies as its own would."""
+    cuts = list(pairwise([0, *accumulate(sizes)]))
+
+    def outputs(x: Tensor) -> tuple[Tensor, ...]:
+        y = run(x, bias())
+        return tuple(y[..., a:b].contiguous() for a, b in cuts)
+
+    return outputs
+
+
+def together(
+    inner: Run, sizes: Sequence[int], outer: Sequence[Callable[[Tensor], Tensor]]
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The first products as one, each of the second with its part of what comes out."""
+    cuts = list(pairwise([0, *accumulate(sizes)]))
+
+    def outputs(x: Tensor) -> tuple[Tensor, ...]:
+        z = inner(x, None)
+        return tuple(last(z[..., a:b]) for (a, b), last in zip(cuts, outer, strict=True))
+
+    return outputs
+
+
+def biases(layers: Sequence[Any]) -> Callable[[], Tensor | None]:
+    """The biases of some layers as one; None where none has one."""
+    own = [layer.bias for layer in layers]
+    if all(bias is None for bias in own):
+        return lambda: None
+    like, sizes = layers[0].like, [layer.out_features for layer in layers]
+    parts = [
+        like.new_zeros(size) if bias is None else bias.detach()
+        for bias, size in zip(own, sizes, strict=True)
+    ]
+    made = torch.cat(parts)
+    return lambda: made

@@ -1,0 +1,128 @@
+"""What the layers of a model are called with: one run of the model on an example."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.errors import DataError
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import TensorLayer
+
+Group = tuple[str, ...]
+
+
+@dataclass
+class Met:
+    """What one run showed.
+
+    Attributes:
+        inputs: of each layer by path, without numbers (on meta).
+        groups: paths of linear layers that met one and the same input, one after the other.
+    """
+
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+
+
+def meet(model: nn.Module, layers: Mapping[str, TensorLayer], example: Any) -> Met:
+    """Run a model on an example; without one on what a Hugging Face model says that it takes.
+
+    Args:
+        model: in which the layers are.
+        layers: by path.
+        example: one tensor, a tuple of arguments, or a dict of named ones; None for the model's
+            own ``dummy_inputs``, and where it has none that run, nothing is met.
+
+    Raises:
+        DataError: the model does not run on the example.
+    """
+    given = getattr(model, "dummy_inputs", None) if example is None else example
+    if given is None:
+        return Met()
+    watch = _Watch(layers)
+    try:
+        _run(model, given, watch)
+    except Exception as error:  # whatever a model of the user's raises
+        if example is None:
+            return Met()
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(
+            f"The model does not run on the example ({said[:200]}); give one input as the model "
+            "takes it: a tensor, a tuple of arguments or a dict of named ones."
+        ) from error
+    return Met(watch.inputs, watch.joined())
+
+
+def _run(model: nn.Module, given: Any, watch: "_Watch") -> None:
+    trains = [module for module in model.modules() if module.training]
+    hooks = watch.hooks()
+    try:
+        for module in trains:
+            module.training = False  # not by eval(), which layers heed
+        with torch.no_grad():
+            if isinstance(given, Mapping):
+                model(**cast("Mapping[str, Any]", given))
+            elif isinstance(given, tuple | list):
+                model(*cast("Sequence[Any]", given))
+            else:
+                model(given)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in trains:
+            module.training = True
+
+
+class _Watch:
+    """Hooks that note inputs, and which linear layers meet the same one in a row."""
+
+    def __init__(self, layers: Mapping[str, TensorLayer]) -> None:
+        self.layers = layers
+        self.inputs: dict[str, list[Tensor]] = {}
+        self.runs: list[list[str]] = []  # paths in a row that met the same input
+        self.last: tuple[Tensor, int] | None = None
+
+    def hooks(self) -> list[Any]:
+        return [
+            layer.register_forward_pre_hook(self._hook(path), with_kwargs=True)
+            for path, layer in self.layers.items()
+        ]
+
+    def _hook(self, path: str) -> Callable[..., None]:
+        def note(layer: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            x = args[0] if args else next(iter(named.values()))
+            self._note(path, layer, x)
+
+        return note
+
+    def _note(self, path: str, layer: TensorLayer, x: Tensor) -> None:
+        found = self.inputs.setdefault(path, [])
+        if not any(own.shape == x.shape and own.dtype == x.dtype for own in found):
+            found.append(torch.empty(x.shape, dtype=x.dtype, device="meta"))
+        if not isinstance(layer, TensorLinear):
+            return
+        same = self.last is not None and self.last[0] is x and self.last[1] == x._version
+        if same:
+            self.runs[-1].append(path)
+        else:
+            self.runs.append([path])
+        self.last = (x, x._version)
+
+    def joined(self) -> list[Group]:
+        """Those of two and more, each layer in one of them alone and always with the same."""
+        self.last = None
+        found = dict.fromkeys(map(tuple, self.runs))
+        places: dict[str, int] = {}
+        for group in found:
+            for path in group:
+                places[path] = places.get(path, 0) + 1
+        return [
+            group
+            for group in found
+            if len(group) > 1
+            and len(set(group)) == len(group)
+            and all(places[p] == 1 for p in group)
+        ]

@@ -1,0 +1,255 @@
+"""Make a model fast on this machine: measure how its layers can run, and keep what is fastest."""
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bondwise.compute.ready import Ready, bytes_beside
+from bondwise.errors import BudgetError, SelectionError, as_whole
+from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import TensorLayer
+from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.met import meet
+from bondwise.layers.prepare.result import Choice, Prepared
+from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
+from bondwise.layers.served import Served
+
+WINDOW = 2**28  # bytes of dense weights whose layers are measured in turns
+SAME = 8  # layers that are equal, of which no more are measured
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(eq=False)
+class Subject:
+    """Layers of one kind: equal terms, dtype and calls.
+
+    Attributes:
+        layers: by path.
+        contests: of the first of them, by call.
+    """
+
+    layers: dict[str, TensorLayer]
+    contests: dict[Call, Contest]
+
+    @property
+    def first(self) -> TensorLayer:
+        """The one that is measured."""
+        return next(iter(self.layers.values()))
+
+
+def prepare(
+    model: nn.Module,
+    example: Any = None,
+    rows: Sequence[int] = (1, 256),
+    room: int | None = None,
+    *,
+    file: Any = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Make the layers of a model fast on this machine, for serving.
+
+    For each distinct layer, number of rows and dtype it measures how the layer can run: orders of
+    contraction, layouts, so many rows at a time, the weight made whole, the layer as built. It
+    keeps the fastest that fits in ``room``, its weights laid out beforehand. Linear layers that
+    meet one input (q, k, v) run as one product where that is faster. The parameters stay the truth:
+    what is kept is in no state dict, copy or pickle, and goes with ``train()``, loading, ``to()``
+    and assignment of a parameter; gradients go through the layer as built. **After writing into
+    parameters in place by ways that torch does not count (``.data``), prepare again.**
+
+    Args:
+        model: any, with layers of bondwise; it is changed in place.
+        example: an input of the model (a tensor, a tuple of arguments or a dict of named ones):
+            convolutions take their sizes from it. None: what a Hugging Face model says it takes.
+        rows: for how many rows at a time linear layers and embeddings are prepared: tokens that are
+            written one by one, and read at once.
+        room: bytes beside the parameters, for all layers together; None: each may take what its
+            dense weight takes. 0: nothing is kept, and only what needs no memory is chosen.
+        file: where the measurements are written, for ``unit="seconds"``; they join what is there.
+        progress: called with a stage, how much of it is done, and how much there is.
+
+    Returns:
+        What was chosen for each layer, with seconds as built, dense and prepared; printed, a table.
+
+    Raises:
+        SelectionError: it is no model.
+        BudgetError: rows that are not whole numbers from 1 on, or a room below 0.
+        DataError: the model does not run on the example.
+
+    >>> import bondwise as bw
+    >>> model = nn.Sequential(bw.TensorLinear(bw.lowrank(64, 64, 8)))
+    >>> made = bw.prepare(model, rows=(1, 16))
+    >>> [choice.rows for choice in made], bw.unprepare(model)
+    ([1, 16], 1)
+    """
+    start = time.perf_counter()
+    counts, room = _checked(model, rows, room)
+    unprepare(model)
+    layers = {path: own for path, own in model.named_modules() if isinstance(own, TensorLayer)}
+    met = meet(model, layers, example)
+    subjects, skipped = _subjects(layers, met.inputs, counts)
+    _measure(subjects, progress or (lambda *_: None))
+    kept = _choose(subjects, room)
+    choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
+    order = {path: at for at, path in enumerate(layers)}
+    choices.sort(key=lambda c: (order[c.name], c.rows))
+    size = sum(
+        bytes_beside(own.served.kept(), own.parameters()) for own in layers.values() if own.served
+    )
+    return Prepared(tuple(choices), skipped, time.perf_counter() - start, size)
+
+
+def unprepare(model: nn.Module) -> int:
+    """Let all layers of a model run as built again, and give back what `prepare` kept.
+
+    Returns:
+        How many layers were prepared.
+
+    Raises:
+        SelectionError: it is no model.
+    """
+    _check_model(model)
+    served = [m for m in model.modules() if isinstance(m, TensorLayer) and m.served is not None]
+    for layer in served:
+        layer.served = None
+    return len(served)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        also = ", such as the .model of what came" if hasattr(model, "model") else ""
+        raise SelectionError(
+            f"A {type(model).__name__} came as the model; give a torch.nn.Module{also}."
+        )
+
+
+def _checked(model: object, rows: Any, room: Any) -> tuple[list[int], int | None]:
+    _check_model(model)
+    given = [as_whole(n) for n in (rows if isinstance(rows, Sequence) else (rows,))]
+    counts = sorted({n for n in given if n is not None and n > 0})
+    if not counts or len(counts) < len(set(given)):
+        raise BudgetError(
+            f"rows={rows!r} came; write whole numbers from 1 on, such as rows=(1, 256)."
+        )
+    most = None if room is None else as_whole(room)
+    if room is not None and (most is None or most < 0):
+        raise BudgetError(f"room={room!r} came; write a whole number of bytes from 0 on, or None.")
+    return counts, most
+
+
+def _subjects(
+    layers: Mapping[str, TensorLayer], met: Mapping[str, list[Tensor]], rows: Sequence[int]
+) -> tuple[list[Subject], dict[str, str]]:
+    """Layers that are equal together, each with its contests; and why others have none."""
+    found: dict[Hashable, Subject] = {}
+    skipped: dict[str, str] = {}
+    shared: dict[Hashable, Tensor] = {}
+    for path, layer in layers.items():
+        if layer.like.is_meta or not layer.placed:
+            skipped[path] = "no numbers here"
+            continue
+        inputs = layer.samples(rows, met.get(path, []))
+        if not inputs:
+            skipped[path] = "give an example"
+            continue
+        inputs = [shared.setdefault((x.shape, x.dtype, x.device), x) for x in inputs]
+        key = (
+            type(layer),
+            str(layer.spec()),
+            layer.like.dtype,
+            layer.like.device,
+            tuple(tuple(x.shape) for x in inputs),
+        )
+        if key in found:
+            found[key].layers[path] = layer
+            continue
+        own = list(layer.parameters())
+        contests = {layer.call(x): _contest(layer, x, own) for x in inputs}
+        found[key] = Subject({path: layer}, contests)
+    return list(found.values()), skipped
+
+
+def _contest(layer: Any, x: Tensor, parameters: Sequence[Tensor]) -> Contest:
+    bias = None if layer.__dict__["_parameters"].get("bias") is None else layer.bias.detach()
+    return Contest(lambda: layer.ways(x), x, bias, parameters)
+
+
+def _measure(subjects: Sequence[Subject], progress: Progress) -> None:
+    """So many layers at a time as keep a cache busy."""
+    done, window, size = 0, list[Subject](), 0
+    progress("measure", 0, len(subjects))
+    for at, own in enumerate(subjects, start=1):
+        window.append(own)
+        size += _dense_bytes(own.first)
+        if size >= WINDOW or at == len(subjects):
+            calls = sorted({rows for s in window for _, rows in s.contests})
+            for rows in calls:
+                decide([c for s in window for (_, n), c in s.contests.items() if n == rows])
+            done, window, size = at, [], 0
+            progress("measure", done, len(subjects))
+
+
+def _dense_bytes(layer: TensorLayer) -> int:
+    return prod(layer.shape) * layer.like.element_size()
+
+
+def _choose(subjects: Sequence[Subject], room: int | None) -> list[Bundle]:
+    whole: dict[int, float] = {}
+    for own in subjects:
+        for (_, rows), contest in own.contests.items():
+            whole[rows] = whole.get(rows, 0.0) + len(own.layers) * contest.best
+    options = [bundles(own.contests, whole) for own in subjects]
+    dense = [_dense_bytes(own.first) for own in subjects]
+    return fitting(options, dense, [len(own.layers) for own in subjects], room)
+
+
+def _install(subject: Subject, bundle: Bundle) -> list[Choice]:
+    """Lay out what was chosen for each of the layers."""
+    choices = list[Choice]()
+    for path, layer in subject.layers.items():
+        chosen: dict[Hashable, dict[int, Ready]] = {}
+        made: dict[str, Ready] = {}
+        for (kind, rows), entrant in bundle.ways.items():
+            contest = subject.contests[kind, rows]
+            if entrant.way.name not in made:
+                made[entrant.way.name] = _again(layer, contest, entrant.way.name)
+            chosen.setdefault(kind, {})[rows] = made[entrant.way.name]
+            choices.append(_choice(path, layer, contest, rows, entrant))
+        like = layer.like
+        kind = like.dtype if isinstance(layer, TensorLinear) else None
+        layer.served = Served(layer, chosen, like.device, kind)
+    return choices
+
+
+def _again(layer: TensorLayer, contest: Contest, name: str) -> Ready:
+    """The way of such a name, for this one of equal layers."""
+    for way in layer.ways(contest.x):
+        for own in (way, *way.finer()):
+            if own.name == name:
+                with torch.no_grad():
+                    return own.make()
+    raise AssertionError(name)
+
+
+def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant: Any) -> Choice:
+    entrants, ways = contest.entrants, list(contest.entrants)
+    dense = min((e.took for n, e in entrants.items() if n == "dense" and e.seconds), default=0.0)
+    macs, whole = layer.macs(rows), layer.dense_macs(rows)
+    return Choice(
+        path,
+        layer.host,
+        layer.shape,
+        rows,
+        tuple(contest.x.shape),
+        str(layer.like.dtype).removeprefix("torch."),
+        entrant.way.name,
+        entrants[ways[0]].took,
+        dense,
+        entrant.took,
+        dense * macs / whole / entrant.took,
+        entrant.bytes,
+    )

@@ -1,0 +1,117 @@
+"""What `prepare` chose, and what it gained."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one layer runs for one kind of call.
+
+    Attributes:
+        name: its path.
+        host: of its kind.
+        shape: (out, in) of the weight.
+        rows: of the input: tokens, samples of a convolution, or ids.
+        input: shape of the input that it was measured with.
+        dtype: of the layer.
+        way: what was chosen.
+        built: seconds as built.
+        dense: seconds of the dense layer in torch.
+        seconds: as prepared.
+        share: of the ideal, which is dense's seconds times the share of its multiplications that
+            the network needs.
+        bytes: that the way takes beside the parameters.
+        joined: paths of the layers that are run as one product with it, this one among them.
+    """
+
+    name: str
+    host: str
+    shape: tuple[int, int]
+    rows: int
+    input: tuple[int, ...]
+    dtype: str
+    way: str
+    built: float
+    dense: float
+    seconds: float
+    share: float
+    bytes: int
+    joined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `bondwise.prepare` returns: a line for each layer and kind of call.
+
+    Attributes:
+        choices: in the order of the model.
+        skipped: layers that run as built, with the reason.
+        seconds: that preparing took.
+        bytes: that all layers take beside their parameters.
+    """
+
+    choices: tuple[Choice, ...]
+    skipped: dict[str, str]
+    seconds: float
+    bytes: int
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def __iter__(self) -> Iterator[Choice]:
+        return iter(self.choices)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A line for each shape and number of rows, in 80 columns; seconds are sums."""
+        lines = [
+            f"{len({c.name for c in self.choices})} layers prepared in {self.seconds:.1f} s, "
+            f"{self.bytes / 1e6:,.1f} MB beside their parameters"
+        ]
+        if self.choices:
+            lines.append("")
+            lines.append(
+                f"{'weight':<14}{'layers':>6} {'rows':>5} {'dense':>9} {'built':>9} "
+                f"{'prepared':>9} {'ideal':>6}  way"
+            )
+            lines += map(_line, _grouped(self.choices))
+        if self.skipped:
+            name, reason = next(iter(self.skipped.items()))
+            lines.append(f"as built: {len(self.skipped)} layers, such as {name} ({reason})")
+        return "\n".join(lines)
+
+
+def _grouped(choices: Sequence[Choice]) -> list[list[Choice]]:
+    groups: dict[tuple[Any, ...], list[Choice]] = {}
+    for own in choices:
+        groups.setdefault((own.shape, own.input), []).append(own)
+    return list(groups.values())
+
+
+def _line(group: Sequence[Choice]) -> str:
+    first = group[0]
+    dense, built, ours = (
+        sum(getattr(c, name) for c in group) for name in ("dense", "built", "seconds")
+    )
+    ideal = sum(c.share * c.seconds for c in group) / ours
+    ways = [c.way for c in group]
+    most = max(dict.fromkeys(ways), key=ways.count)
+    others = len(set(ways)) - 1
+    out, inp = first.shape
+    start = (
+        f"{f'{out} x {inp}':<14}{len(group):>6} {first.rows:>5} {_time(dense):>9} "
+        f"{_time(built):>9} {_time(ours):>9} {100 * ideal:>5.0f}%  "
+    )
+    more = f" +{others}" if others else ""
+    return f"{start}{most[: WIDTH - len(start) - len(more)]}{more}"
+
+
+def _time(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f} us" if seconds < 0.1 else f"{1e3 * seconds:,.0f} ms"
