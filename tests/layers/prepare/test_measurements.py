@@ -14,7 +14,8 @@ from bondwise.errors import DataError
 from bondwise.layers.entries import columns
 from bondwise.layers.networks import network
 from bondwise.layers.prepare import measurements
-from bondwise.layers.prepare.measurements import Measurement, Measurements, moving
+from bondwise.layers.prepare.measurement import Measurement, moving
+from bondwise.layers.prepare.measurements import Measurements
 
 
 def one(rank=2, seconds=1e-6, **changes):

@@ -5,141 +5,19 @@ import os
 import platform
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from bondwise.errors import DataError
-from bondwise.layers.hosts.convolution import geometry_of
-from bondwise.layers.module import TensorLayer
-from bondwise.layers.networks import Cores
+from bondwise.layers.prepare.measurement import Measurement, entry, whole
 
 KIND, SCHEMA = "bondwise measurements", 1
 AGAIN = "write `bondwise bench MODEL --measurements FILE` to make one"
-
-Key = tuple[Any, ...]
-Sizes = Mapping[str, int]
-NO_SIZES: Sizes = {}
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """How long one layer takes for so many rows, in the fastest way that was found.
-
-    Attributes:
-        host: the kind of module that it stands for ("linear", "convolution 2d", ..).
-        shape: (out, in) of its matrix; of a convolution (out, in / groups * kernel).
-        network: of its weight, as an einsum; None where the weight is dense.
-        sizes: of the network's indices.
-        pinned: for each core the bond that its identity blocks are on, or None.
-        rows: that enter at once; samples of a convolution.
-        dtype: of its numbers, "float32", ..
-        way: what runs it fastest.
-        seconds: of that way, of the dense layer, and of the layer as it is built.
-        dense_seconds: see ``seconds``; measured in turns with them.
-        built_seconds: see ``seconds``.
-        beside: kinds of the terms beside the network ("columns", ..).
-        geometry: how a convolution moves, in words; empty for other hosts.
-        size: of a convolution's input, one for each axis.
-    """
-
-    host: str
-    shape: tuple[int, int]
-    network: str | None
-    sizes: Sizes
-    pinned: tuple[str | None, ...]
-    rows: int
-    dtype: str
-    way: str
-    seconds: float
-    dense_seconds: float
-    built_seconds: float
-    beside: tuple[str, ...] = ()
-    geometry: str = ""
-    size: tuple[int, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        layer: TensorLayer,
-        rows: int,
-        way: str,
-        seconds: tuple[float, float, float],
-        size: Sequence[int] = (),
-    ) -> "Measurement":
-        """That of a layer of terms.
-
-        Args:
-            layer: what was measured.
-            rows: that entered at once.
-            way: what ran it fastest.
-            seconds: of that way, of the dense layer, and of the layer as it is built.
-            size: of a convolution's input.
-
-        >>> from bondwise import TensorLinear, lowrank
-        >>> layer = TensorLinear(lowrank(6, 4, 2))
-        >>> found = Measurement.of(layer, 256, "path", (2e-6, 3e-6, 4e-6))
-        >>> found.network, found.sizes, found.dtype
-        ('o a, a i -> (o) (i)', {'o': 6, 'a': 2, 'i': 4}, 'float32')
-        """
-        kinds = [part.kind for part in layer.parts]
-        first = next((kind for kind in kinds if isinstance(kind, Cores)), None)
-        geometry = geometry_of(layer)
-        return cls(
-            layer.host,
-            layer.shape,
-            None if first is None else str(first.network),
-            {} if first is None else dict(first.network.sizes),
-            () if first is None else first.pinned,
-            rows,
-            str(layer.like.dtype).removeprefix("torch."),
-            way,
-            *seconds,
-            tuple(kind.kind for kind in kinds if kind is not first),
-            "" if geometry is None else moving(geometry),
-            tuple(size),
-        )
-
-    @property
-    def key(self) -> Key:
-        """What was measured: a newer one of the same key takes the place of an older one."""
-        return (
-            *self.place,
-            self.rows,
-            self.network or "",
-            tuple(sorted(self.sizes.items())),
-            tuple(pin or "" for pin in self.pinned),
-            self.beside,
-        )
-
-    @property
-    def place(self) -> Key:
-        """Which dense layer it stands for."""
-        return self.host, self.shape, self.dtype, self.geometry, self.size
-
-
-def moving(geometry: Any) -> str:
-    """How a convolution moves, as a measurement has it.
-
-    >>> from bondwise.compute.kernels.geometry import Geometry
-    >>> moving(Geometry.of(torch.nn.Conv2d(4, 8, 3, stride=2, padding=1)))
-    'kernel 3x3, stride 2x2, padding 1+1x1+1, dilation 1x1, groups 1, zeros'
-    """
-    pads = (f"{before}+{behind}" for before, behind in geometry.padding)
-    told = [
-        f"kernel {_by(geometry.kernel)}",
-        f"stride {_by(geometry.stride)}",
-        f"padding {_by(pads)}",
-        f"dilation {_by(geometry.dilation)}",
-        f"groups {geometry.groups}",
-        geometry.mode,
-    ]
-    return ", ".join(told + [f"more {_by(geometry.output_padding)}"] * geometry.transposed)
 
 
 @dataclass(frozen=True)
@@ -202,8 +80,8 @@ class Measurements:
                 f"{SCHEMA}; {AGAIN}."
             )
         try:
-            own = str(head["processor"]), str(head["torch"]), _whole(head["threads"])
-            entries = [_entry(each) for each in head["entries"]]
+            own = str(head["processor"]), str(head["torch"]), whole(head["threads"])
+            entries = [entry(each) for each in head["entries"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"Measurements {path} cannot be used ({said}); {AGAIN}.") from error
@@ -294,40 +172,6 @@ def _once(entries: Iterable[Measurement]) -> tuple[Measurement, ...]:
     """The last of each key, in the order of keys."""
     last = {entry.key: entry for entry in entries}
     return tuple(last[key] for key in sorted(last))
-
-
-def _entry(found: Any) -> Measurement:
-    """One entry of a file, once it is known to be one."""
-    given = dict(found)
-    own = {name: given.pop(name) for name in (f.name for f in fields(Measurement)) if name in given}
-    if given:
-        raise ValueError(f"an entry with a {next(iter(given))!r}")
-    for name in ("seconds", "dense_seconds", "built_seconds"):
-        own[name] = _seconds(name, own[name])
-    own["rows"], own["sizes"] = _whole(own["rows"]), {n: _whole(s) for n, s in own["sizes"].items()}
-    out, inp = (_whole(n) for n in own["shape"])
-    own["shape"], own["pinned"] = (out, inp), tuple(own["pinned"])
-    own["beside"] = tuple(own.get("beside", ()))
-    own["size"] = tuple(_whole(n) for n in own.get("size", ()))
-    own["network"] = None if own["network"] is None else str(own["network"])
-    return Measurement(**own | {name: str(own[name]) for name in ("host", "dtype", "way")})
-
-
-def _seconds(name: str, value: Any) -> float:
-    found = float(value)
-    if not isfinite(found) or found <= 0:
-        raise ValueError(f"{name} of {value}")
-    return found
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} where a whole number of 1 or more is expected")
-    return value
-
-
-def _by(sizes: Iterable[Any]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def _unwritten(path: Path, why: str) -> DataError:

@@ -1,7 +1,7 @@
 """Make a model fast on this machine: measure how its layers can run, and keep what is fastest."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +14,8 @@ from bondwise.errors import BudgetError, SelectionError, as_whole
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.measurement import Measurement, measured
+from bondwise.layers.prepare.measurements import Measurements
 from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
 from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
@@ -78,7 +80,7 @@ def prepare(
     Raises:
         SelectionError: it is no model.
         BudgetError: rows that are not whole numbers from 1 on, or a room below 0.
-        DataError: the model does not run on the example.
+        DataError: the model does not run on the example, or the file cannot be written.
 
     >>> import bondwise as bw
     >>> model = nn.Sequential(bw.TensorLinear(bw.lowrank(64, 64, 8)))
@@ -88,6 +90,8 @@ def prepare(
     """
     start = time.perf_counter()
     counts, room = _checked(model, rows, room)
+    if file is not None:
+        _here(model, ()).room(file)  # before what takes time
     unprepare(model)
     layers = {path: own for path, own in model.named_modules() if isinstance(own, TensorLayer)}
     met = meet(model, layers, example)
@@ -97,6 +101,8 @@ def prepare(
     choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
     order = {path: at for at, path in enumerate(layers)}
     choices.sort(key=lambda c: (order[c.name], c.rows))
+    if file is not None:
+        _here(model, measured(layers, choices)).write(file)
     size = sum(
         bytes_beside(own.served.kept(), own.parameters()) for own in layers.values() if own.served
     )
@@ -117,6 +123,11 @@ def unprepare(model: nn.Module) -> int:
     for layer in served:
         layer.served = None
     return len(served)
+
+
+def _here(model: nn.Module, entries: Iterable[Measurement]) -> Measurements:
+    device = next((p.device for p in model.parameters()), "cpu")
+    return Measurements.here(entries, device)
 
 
 def _check_model(model: object) -> None:
