@@ -62,12 +62,12 @@ class ByRank:
 
     def spent(self, rank: int) -> float:
         """What the network of that rank takes of the budget."""
-        return self.cost(rank) if self.price is None else self.price(self.at(rank))
+        return float(self.cost(rank)) if self.price is None else self.price(self.at(rank))
 
     @cached_property
     def dense(self) -> float:
         """What the dense weight takes of it."""
-        return self.weight.numbers if self.price is None else self.price(None)
+        return float(self.weight.numbers) if self.price is None else self.price(None)
 
     @cached_property
     def top(self) -> int:
@@ -254,7 +254,7 @@ def _spend(series: Sequence[ByRank], ranks: list[int], room: float, step: int) -
 
 
 def _total(series: Sequence[ByRank], ranks: Sequence[int]) -> float:
-    return sum(nets.spent(rank) for nets, rank in zip(series, ranks, strict=True))
+    return sum((nets.spent(rank) for nets, rank in zip(series, ranks, strict=True)), 0.0)
 
 
 def _sizes(shape: Network, out: int, inp: int, kernel: Modes) -> dict[str, int]:

@@ -33,7 +33,7 @@ LOWRANK = str(lowrank(1, 1, 1))
 
 Family = tuple[str, tuple[tuple[str, int], ...], tuple[str, ...]]
 """What one ladder is of: an einsum, the sizes of its open indices, the kinds of terms beside it."""
-Rung = tuple[float, float]
+Rung = tuple[int, float]
 """Multiplications of a row, and seconds over dense's."""
 
 
@@ -267,7 +267,7 @@ def multiplications(net: Network, moves: Moves | None) -> int:
 
 def _ladders(clock: Clock, place: Place, load: int) -> dict[Family, list[Rung]]:
     """The ladders that were measured in a place: rising in both."""
-    points: dict[Family, dict[float, list[float]]] = {}
+    points: dict[Family, dict[int, list[float]]] = {}
     for entry in clock.of(place, load):
         if entry.network is not None:
             net = _parsed(clock, entry.network, tuple(entry.sizes.items()))
@@ -292,7 +292,7 @@ def _parsed(clock: Clock, text: str, sizes: tuple[tuple[str, int], ...]) -> Netw
         raise DataError(f"Measurements {clock.file} hold no network ({said}); {WRITE}.") from error
 
 
-def _at(ladder: Sequence[Rung], macs: float) -> float:
+def _at(ladder: Sequence[Rung], macs: int) -> float:
     """Seconds over dense's, on the line between the two nearest rungs."""
     k = bisect_right(ladder, macs, key=lambda rung: rung[0])
     if k in (0, len(ladder)):
