@@ -34,7 +34,6 @@ from speed.subjects import DENSE, OURS, how_to_install, missing
 from speed.summary import asks
 
 import bondwise as bw
-from bondwise.compute.machine import machine
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "bfloat16", "float64")
@@ -110,7 +109,6 @@ def surroundings(given: argparse.Namespace, setting: Setting, typed: Sequence[st
         "threads": given.threads,
         "repeats": setting.repeats,
         "least": setting.least,
-        "tuned": machine().measured,
         "missing": missing(setting.peers),
         "bondwise": bw.__version__,
         "commit": commit(),

@@ -15,7 +15,6 @@ torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=10)
 settings.register_profile("thorough", deadline=None, max_examples=50)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
-os.environ["BONDWISE_TUNING"] = os.devnull + "/none"  # plans as on a machine that was not measured
 
 
 @pytest.fixture(autouse=True)

@@ -109,11 +109,10 @@ def _section(setting: Entry, cells: Sequence[Entry]) -> list[str]:
 
 
 def _run(setting: Entry, cells: Sequence[Entry]) -> str:
-    tuned = "after `bondwise tune`" if setting["tuned"] else "without `bondwise tune`"
     return (
         f"`{setting['command']}`: {len(cells)} cells, threads: {setting['threads']}, "
         f"{setting['repeats']} turns of at least "
-        f"{1000 * setting['least']:g} ms, {tuned}, torch {setting['torch']}, "
+        f"{1000 * setting['least']:g} ms, torch {setting['torch']}, "
         f"at commit {setting['commit']}.{_earlier(setting, cells)}"
     )
 

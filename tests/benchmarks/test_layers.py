@@ -28,12 +28,6 @@ import layers
 MARKED = "# Benchmarks\n\n<!-- layers -->\n<!-- end of layers -->\n\nafter\n"
 
 
-@pytest.fixture(autouse=True)
-def untuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Plans as on a machine where nothing was measured."""
-    monkeypatch.setenv("BONDWISE_TUNING", str(tmp_path / "tuning.json"))
-
-
 def cell(kind: str = "forward", batch: int = 256, macs: int = 50, **seconds: float) -> dict:
     named = {"kind": kind, "weight": [8, 8], "network": "low rank, 1/8", "cores": 2}
     counts = {"batch": batch, "macs": macs, "dense_macs": 100}
@@ -200,7 +194,7 @@ def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     lost = cell(ours=2.0, dense=1.0, opt_einsum=2.1)
     lost["left_out"] = {f"{TORCHTT}, layer": "RuntimeError: why"}
     setting = {"dtype": "float32", "threads": 1, "repeats": 3, "least": 0.02, "missing": []}
-    setting |= {"tuned": False, "command": "benchmarks/layers.py", "torch": "2", "commit": "c"}
+    setting |= {"command": "benchmarks/layers.py", "torch": "2", "commit": "c"}
     text = page.sections([{"setting": setting, "cells": [lost]}])
     assert "- 0.50 of dense: forward, low rank, 1/8, 8 x 8, batch 256" in text
     assert "- torchTT, layer, RuntimeError: 1 cells" in text

@@ -24,7 +24,6 @@ FLAGS = {
     "merge": {"out", "code", "force"},
     "eval": {"data", "vs", "code", "windows", "length"},
     "bench": {"vs", "data", "code", "prompt", "tokens", "repeats", "threads"},
-    "tune": {"threads"},
 }
 
 

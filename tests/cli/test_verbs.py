@@ -12,7 +12,6 @@ import tiny
 from bondwise.bench.count import networks
 from bondwise.checkpoint.loading import load_model
 from bondwise.compress.effort import EFFORT
-from bondwise.compute import machine, tune
 from bondwise.report.page import data as embedded
 from verbs import bondwise, documented, files, process, weights
 
@@ -304,42 +303,3 @@ def test_as_a_process_it_gives_the_same_bytes_and_clean_output(shelf, small, tmp
     assert done.stderr.startswith("Wrote ")
     assert done.stderr.count("\n") == 2
     assert weights(tmp_path / "again") == weights(small)
-
-
-@pytest.fixture
-def quick_tuning(tmp_path, monkeypatch):
-    monkeypatch.setenv("BONDWISE_TUNING", str(tmp_path / "tuning.json"))
-    few = {"SHORTEST": 1e-5, "REPEATS": 1, "SIDES": (1, 8, 32), "SIDES_OF_BATCHES": (8, 32)}
-    for name, value in few.items():
-        monkeypatch.setattr(tune, name, value)
-    machine._read.cache_clear()
-    yield tmp_path / "tuning.json"
-    machine._read.cache_clear()
-
-
-def test_tune_measures_and_keeps_what_later_plans_use(capsys, quick_tuning):
-    said = bondwise(capsys, "tune", "-q")
-    assert said.code == 0
-    assert str(quick_tuning) in said.out
-    assert max(map(len, said.out.splitlines()[:-1])) <= 80
-    assert machine.machine().measured
-    report = bondwise(capsys, "tune", "--json", "-q").json
-    assert report["threads"] == 1
-    assert report["float32"]["peak"] > 0
-    assert set(report) == documented("tune")
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "says"),
-    [
-        ("--threads", "0", "threads=0 came"),
-        ("--threads", "99999", "processors"),
-        ("--device", "cuda", "write cpu"),
-        ("--dtype", "int3", "dtype='int3' came"),
-    ],
-)
-def test_tune_refuses_in_one_sentence(capsys, quick_tuning, flag, value, says):
-    said = bondwise(capsys, "tune", flag, value)
-    assert said.code == 2
-    assert says in said.err
-    assert not quick_tuning.exists()

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 import bondwise as bw
 from bondwise.compute import path, whole
-from bondwise.compute.machine import Rates
-from bondwise.compute.plan import plan, timed
+from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
+from bondwise.compute.ways import as_plan, programs
 from bondwise.layers import gathered
 from nets import in_training, kept_bytes, random_cores
 
@@ -28,8 +28,8 @@ def test_gradients_in_chunks_are_those_through_dense(net, rows, monkeypatch):
     leaves = [leaf.requires_grad_() for leaf in (x, *random_cores(net))]
     wanted = torch.autograd.grad(x @ dense(net, leaves[1:]).T, leaves, towards)
     plans = [plan(net), plan(net, 4096), in_training(net)]
-    for batch, chunk in product((1, 3000), (None, 1, 4)):
-        plans.append(replace(timed(net, batch, Rates(), 4, ready=False), chunk=chunk))
+    for made, chunk in product(programs(net)[:6], (None, 1, 4)):
+        plans.append(as_plan(net, made, 10, chunk))
     for made in plans:
         assert_close(torch.autograd.grad(apply(made, leaves[1:], x), leaves, towards), wanted)
 
@@ -95,7 +95,7 @@ def test_first_and_second_order(made, monkeypatch):
 def test_nothing_between_the_products_is_kept_for_the_gradient(small):
     cores = [core.float().requires_grad_() for core in random_cores(small)]
     x = torch.randn(500, 64, requires_grad=True)
-    made = timed(small, 500, Rates(), 4, ready=False)
+    made = as_plan(small, programs(small)[0], 500)
     kept = kept_bytes(lambda: apply(made, cores, x), x, *cores)
     # what the matmuls take: the cores in another order, or the weight
     assert kept <= 4 * max(sum(core.numel() for core in cores), 64 * 64)

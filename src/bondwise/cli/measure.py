@@ -1,4 +1,4 @@
-"""The verbs that look at a model or a machine: read, eval, bench, tune."""
+"""The verbs that look at a model: read, eval, bench."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,6 @@ from tyro.conf import Positional, arg
 
 from bondwise.choices import FILE, MODEL, Patterns, Switch
 from bondwise.cli.verb import Code, Folder, Plain
-from bondwise.errors import BudgetError
 from bondwise.progress import Bars
 
 Threads = Annotated[int | None, arg(help_behavior_hint="(default: as many as torch takes)")]
@@ -120,35 +119,3 @@ class Bench(Plain):
             else:
                 report = bench(self.folder, self.vs, load, self.repeats, *place, bars)
         self.show(report, "benchmark")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tune(Plain):
-    """Measure this machine once, so that plans take the fewest seconds.
-
-    How fast matmuls and copies are here: about ten seconds for float32 and bfloat16, on a machine
-    that does nothing else. The rates are kept for this number of threads, in the cache folder or
-    the file that $BONDWISE_TUNING names.
-    """
-
-    threads: Threads = None  # Threads of the processor.
-
-    def run(self) -> None:
-        """Measure, and keep it."""
-        from bondwise.bench.verb import check_numbers
-        from bondwise.compress.compress import threads
-        from bondwise.compress.recipe import dtype
-        from bondwise.compute.machine import keep
-        from bondwise.compute.tune import calibrate
-
-        if self.shared.device != "cpu":
-            raise BudgetError(
-                f"device={self.shared.device!r} came; write cpu: plans are tuned for processors."
-            )
-        dtype(self.shared.dtype)
-        check_numbers(threads=1 if self.threads is None else self.threads)
-        with Bars(self.shared.quiet) as bars, threads(self.threads or 0):
-            found = calibrate(bars)
-            report = found.as_dict() | {"file": str(keep(found)), "seed": self.shared.seed}
-        self.show(report, "rates")
-        self.say(f"Wrote {report['file']}; layers that are built from now on are planned by it.")

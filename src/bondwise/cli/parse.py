@@ -14,7 +14,7 @@ import tyro
 from tyro import _errors as told  # what tyro offers to those who word errors of their own
 
 from bondwise.choices import kinds
-from bondwise.cli.measure import Bench, Eval, Read, Tune
+from bondwise.cli.measure import Bench, Eval, Read
 from bondwise.cli.produce import Compress, Demo, Heal, Merge, Plan
 from bondwise.cli.verb import Verb
 from bondwise.errors import (
@@ -27,8 +27,7 @@ from bondwise.errors import (
 )
 
 VERBS: dict[str, type[Verb]] = {
-    verb.__name__.lower(): verb
-    for verb in (Demo, Plan, Compress, Heal, Read, Merge, Eval, Bench, Tune)
+    verb.__name__.lower(): verb for verb in (Demo, Plan, Compress, Heal, Read, Merge, Eval, Bench)
 }
 HELP = """usage: bondwise VERB [FLAGS]
 

@@ -27,7 +27,6 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
         "plan": lambda: lists.changes(report, full=full),
         "reading": lambda: lists.bonds(report),
         "evaluation": lambda: table.evaluation(report),
-        "rates": lambda: speeds.rates(report),
         "benchmark": lambda: speeds.benchmark(report),
     }
     for view in views:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 from math import inf, prod
 
-from bondwise.compute.machine import Rates
+from bondwise.compute import layouts
 from bondwise.compute.search import Names, Pair, search
 from bondwise.compute.steps import BATCH, Kind, Program, Step, shape_of, squeezed, view
 
@@ -18,15 +18,16 @@ def program(
     output: Names,
     sizes: dict[str, int],
     pairs: Sequence[Pair] | None = None,
-    rates: Rates | None = None,
+    copying: float = 1.0,
 ) -> Program:
     """An einsum as matmuls: in the cheapest order, or in that of the given pairs.
 
     An index on one operand only and not in the output is summed away first, which counts as no
     multiplication. Every other index of the einsum may sit on any number of operands. Products
     without the batch come first: nothing of the input is in them. The others are the *path* of the
-    input. Each of its values may lie in memory in several orders; those that copy least, by the
-    rates of a machine, are chosen along the whole path.
+    input. Each of its values may lie in memory in several orders; those that cost least are chosen
+    along the whole path (`bondwise.compute.layouts`), where a copy costs ``copying`` times what is
+    stated there.
 
     >>> sizes = {"o": 8, "a": 2, "i": 8, "*": 64}
     >>> found = program([("o", "a"), ("a", "i"), ("*", "i")], ("*", "o"), sizes)
@@ -35,7 +36,7 @@ def program(
     """
     values = operands(inputs, output, sizes)
     pairs = search(values, squeezed(output, sizes), sizes) if pairs is None else pairs
-    return _Tree(tuple(inputs), tuple(values), output, sizes).lowered(pairs, rates or Rates())
+    return _Tree(tuple(inputs), tuple(values), output, sizes).lowered(pairs, copying)
 
 
 def operands(inputs: Sequence[Names], output: Names, sizes: dict[str, int]) -> list[Names]:
@@ -56,17 +57,17 @@ class _Tree:
     output: Names
     sizes: dict[str, int]
 
-    def lowered(self, pairs: Sequence[Pair], rates: Rates) -> Program:
+    def lowered(self, pairs: Sequence[Pair], copying: float) -> Program:
         pairs = self._weights_first(pairs)
         one_path = sum(BATCH in names for names in self.inputs) == 1
-        ends = _ends(self.values, self.output, pairs)
+        last = ends(self.values, self.output, pairs)
         values, held = list(self.values), list(self.inputs)
         steps: list[Step] = []
         for at, pair in enumerate(pairs):
             left, right = sorted(pair, key=lambda k: self._weight(values[k]), reverse=True)
-            product = _Product(values[left], values[right], at, ends, self.sizes)
+            product = _Product(values[left], values[right], at, last, self.sizes)
             if BATCH in product.left and one_path:
-                path = _Path(self, pairs[at:], at, ends, values, held, rates)
+                path = _Path(self, pairs[at:], at, last, values, held, copying)
                 return Program((*steps, *path.steps), path.result, self.sizes[BATCH])
             steps.append(product.step(left, right, held[left], held[right]))
             values.append(product.result)
@@ -196,9 +197,9 @@ class _Path:
         ends: dict[str, float],
         values: Sequence[Names],
         held: Sequence[Names],
-        rates: Rates,
+        copying: float,
     ) -> None:
-        self.tree, self.ends, self.rates = tree, ends, rates
+        self.tree, self.ends, self.copying = tree, ends, copying
         at = next(k for k in pairs[0] if BATCH in values[k])
         raw = held[at]  # the input as it comes, with its indices of size 1
         found: dict[Names, tuple[float, tuple[Step, ...]]] = {values[at]: (0.0, ())}
@@ -210,7 +211,7 @@ class _Path:
                 given = lies if offset else raw
                 for step, result in self._ways(product, at, other, given, held[other]):
                     best = after.get(result, (inf, ()))
-                    whole = cost + self._seconds(step)
+                    whole = cost + self._cost(step)
                     if whole < best[0]:
                         after[result] = (whole, (*steps, step))
             kept = KEPT if offset + 1 < len(pairs) else None  # of the last, one lies as it should
@@ -233,20 +234,17 @@ class _Path:
                 before, after = product.around
                 yield product.pushed(left, right, held, held_right, n), (*before, *n, *after)
 
-    def _seconds(self, step: Step) -> float:
-        copy = self.rates.permuted(step.moved, ITEMSIZE) if step.moved else 0.0
-        return copy + self.rates.product(step.extents, ITEMSIZE)
+    def _cost(self, step: Step) -> float:
+        copy = self.copying * layouts.copied(step.moved) if step.moved else 0.0
+        return copy + layouts.product(step.extents)
 
     def _last(self, held: Names) -> float:
         if held == squeezed(self.tree.output, self.tree.sizes):
             return 0.0
-        return self.rates.permuted(prod(self.tree.sizes[name] for name in held), ITEMSIZE)
+        return self.copying * layouts.copied(prod(self.tree.sizes[name] for name in held))
 
 
-ITEMSIZE = 4  # orders are chosen once, as for float32
-
-
-def _ends(inputs: Sequence[Names], output: Names, pairs: Sequence[Pair]) -> dict[str, float]:
+def ends(inputs: Sequence[Names], output: Names, pairs: Sequence[Pair]) -> dict[str, float]:
     """The step at which each index is summed; those of the output never are."""
     values = [set(names) for names in inputs]
     alive = set(range(len(inputs)))

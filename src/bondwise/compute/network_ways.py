@@ -1,4 +1,4 @@
-"""The ways to run a network: orders of its products, their weights laid out, so many rows at a time."""
+"""The ways to run a network: orders of its products, weights laid out, rows at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,14 +11,13 @@ from bondwise.compute.plan import Plan
 from bondwise.compute.product import multiply, prepare, take
 from bondwise.compute.ready import (
     WIDE,
+    Lay,
     Ready,
     Run,
     Way,
     as_it_lies,
     cast,
-    packed,
-    packs,
-    transposed,
+    lays,
     widened,
     widens,
 )
@@ -27,13 +26,14 @@ from bondwise.compute.ways import as_plan, programs
 from bondwise.network.network import Network
 
 CHUNKS = (512, 128, 32)  # rows at a time, where not all at once
-Lay = Callable[[Tensor], Ready]
+Make = Callable[[Plan, Sequence[Tensor], str], Ready]
 
 
 def network_ways(net: Network, cores: Sequence[Tensor], rows: int) -> Iterator[Way]:
     """Ways to push so many rows through a network, (.., in) -> (.., out).
 
-    Each order of products comes with its weights as they lie, and has the rest in `Way.finer`. The whole weight is `bondwise.compute.ready.matrix_ways`.
+    Each order of products comes with its weights as they lie, and has the rest in `Way.finer`. The
+    whole weight is `bondwise.compute.ready.matrix_ways`.
 
     Args:
         net: the network.
@@ -45,49 +45,55 @@ def network_ways(net: Network, cores: Sequence[Tensor], rows: int) -> Iterator[W
     >>> [way.name for way in network_ways(lowrank(6, 4, 2), cores, 1)]
     ['x 1 0']
     """
+    seen = list[str]()
     for program in programs(net):
         plan = as_plan(net, program, rows)
-        name = named(plan)
-        yield Way(name, partial(laid, plan, cores, name), partial(finer, plan, cores, rows))
+        tree = named(plan)
+        seen.append(tree)
+        name = tree if seen.count(tree) == 1 else f"{tree} #{seen.count(tree)}"  # another layout
+        if widens(cores[0]):
+            yield _way(name, ", cast to float32", _cast, plan, cores, rows)
+        yield _way(name, "", laid, plan, cores, rows)
 
 
-def finer(plan: Plan, cores: Sequence[Tensor], rows: int) -> Iterator[Way]:
-    """Other ways along the same order: matrices packed or transposed, in float32, in chunks."""
-    name, weights = named(plan), cores[0]
-    first = next((step for step in plan.path if step.kind == "linear"), None)
-    if first is not None:
-        yield Way(
-            f"{name}, transposed", partial(laid, plan, cores, f"{name}, transposed", transposed)
-        )
-    if first is not None and packs(weights, rows):
-        lay = partial(packed, rows=rows)
-        yield Way(f"{name}, packed", partial(laid, plan, cores, f"{name}, packed", lay))
-    if widens(weights):
+def _way(name: str, kind: str, make: Make, plan: Plan, cores: Sequence[Tensor], rows: int) -> Way:
+    own = name + kind
+    return Way(
+        own, partial(make, plan, cores, own), partial(_finer, name, kind, make, plan, cores, rows)
+    )
+
+
+def _finer(
+    name: str, kind: str, make: Make, plan: Plan, cores: Sequence[Tensor], rows: int
+) -> Iterator[Way]:
+    """Other ways along the same order: matrices laid out in other ways, so many rows at a time."""
+    like = cores[0]
+    if any(step.kind == "linear" for step in plan.path) and not widens(like):
+        for how, lay in lays(like, rows):
+            if how:
+                yield Way(name + how, partial(laid, plan, cores, name + how, lay))
+    if kind:
         yield Way(f"{name}, in float32", partial(_wide, plan, cores, f"{name}, in float32"))
-        yield Way(
-            f"{name}, cast to float32", partial(_cast, plan, cores, f"{name}, cast to float32")
-        )
-    for chunk in (chunk for chunk in CHUNKS if 2 * chunk <= rows and weights.device.type == "cpu"):
-        own = replace(plan, chunk=chunk)
-        yield Way(f"{name}, {chunk} rows", partial(laid, own, cores, f"{name}, {chunk} rows"))
+    if like.device.type == "cpu":
+        for chunk in (chunk for chunk in CHUNKS if 2 * chunk <= rows):
+            own = f"{name}{kind}, {chunk} rows"
+            yield Way(own, partial(make, replace(plan, chunk=chunk), cores, own))
 
 
 def laid(plan: Plan, cores: Sequence[Tensor], name: str, lay: Lay = as_it_lies) -> Ready:
     """The weights of a plan's path, made once; matrices laid out as asked."""
-    steps, kept = list[Callable[[Tensor], Tensor]](), list[Tensor]()
+    steps, runs, kept = list[Callable[[Tensor], Tensor]](), list[Run](), list[Tensor]()
     for step, weight in zip(plan.path, prepare(plan, cores), strict=True):
         if step.kind == "linear":
             matrix = lay(weight)
             kept += matrix.kept
+            runs.append(matrix.run)
             steps.append(partial(_linear, step, matrix.run))
         else:
             own = weight.contiguous()
             kept.append(own)
             steps.append(partial(_product, step, own))
-    if _flat(plan):
-        run = _chain([step.args[1] for step in steps])  # pyright: ignore
-    else:
-        run = partial(_along, plan, tuple(steps))
+    run = _chain(runs) if _flat(plan) else partial(_along, plan, tuple(steps))
     return Ready(name, tuple(kept), run)
 
 

@@ -1,7 +1,7 @@
 """A weight laid out for one way of running it, and the ways that there are for a matrix."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
 """``(x, bias) -> y``: plain operations, without gradient."""
+
+Lay = Callable[[Tensor], "Ready"]
+"""Lays a matrix out."""
 
 PACKED_ROWS = 4  # from which a packed weight can be worth the call
 WIDE = torch.float32  # what lower precision is computed in where that is faster
@@ -67,44 +70,57 @@ def _size(own: Tensor) -> int:
     return own.untyped_storage().nbytes()
 
 
-def matrix_ways(weight: Tensor, rows: int, name: str = "dense") -> Iterator[Way]:
+def matrix_ways(
+    weight: Callable[[], Tensor], like: Tensor, rows: int, name: str = "dense"
+) -> Iterator[Way]:
     """Ways to multiply so many rows by a matrix, (.., in) -> (.., out).
 
     As it lies, transposed, packed by oneDNN, and in float32 for shorter numbers.
 
     Args:
-        weight: out x in.
+        weight: gives the matrix, out x in.
+        like: of its dtype and device.
         rows: how many.
         name: what a table calls them.
 
     >>> x, weight = torch.ones(8, 4), torch.ones(6, 4)
-    >>> {float(way.make().run(x, None).sum()) for way in matrix_ways(weight, 8)}
+    >>> {float(w.make().run(x, None).sum()) for w in matrix_ways(lambda: weight, weight, 8)}
     {192.0}
     """
-    yield Way(name, partial(as_it_lies, weight, name))
-    yield Way(f"{name}, transposed", partial(transposed, weight, f"{name}, transposed"))
-    if packs(weight, rows):
-        yield Way(f"{name}, packed", partial(packed, weight, rows, f"{name}, packed"))
-    if widens(weight):
-        way = f"{name}, in float32"
-        yield Way(way, lambda: widened(as_it_lies(weight.to(WIDE), way)))
-        again = f"{name}, cast to float32"
-        yield Way(again, lambda: widened(cast(weight, again)))
+    for kind, lay in lays(like, rows):
+        own = name + kind
+        yield Way(own, partial(_laid, weight, lay, own))
 
 
-def as_it_lies(weight: Tensor, name: str = "") -> Ready:
+def lays(like: Tensor, rows: int) -> Iterator[tuple[str, Lay]]:
+    """How a matrix can be laid out, each with what is said of it; the likeliest first."""
+    if widens(like):
+        yield ", cast to float32", _cast_and_back
+        yield ", in float32", _wide_and_back
+    yield "", as_it_lies
+    if packs(like, rows):
+        yield ", packed", partial(packed, rows=rows)
+    if not widens(like):
+        yield ", transposed", transposed
+
+
+def _laid(weight: Callable[[], Tensor], lay: Lay, name: str) -> Ready:
+    return replace(lay(weight()), name=name)
+
+
+def as_it_lies(weight: Tensor) -> Ready:
     """By ``F.linear``, the matrix row by row."""
     own = weight.contiguous()
-    return Ready(name, (own,), lambda x, bias: F.linear(x, own, bias))
+    return Ready("", (own,), lambda x, bias: F.linear(x, own, bias))
 
 
-def transposed(weight: Tensor, name: str = "") -> Ready:
+def transposed(weight: Tensor) -> Ready:
     """By ``F.linear``, the matrix column by column."""
     own = weight.mT.contiguous().mT
-    return Ready(name, (own,), lambda x, bias: F.linear(x, own, bias))
+    return Ready("", (own,), lambda x, bias: F.linear(x, own, bias))
 
 
-def packed(weight: Tensor, rows: int, name: str = "") -> Ready:
+def packed(weight: Tensor, rows: int) -> Ready:
     """By oneDNN, the matrix in the blocks that it wants for so many rows."""
     own = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     product = torch.ops.mkldnn._linear_pointwise
@@ -112,7 +128,7 @@ def packed(weight: Tensor, rows: int, name: str = "") -> Ready:
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
         return product(x, own, bias, "none", [], "")
 
-    return Ready(name, (own,), run)
+    return Ready("", (own,), run)
 
 
 def packs(weight: Tensor, rows: int) -> bool:
@@ -148,7 +164,15 @@ def widened(ready: Ready) -> Ready:
     return Ready(ready.name, ready.kept, run)
 
 
-def cast(weight: Tensor, name: str = "") -> Ready:
+def cast(weight: Tensor) -> Ready:
     """By ``F.linear``, the matrix made of the inputs' dtype in every call."""
     own = weight.contiguous()
-    return Ready(name, (own,), lambda x, bias: F.linear(x, own.to(x.dtype), bias))
+    return Ready("", (own,), lambda x, bias: F.linear(x, own.to(x.dtype), bias))
+
+
+def _cast_and_back(weight: Tensor) -> Ready:
+    return widened(cast(weight))
+
+
+def _wide_and_back(weight: Tensor) -> Ready:
+    return widened(as_it_lies(weight.to(WIDE)))

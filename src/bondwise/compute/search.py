@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 EXHAUSTIVE = 10  # operands; ten take 0.1 s, and each one more takes three times as long
 NO_CAP = 2**4096
 TRIALS = 128  # of the randomised greedy search above that; seeded, so that plans repeat
-ALL_TREES = 4  # operands up to which every tree is listed: 15 of four
+ALL_TREES = 6  # operands up to which every tree is listed: 945 of six
 
 
 def search(inputs: Sequence[Names], output: Names, sizes: dict[str, int]) -> list[Pair]:

@@ -357,7 +357,7 @@ class TensorLayer(nn.Module):
             own.requires_grad_(graded)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) or value is None:
+        if isinstance(value, Tensor):
             self.__dict__.pop("served", None)
         if name == GUARD:
             self._assign(value)

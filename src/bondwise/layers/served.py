@@ -1,6 +1,7 @@
 """What a prepared layer runs by, beside its parameters, and when it must not."""
 
 from collections.abc import Hashable, Mapping
+from itertools import pairwise
 from sys import maxsize
 
 import torch
@@ -35,7 +36,7 @@ class Served:
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> None:
-        self.parameters = layer._parameters
+        self.parameters = layer._parameters  # pyright: ignore[reportPrivateUsage]
         own = [(name, p) for name, p in self.parameters.items() if p is not None]
         self.names = tuple((name, p, _version(p)) for name, p in own)
         self.device, self.dtype = device, dtype
@@ -87,7 +88,7 @@ def runs(found: Mapping[int, Ready]) -> Runs:
     True
     """
     rows = sorted(found)
-    mosts = [int((a * b) ** 0.5) for a, b in zip(rows, rows[1:], strict=False)]
+    mosts = [int((a * b) ** 0.5) for a, b in pairwise(rows)]
     return tuple((most, found[n].run) for most, n in zip([*mosts, maxsize], rows, strict=True))
 
 

@@ -27,8 +27,8 @@ def linear_ways(layer: Any, rows: int) -> Iterator[Way]:
     """
     terms = [_plain(term) for term in layer.terms]
     yield Way(BUILT, partial(_ready, BUILT, _sum(terms), _numbers(terms)))
+    yield from matrix_ways(lambda: layer.dense().detach(), layer.like, rows)
     with torch.no_grad():
-        yield from matrix_ways(layer.dense().detach(), rows)
         at = next((k for k, t in enumerate(terms) if isinstance(t.kind, Cores)), None)
         if at is None:
             return

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from bondwise.report.groups import Report
 from bondwise.report.table import Line, beside, compared, line
@@ -89,24 +88,3 @@ def _counted(report: Report, label: str, unit: Callable[[Any], str], *path: str)
         return unit(found) if found is not None else "-" * bool(report[side])
 
     return line(label, shown("before", unit), shown("after", unit), shown("ratio", decimal))
-
-
-def rates(report: Report) -> Table:
-    """What `bondwise tune` measured, in two columns."""
-    labels = {
-        "call": ("one call", lambda value: f"{1e6 * value:.1f} us"),
-        "peak": ("large matmuls, multiplications/s", count),
-        "batch_peak": ("batches of matmuls, multiplications/s", count),
-        "cached": ("moved within the cache, bytes/s", size),
-        "memory": ("moved in memory, bytes/s", size),
-        "stream": ("read from memory, bytes/s", size),
-        "fresh": ("written to fresh memory, bytes/s", size),
-        "copy": ("copied into another order, bytes/s", size),
-    }
-    rows = [
-        line(label, unit(report["float32"][name]), unit(report["bfloat16"][name]))
-        for name, (label, unit) in labels.items()
-    ]
-    threads = f"{report['threads']} thread{'s' * (report['threads'] > 1)}"
-    heading = Text(f"This machine, {threads}")
-    return compared(heading, "", (rows,), ("float32", "bfloat16", ""))

@@ -8,7 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from bondwise.compute.ready import Run
+from bondwise.compute.ready import Ready, Run
 
 
 class Joined:
@@ -18,20 +18,23 @@ class Joined:
     noticed. Nothing is kept beyond the input's life, or beyond the last layer's call.
 
     Args:
-        run: gives the outputs of all.
+        ready: gives the outputs of all, as a tuple.
         count: how many they are.
     """
 
-    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], count: int) -> None:
-        self.run, self.count = run, count
+    def __init__(self, ready: Ready, count: int) -> None:
+        self.run: Any = ready.run
+        self.count = count
         self.made: tuple[Any, int, tuple[Tensor, ...]] | None = None
 
     def take(self, x: Tensor, member: int) -> Tensor:
         """The output of one of them."""
+        if torch.compiler.is_compiling():  # a compiler sees what equal products share
+            return self.run(x, None)[member]
         version = -1 if x.is_inference() else x._version
         made = self.made
         if made is None or made[0]() is not x or made[1] != version:
-            made = (ref(x, self._forget), version, self.run(x))
+            made = (ref(x, self._forget), version, self.run(x, None))
             self.made = made
         y = made[2][member]
         if member == self.count - 1:
@@ -42,41 +45,41 @@ class Joined:
         self.made = None
 
 
-def split(
-    run: Run, bias: Callable[[], Tensor | None], sizes: Sequence[int]
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def split(run: Run, bias: Tensor | None, sizes: Sequence[int]) -> Any:
     """One product for all outputs, cut into those of each layer; each lies as its own would."""
     cuts = list(pairwise([0, *accumulate(sizes)]))
 
-    def outputs(x: Tensor) -> tuple[Tensor, ...]:
-        y = run(x, bias())
+    def outputs(x: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
+        y = run(x, bias)
         return tuple(y[..., a:b].contiguous() for a, b in cuts)
 
     return outputs
 
 
 def together(
-    inner: Run, sizes: Sequence[int], outer: Sequence[Callable[[Tensor], Tensor]]
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """The first products as one, each of the second with its part of what comes out."""
+    inner: Run, sizes: Sequence[int], outer: Sequence[Callable[[Tensor], Tensor]], kind: torch.dtype
+) -> Any:
+    """The first products as one, each of the second with its part of what comes out.
+
+    They are computed in a dtype, in which the outer ones take their inputs.
+    """
     cuts = list(pairwise([0, *accumulate(sizes)]))
 
-    def outputs(x: Tensor) -> tuple[Tensor, ...]:
-        z = inner(x, None)
+    def outputs(x: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
+        z = inner(x.to(kind), None)
         return tuple(last(z[..., a:b]) for (a, b), last in zip(cuts, outer, strict=True))
 
     return outputs
 
 
-def biases(layers: Sequence[Any]) -> Callable[[], Tensor | None]:
+def biases(layers: Sequence[Any]) -> Tensor | None:
     """The biases of some layers as one; None where none has one."""
     own = [layer.bias for layer in layers]
     if all(bias is None for bias in own):
-        return lambda: None
+        return None
     like, sizes = layers[0].like, [layer.out_features for layer in layers]
     parts = [
         like.new_zeros(size) if bias is None else bias.detach()
         for bias, size in zip(own, sizes, strict=True)
     ]
-    made = torch.cat(parts)
-    return lambda: made
+    return torch.cat(parts)

@@ -1,7 +1,9 @@
-"""Ways to run layers that meet one input: apart, their weights below each other, or the first cores."""
+"""Layers that meet one input, such as q, k and v: run together where that measures faster."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -10,27 +12,156 @@ from torch import Tensor
 from bondwise.compute.product import prepare
 from bondwise.compute.ready import (
     WIDE,
+    Lay,
     Ready,
     Run,
     Way,
     as_it_lies,
+    bytes_beside,
     cast,
+    lays,
     matrix_ways,
-    packed,
-    packs,
-    widens,
 )
 from bondwise.compute.ways import as_plan, programs
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.networks import Cores
+from bondwise.layers.prepare.contest import Contest, Entrant, decide
 from bondwise.layers.prepare.joined import Joined, biases, split, together
+from bondwise.layers.prepare.result import Choice
+from bondwise.layers.served import Served
 
 APART = "apart"
-Lay = Callable[[Tensor], Ready]
+
+
+@dataclass(eq=False)
+class Group:
+    """Prepared linear layers that meet one input.
+
+    Attributes:
+        layers: by path, in the order in which they are called.
+        contests: apart against together, by rows.
+    """
+
+    layers: dict[str, TensorLinear]
+    contests: dict[int, Contest]
+
+    @classmethod
+    def of(cls, layers: Mapping[str, TensorLinear]) -> "Group":
+        """With a contest for each number of rows that all are prepared for."""
+        own = list(layers.values())
+        found = [set(_chosen(layer)) for layer in own]
+        parameters = [p for layer in own for p in layer.parameters()]
+        contests: dict[int, Contest] = {}
+        for rows in sorted(set.intersection(*found)):
+            x = own[0].samples([rows], [])[0]
+            apart = [_chosen(layer)[rows] for layer in own]
+            ways = partial(joined_ways, own, apart, rows)
+            contests[rows] = Contest(ways, x, None, parameters)
+        return cls(dict(layers), contests)
+
+
+def join(
+    layers: Mapping[str, TensorLinear],
+    groups: Sequence[tuple[str, ...]],
+    choices: Sequence[Choice],
+    left: int | None,
+) -> list[Choice]:
+    """Run groups of prepared layers together where that is faster and fits.
+
+    Args:
+        layers: prepared ones, by path.
+        groups: paths of layers that meet one input.
+        choices: what was chosen for each.
+        left: bytes that all layers together may take more; None: each group what its dense weights
+            take.
+
+    Returns:
+        The choices as they are then.
+    """
+    own = [Group.of({path: layers[path] for path in g}) for g in groups if _can(g, layers)]
+    for rows in sorted({rows for group in own for rows in group.contests}):
+        decide([group.contests[rows] for group in own if rows in group.contests])
+    known = {(c.name, c.rows): c for c in choices}
+    for group in own:
+        for rows, contest in group.contests.items():
+            here, more = _room(group, rows, left)
+            entrant = _best(contest, here + more)
+            if entrant is not None:
+                left = None if left is None else left + here - entrant.bytes
+                known |= _installed(group, rows, contest, entrant, known)
+    return list(known.values())
+
+
+def _can(group: Sequence[str], layers: Mapping[str, TensorLinear]) -> bool:
+    own = [layers.get(path) for path in group]
+    first = own[0]
+    return all(
+        layer is not None
+        and layer.served is not None
+        and first is not None
+        and (layer.like.dtype, layer.like.device) == (first.like.dtype, first.like.device)
+        for layer in own
+    )
+
+
+def _chosen(layer: TensorLinear) -> dict[int, Ready]:
+    assert layer.served is not None
+    return layer.served.chosen[None]
+
+
+def _room(group: Group, rows: int, left: int | None) -> tuple[int, int]:
+    """Bytes that the ways for so many rows take now, and how many more they may take."""
+    own = list(group.layers.values())
+    parameters = [p for layer in own for p in layer.parameters()]
+    kept = [(n, t) for layer in own for n, way in _chosen(layer).items() for t in way.kept]
+    every = bytes_beside((t for _, t in kept), parameters)
+    others = bytes_beside((t for n, t in kept if n != rows), parameters)
+    if left is not None:
+        return every - others, left
+    dense = sum(prod(layer.shape) * layer.like.element_size() for layer in own)
+    return every - others, max(0, dense - every)
+
+
+def _best(contest: Contest, most: int) -> Entrant | None:
+    """The fastest way that fits, where it is not to run them apart."""
+    fits = [e for e in contest.entrants.values() if e.seconds and e.bytes <= most]
+    found = min(fits, key=lambda e: e.took, default=None)
+    return None if found is None or found.way.name == APART else found
+
+
+def _installed(
+    group: Group,
+    rows: int,
+    contest: Contest,
+    entrant: Entrant,
+    known: Mapping[tuple[str, int], Choice],
+) -> dict[tuple[str, int], Choice]:
+    paths, own = list(group.layers), list(group.layers.values())
+    with torch.no_grad():
+        ready = entrant.way.make()
+    for layer, member in zip(own, members(ready, len(own)), strict=True):
+        assert layer.served is not None
+        chosen: dict[Hashable, dict[int, Ready]] = {None: _chosen(layer) | {rows: member}}
+        layer.served = Served(layer, chosen, layer.like.device, layer.like.dtype)
+    before = [known[path, rows] for path in paths]
+    faster = entrant.took / contest.entrants[APART].took
+    return {
+        (c.name, rows): replace(
+            c,
+            way=entrant.way.name,
+            seconds=c.seconds * faster,
+            share=c.share / faster,
+            bytes=entrant.bytes // len(own),
+            joined=tuple(paths),
+        )
+        for c in before
+    }
 
 
 def joined_ways(layers: Sequence[TensorLinear], apart: Sequence[Ready], rows: int) -> Iterator[Way]:
     """Ways to run some layers on one input; each gives the outputs of all as a tuple.
+
+    Apart, their dense weights below each other, or the first matrices of two below each other.
 
     Args:
         layers: of one width.
@@ -39,26 +170,26 @@ def joined_ways(layers: Sequence[TensorLinear], apart: Sequence[Ready], rows: in
     """
     yield Way(APART, partial(_apart, layers, apart))
     sizes = [layer.out_features for layer in layers]
-    with torch.no_grad():
-        whole = torch.cat([layer.dense().detach() for layer in layers])
-    for way in matrix_ways(whole, rows, "joined dense"):
+    like = layers[0].like
+    for way in matrix_ways(partial(_whole, layers), like, rows, "joined dense"):
         yield Way(way.name, partial(_split, way, biases(layers), sizes))
-    pairs = [_pair(layer) for layer in layers]
-    if all(pair is not None for pair in pairs):
-        own = [pair for pair in pairs if pair is not None]
-        for name, lay in _lays(whole, rows):
-            yield Way(name, partial(_together, name, lay, own, layers))
+    pairs = [own for layer in layers if (own := _pair(layer)) is not None]
+    if len(pairs) == len(layers):
+        for name, lay in _lays(like, rows):
+            yield Way(name, partial(_together, name, lay, pairs, layers))
+
+
+def _whole(layers: Sequence[TensorLinear]) -> Tensor:
+    return torch.cat([layer.dense().detach() for layer in layers])
 
 
 def members(ready: Ready, count: int) -> list[Ready]:
     """What each layer runs by, of a way that runs all of them: the first one asked runs it."""
-    shared = Joined(lambda x: ready.run(x, None), count)  # pyright: ignore
+    shared = Joined(ready, count)
     return [Ready(ready.name, ready.kept, partial(_member, shared, k)) for k in range(count)]
 
 
 def _member(shared: Joined, k: int, x: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001
-    if torch.compiler.is_compiling():  # a compiler sees what two products share
-        return shared.run(x)[k]
     return shared.take(x, k)
 
 
@@ -71,14 +202,14 @@ def _apart(layers: Sequence[TensorLinear], apart: Sequence[Ready]) -> Ready:
     return Ready(APART, tuple(own for way in apart for own in way.kept), run)
 
 
-def _split(way: Way, bias: Callable[[], Tensor | None], sizes: Sequence[int]) -> Ready:
+def _split(way: Way, bias: Tensor | None, sizes: Sequence[int]) -> Ready:
     ready = way.make()
-    outputs = split(ready.run, bias, sizes)
-    return Ready(ready.name, ready.kept, lambda x, _: outputs(x))  # pyright: ignore
+    kept = ready.kept if bias is None else (*ready.kept, bias)
+    return Ready(ready.name, kept, split(ready.run, bias, sizes))
 
 
 def _pair(layer: TensorLinear) -> tuple[Tensor, Tensor] | None:
-    """Two matrices whose product is the weight, where its network has two cores on one bond."""
+    """Two matrices whose product is the weight, where its one term is a matrix of low rank."""
     term = layer.terms[0]
     if len(layer.terms) > 1 or not isinstance(term.kind, Cores) or term.places is None:
         return None
@@ -86,22 +217,24 @@ def _pair(layer: TensorLinear) -> tuple[Tensor, Tensor] | None:
     numbers = tuple(own.detach() for own in term.numbers)
     for program in programs(net):
         plan = as_plan(net, program, 1)
-        flat = all(step.kind == "linear" for step in plan.path) and len(plan.path) == 2
+        matrices = len(plan.path) == 2 and all(step.kind == "linear" for step in plan.path)
         moved = any(step.left_view and step.left_view.order for step in plan.path)
-        if flat and not moved and not (plan.program.result and plan.program.result.order):
+        if matrices and not moved and not (plan.program.result and plan.program.result.order):
             inner, outer = prepare(plan, term.kind.cores(numbers, term.places))
             return inner, outer
     return None
 
 
 def _lays(like: Tensor, rows: int) -> Iterator[tuple[str, Lay]]:
+    """How both matrices are laid out, computing in float32 where the name says so."""
     name = "joined first cores"
-    yield name, as_it_lies
-    if packs(like, rows):
-        yield f"{name}, packed", partial(packed, rows=rows)
-    if widens(like):
-        yield f"{name}, in float32", lambda own: as_it_lies(own.to(WIDE))
-        yield f"{name}, cast to float32", cast
+    for kind, lay in lays(like, rows):
+        wide = {", cast to float32": cast, ", in float32": _wide}
+        yield name + kind, wide.get(kind, lay)
+
+
+def _wide(weight: Tensor) -> Ready:
+    return as_it_lies(weight.to(WIDE))
 
 
 def _together(
@@ -109,14 +242,10 @@ def _together(
 ) -> Ready:
     inner = lay(torch.cat([first for first, _ in pairs]))
     outer = [lay(second) for _, second in pairs]
-    wide = name.endswith("float32")
+    kind = WIDE if name.endswith("float32") else layers[0].like.dtype
     ends = [partial(_end, own.run, layer) for own, layer in zip(outer, layers, strict=True)]
-    outputs = together(inner.run, [len(first) for first, _ in pairs], ends)
-
-    def run(x: Tensor, bias: Tensor | None) -> Any:  # noqa: ARG001
-        return outputs(x.to(WIDE) if wide else x)
-
-    return Ready(name, (*inner.kept, *(t for own in outer for t in own.kept)), run)
+    kept = (*inner.kept, *(t for own in outer for t in own.kept))
+    return Ready(name, kept, together(inner.run, [len(first) for first, _ in pairs], ends, kind))
 
 
 def _end(run: Run, layer: TensorLinear, x: Tensor) -> Tensor:

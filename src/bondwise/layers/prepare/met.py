@@ -19,7 +19,8 @@ class Met:
     """What one run showed.
 
     Attributes:
-        inputs: of each layer by path, without numbers (on meta).
+        inputs: of each layer by path, without numbers (on meta); none of what a model says that it
+            takes, whose sizes say nothing.
         groups: paths of linear layers that met one and the same input, one after the other.
     """
 
@@ -53,7 +54,7 @@ def meet(model: nn.Module, layers: Mapping[str, TensorLayer], example: Any) -> M
             f"The model does not run on the example ({said[:200]}); give one input as the model "
             "takes it: a tensor, a tuple of arguments or a dict of named ones."
         ) from error
-    return Met(watch.inputs, watch.joined())
+    return Met({} if example is None else watch.inputs, watch.joined())
 
 
 def _run(model: nn.Module, given: Any, watch: "_Watch") -> None:

@@ -14,6 +14,7 @@ from bondwise.errors import BudgetError, SelectionError, as_whole
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.measurement import Measurement, measured
 from bondwise.layers.prepare.measurements import Measurements
 from bondwise.layers.prepare.met import meet
@@ -99,14 +100,14 @@ def prepare(
     _measure(subjects, progress or (lambda *_: None))
     kept = _choose(subjects, room)
     choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
-    order = {path: at for at, path in enumerate(layers)}
-    choices.sort(key=lambda c: (order[c.name], c.rows))
     if file is not None:
         _here(model, measured(layers, choices)).write(file)
-    size = sum(
-        bytes_beside(own.served.kept(), own.parameters()) for own in layers.values() if own.served
-    )
-    return Prepared(tuple(choices), skipped, time.perf_counter() - start, size)
+    left = None if room is None else room - _beside(layers.values())
+    linear = {path: own for path, own in layers.items() if isinstance(own, TensorLinear)}
+    choices = join(linear, met.groups, choices, left)
+    order = {path: at for at, path in enumerate(layers)}
+    choices.sort(key=lambda c: (order[c.name], c.rows))
+    return Prepared(tuple(choices), skipped, time.perf_counter() - start, _beside(layers.values()))
 
 
 def unprepare(model: nn.Module) -> int:
@@ -128,6 +129,13 @@ def unprepare(model: nn.Module) -> int:
 def _here(model: nn.Module, entries: Iterable[Measurement]) -> Measurements:
     device = next((p.device for p in model.parameters()), "cpu")
     return Measurements.here(entries, device)
+
+
+def _beside(layers: Iterable[TensorLayer]) -> int:
+    """Bytes that prepared layers keep beside their parameters."""
+    own = [layer for layer in layers if layer.served is not None]
+    kept = [t for layer in own if layer.served is not None for t in layer.served.kept()]
+    return bytes_beside(kept, (p for layer in own for p in layer.parameters()))
 
 
 def _check_model(model: object) -> None:

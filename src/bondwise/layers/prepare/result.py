@@ -72,8 +72,10 @@ class Prepared:
     def __str__(self) -> str:
         """A line for each shape and number of rows, in 80 columns; seconds are sums."""
         lines = [
-            f"{len({c.name for c in self.choices})} layers prepared in {self.seconds:.1f} s, "
-            f"{self.bytes / 1e6:,.1f} MB beside their parameters"
+            (
+                f"{len({c.name for c in self.choices})} layers prepared in {self.seconds:.1f} s, "
+                f"{self.bytes / 1e6:,.1f} MB beside their parameters"
+            )
         ]
         if self.choices:
             lines.append("")
