@@ -41,14 +41,13 @@ def entry(host, shape, net, rows, ratio, *, dtype="float32", dense=None, **more)
 
 
 def ladder(host, shape, rows, rate: Rate = linearly, *, dtype="float32") -> list[Measurement]:
-    """Dense, and low rank at eighths of the rank that needs as many multiplications."""
+    """Dense, and low rank at eighths of the largest rank."""
     out, inp = shape
-    even = out * inp / (out + inp)
-    ranks = sorted({max(1, round(even * k / 8)) for k in range(1, 9)})
-    nets = [bw.lowrank(out, inp, rank) for rank in ranks]
+    ranks = sorted({max(1, round(min(shape) * k / 8)) for k in range(1, 9)})
+    shares = {rank: rank * (out + inp - rank) / (out * inp) for rank in ranks}
     rungs = [
-        entry(host, shape, net, rows, rate(net.parameters / (out * inp), rows), dtype=dtype)
-        for net in nets
+        entry(host, shape, bw.lowrank(*shape, rank), rows, rate(share, rows), dtype=dtype)
+        for rank, share in shares.items()
     ]
     return [entry(host, shape, None, rows, 1.0, dtype=dtype), *rungs]
 

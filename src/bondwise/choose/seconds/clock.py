@@ -257,11 +257,12 @@ class Watch:
 
 @cache
 def multiplications(net: Network, moves: Moves | None) -> int:
-    """Of a row (of a sample of a convolution), by the plan for one."""
+    """Of a row (of a sample of a convolution), as built."""
     if moves is not None:
         return conv_plan(net, moves.geometry, moves.size).macs
-    if str(net) == LOWRANK:  # a plan is sought for every other network, which takes its time
-        return net.parameters
+    if str(net) == LOWRANK:  # gathered; a plan is sought for others, which takes its time
+        (rank,) = net.bonds.values()
+        return net.parameters - rank * rank
     return plan(net, 1).macs
 
 
