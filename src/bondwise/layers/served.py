@@ -24,56 +24,55 @@ class Served:
     Args:
         layer: whose parameters they were made from.
         chosen: for each kind of call (`TensorLayer.call`) the way for so many rows.
-        device, dtype: of the inputs; dtype None where any will do.
+        dtype: of the inputs; None where any will do.
     """
 
-    __slots__ = ("chosen", "device", "dtype", "names", "parameters", "runs")
+    __slots__ = ("bias", "chosen", "device", "dtype", "made_from", "parameters", "runs")
 
     def __init__(
         self,
         layer: nn.Module,
         chosen: Mapping[Hashable, Mapping[int, Ready]],
-        device: torch.device,
         dtype: torch.dtype | None,
     ) -> None:
         self.parameters = layer._parameters  # pyright: ignore[reportPrivateUsage]
         own = [(name, p) for name, p in self.parameters.items() if p is not None]
-        self.names = tuple((name, p, _version(p)) for name, p in own)
-        self.device, self.dtype = device, dtype
-        self.runs = {call: runs(found) for call, found in chosen.items()}
+        self.made_from = tuple((name, p, _version(p)) for name, p in own)
+        self.bias = self.parameters.get("bias")
+        self.device, self.dtype = own[0][1].device.type, dtype
         self.chosen = {call: dict(found) for call, found in chosen.items()}
+        self.runs = {call: runs(found) for call, found in self.chosen.items()}
 
-    def find(self, x: Tensor, call: Hashable, rows: int) -> Run | None:
-        """What runs so many rows of a kind of call; None where the layer has to run as built."""
+    def __call__(self, x: Tensor, call: Hashable, rows: int) -> Tensor | None:
+        """The output for so many rows of a kind of call; None where the layer runs as built."""
         if self.dtype is not None and x.dtype is not self.dtype:
             return None
-        if x.device != self.device or not self.serves(x):
+        if torch.is_grad_enabled() and self._asked(x):
             return None
-        found = self.runs.get(call)
-        if found is None:
+        if torch.is_autocast_enabled(self.device):
             return None
-        for most, run in found:
+        # a graph is made for the parameters that there are
+        if not torch.compiler.is_compiling() and not self._alone():
+            return None
+        for most, run in self.runs.get(call, ()):
             if rows <= most:
-                return run
+                return run(x, self.bias)
         return None
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether nobody asks for more than the output, and the parameters are the same."""
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for _, p, _ in self.names)
-        ):
+    def _asked(self, x: Tensor) -> bool:
+        """Whether a gradient is asked for, where some are."""
+        return x.requires_grad or any(own.requires_grad for _, own, _ in self.made_from)
+
+    def _alone(self) -> bool:
+        """Whether the parameters are the same, and no transform is at work."""
+        if torch._C._are_functorch_transforms_active():  # pyright: ignore
             return False
-        if torch.is_autocast_enabled(self.device.type):
-            return False
-        if torch.compiler.is_compiling():
-            return True  # a graph is made for the parameters that there are
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:  # pyright: ignore
-            return False
-        get = self.parameters.get
-        return all(
-            get(name) is own and (version is None or own._version == version)
-            for name, own, version in self.names
-        )
+        for name, own, version in self.made_from:
+            if self.parameters.get(name) is not own:
+                return False
+            if version is not None and own._version != version:
+                return False
+        return forward_ad._current_level < 0  # pyright: ignore
 
     def kept(self) -> list[Tensor]:
         """All tensors that it runs by."""

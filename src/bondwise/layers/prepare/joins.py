@@ -142,7 +142,7 @@ def _installed(
     for layer, member in zip(own, members(ready, len(own)), strict=True):
         assert layer.served is not None
         chosen: dict[Hashable, dict[int, Ready]] = {None: _chosen(layer) | {rows: member}}
-        layer.served = Served(layer, chosen, layer.like.device, layer.like.dtype)
+        layer.served = Served(layer, chosen, layer.like.dtype)
     before = [known[path, rows] for path in paths]
     faster = entrant.took / contest.entrants[APART].took
     return {

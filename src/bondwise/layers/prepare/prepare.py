@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bondwise.compute.ready import Ready, bytes_beside
 from bondwise.errors import BudgetError, SelectionError, as_whole
+from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
@@ -238,9 +239,8 @@ def _install(subject: Subject, bundle: Bundle) -> list[Choice]:
                 made[entrant.way.name] = _again(layer, contest, entrant.way.name)
             chosen.setdefault(kind, {})[rows] = made[entrant.way.name]
             choices.append(_choice(path, layer, contest, rows, entrant))
-        like = layer.like
-        kind = like.dtype if isinstance(layer, TensorLinear) else None
-        layer.served = Served(layer, chosen, like.device, kind)
+        kind = None if isinstance(layer, TensorEmbedding) else layer.like.dtype
+        layer.served = Served(layer, chosen, kind)
     return choices
 
 
