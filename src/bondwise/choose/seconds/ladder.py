@@ -59,9 +59,10 @@ def ladder(
 
     Args:
         model: it is only looked at.
-        rows: for how many rows linear layers are measured, where no samples are counted.
+        rows: for how many rows linear layers are measured, where there is no example.
         example: an input of the model, as `bondwise.prepare` takes it. Convolutions, and linear
-            layers in a model of convolutions, are measured for the inputs that it gives them.
+            layers in a model of convolutions, are measured for the inputs that it gives them, and
+            linear layers elsewhere all for the most rows that one of them meets.
         targets: see `bondwise.plan_model`.
         progress: called with ("ladder", done, total).
 
@@ -91,19 +92,27 @@ def _sites(model: nn.Module, rows: Sequence[int], example: Any, targets: Pattern
     met: Mapping[str, list[Tensor]] = {}
     if example is not None:
         met = meet(model, layers, example).inputs  # pyright: ignore[reportArgumentType]
+    each = {name: _rows(module, met.get(name, [])) for name, module in layers.items()}
+    most = max(each.values(), key=sum, default=()) or tuple(rows)
     by_sample = convolves(model)
     found: dict[Any, Site] = {}
     for name, module in layers.items():
-        inputs = met.get(name, [])
         if geometry_of(module) is not None:
-            site = _convolution(module, inputs)
+            site = _convolution(module, met.get(name, []))
         else:
-            heads, width = heads_of(model, name), Place.of(module).shape[1]
-            own = tuple(sorted({x.numel() // width for x in inputs})) if by_sample else ()
-            site = Site(module, Place.of(module), own or tuple(rows), (), heads)
+            own = each[name] if by_sample else most
+            site = Site(module, Place.of(module), own or most, (), heads_of(model, name))
         if site is not None:
             found.setdefault((site.place.key, site.rows, site.inputs, site.heads), site)
     return list(found.values())
+
+
+def _rows(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+    """How many rows some inputs of a linear layer have; none of a convolution's."""
+    if geometry_of(module) is not None:
+        return ()
+    width = Place.of(module).shape[1]
+    return tuple(sorted({x.numel() // width for x in inputs}))
 
 
 def _convolution(module: nn.Module, inputs: Iterable[Tensor]) -> Site | None:
