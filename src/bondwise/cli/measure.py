@@ -84,7 +84,7 @@ class Eval(Plain):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Plain):
-    """Speed as built and prepared, memory and multiplications, beside another model.
+    """Speed as built and prepared, and memory, beside another model.
 
     Tokens per second, time to first token, memory and multiplications. With --vs both models run in
     turns: decoding at batch 1 and the prefill of a prompt, or for encoders one text and eight at a

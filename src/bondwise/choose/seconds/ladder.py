@@ -91,7 +91,7 @@ def _sites(model: nn.Module, rows: Sequence[int], example: Any, targets: Pattern
     layers = {w.name: model.get_submodule(w.name) for w in weights if w.chosen}
     met: Mapping[str, list[Tensor]] = {}
     if example is not None:
-        met = meet(model, layers, example).inputs  # pyright: ignore[reportArgumentType]
+        met = meet(model, layers, example).inputs
     each = {name: _rows(module, met.get(name, [])) for name, module in layers.items()}
     most = max(each.values(), key=sum, default=()) or tuple(rows)
     by_sample = convolves(model)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.layers.linear import TensorLinear
-from bondwise.layers.module import TensorLayer
 
 Group = tuple[str, ...]
 
@@ -28,7 +27,7 @@ class Met:
     groups: list[Group] = field(default_factory=list)
 
 
-def meet(model: nn.Module, layers: Mapping[str, TensorLayer], example: Any) -> Met:
+def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met:
     """Run a model on an example; without one on what a Hugging Face model says that it takes.
 
     Args:
@@ -80,7 +79,7 @@ def _run(model: nn.Module, given: Any, watch: "_Watch") -> None:
 class _Watch:
     """Hooks that note inputs, and which linear layers meet the same one in a row."""
 
-    def __init__(self, layers: Mapping[str, TensorLayer]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = layers
         self.inputs: dict[str, list[Tensor]] = {}
         self.runs: list[list[str]] = []  # paths in a row that met the same input
@@ -99,7 +98,7 @@ class _Watch:
 
         return note
 
-    def _note(self, path: str, layer: TensorLayer, x: Tensor) -> None:
+    def _note(self, path: str, layer: nn.Module, x: Tensor) -> None:
         found = self.inputs.setdefault(path, [])
         if not any(own.shape == x.shape and own.dtype == x.dtype for own in found):
             found.append(torch.empty(x.shape, dtype=x.dtype, device="meta"))
