@@ -91,7 +91,7 @@ class Plan(Cut, Plain):
         check_recipe(chosen(None, **self.choices(Cut)))
         table = plan_model(
             self.load(self.model).model, self.keep, self.targets, self.ignore, self.format,
-            self.protect,
+            self.protect, self.unit, self.measurements,
         )  # fmt: skip
         before, after = table.targeted
         report = {
