@@ -21,8 +21,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FOLDED = 4096  # numbers of a constant that is worked out beforehand: larger ones a runtime makes
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 _FIXED = re.compile(
-    r"\[(?P<input>\d+)\]\.size\(\)\[(?P<axis>\d+)\] as dynamic but your code specialized it to be a "
-    r"constant \((?P<size>\d+)\)"
+    r"\[(?P<input>\d+)\]\.size\(\)\[(?P<axis>\d+)\] as dynamic but your code specialized it to be "
+    r"a constant \((?P<size>\d+)\)"
 )
 _LACKS = re.compile(r"No ONNX function found for .*?op='(?P<name>[\w.]+)'")
 _LOOKS = ("GuardOnDataDependentSymNode", "DataDependentOutputException")

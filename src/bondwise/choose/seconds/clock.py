@@ -17,7 +17,7 @@ from torch import nn
 from bondwise.choose.candidates import Candidate, Terms, network_of
 from bondwise.choose.kinds.kernels import Moves
 from bondwise.choose.seconds.place import Place, movement
-from bondwise.compute.kernels.convolve import conv_plan
+from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.compute.plan import plan
 from bondwise.errors import BondwiseError, BudgetError, DataError
 from bondwise.layers.hosts.convolution import geometry_of
