@@ -203,7 +203,7 @@ class Geometry:
         if flat and (stride[1], padding[1]) == (1, 0):
             # kernels work along the last axis: (1, k) takes half the time of (k, 1)
             step, before, apart = stride[::-1], padding[::-1], dilation[::-1]
-            return turned(F.conv2d(turned(x), weight.mT, bias, step, before, apart, groups))
+            return F.conv2d(x.mT, weight.mT, bias, step, before, apart, groups).mT
         return _FORWARD[self.axes - 1](x, weight, bias, stride, padding, dilation, groups)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
