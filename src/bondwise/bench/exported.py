@@ -118,7 +118,8 @@ def _timed(
     jobs = list[Callable[[], Parts]]()
     for own in subjects:
         counts = (1, BATCH) if own.inputs.has_batch else (1,)
-        given = [own.inputs.example(n, asked.length) for n in counts]
+        tokens = None if own.inputs.longest is None else asked.length
+        given = [own.inputs.example(n, tokens) for n in counts]
         session, calls = (
             Session(own.written.file, torch.get_num_threads()),
             Calls(own.model, own.inputs),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from bondwise.checkpoint.onnx.inputs import TRACED, Inputs, Values
+from bondwise.checkpoint.onnx.inputs import FOLLOWED, Inputs, Values
 from bondwise.errors import CheckpointError, optional
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -86,17 +86,14 @@ def captured(model: nn.Module, inputs: Inputs, source: str) -> Graph:
     Raises:
         CheckpointError: torch cannot follow its code, or ONNX lacks an operation of it.
     """
-    values = inputs.example(*TRACED)
+    values = inputs.example(FOLLOWED[0])
     calls = Calls(model, inputs)
     with _quiet(), torch.no_grad():
-        names = list(calls.named(*values.values()))
         try:
+            names = list(calls.named(*values.values()))
             program = _followed(calls, inputs, values)
-        except Exception as error:  # whatever following foreign code raises
-            raise _impossible(source, inputs, error) from error
-        try:
             return _converted(program, inputs, list(values), _outputs(names, values))
-        except Exception as error:  # whatever the exporter raises
+        except Exception as error:  # whatever following foreign code raises, and the exporter
             raise _impossible(source, inputs, error) from error
 
 

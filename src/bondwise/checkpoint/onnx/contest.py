@@ -1,7 +1,7 @@
 """Forms of layers timed against each other in onnxruntime, each in a session of its own."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,8 +74,7 @@ class _All(nn.Module):
 
 
 def _inputs(contests: Sequence[Contest]) -> Inputs:
-    def draw(batch: int, length: int) -> Values:
-        del length
+    def draw(batch: int, _: Mapping[str, int]) -> Values:
         return {f"x{k}": _drawn(own, (batch, *own.sizes[0][1:])) for k, own in enumerate(contests)}
 
     # the axis of each is called otherwise: onnxruntime takes axes of one name for equal

@@ -33,7 +33,8 @@ from bondwise.network.network import Network
 
 NETWORK, WHOLE = "network", "whole"
 MOST = 0.95  # of dense's multiplications, for a network of matrices alone to be the faster one
-SHOWN = ((1, 128), (8, 128))  # samples and tokens that a layer is measured with
+SHOWN = (1, 8)  # samples that a layer is measured with
+TOKENS = 128  # of each, where a model reads text
 
 Numbers = tuple[Tensor, ...]
 
@@ -254,8 +255,8 @@ def _met(
 ) -> dict[str, list[tuple[int, ...]]]:
     """The sizes of what each layer meets, samples or rows first."""
     found: dict[str, list[tuple[int, ...]]] = {}
-    for batch, length in SHOWN:
-        values = inputs.example(batch, length)
+    for batch in SHOWN:
+        values = inputs.example(batch, None if inputs.longest is None else TOKENS)
         given = values if inputs.named else tuple(values.values())
         for path, own in meet(model, layers, given).inputs.items():
             found.setdefault(path, []).extend(_size(layers[path], x) for x in own)

@@ -1,7 +1,7 @@
 """What an exported model takes: inputs by name, which of their axes are free, and examples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any
@@ -17,10 +17,10 @@ from bondwise.flow.forms.door import opened
 from bondwise.flow.forms.samples import is_samples, read_samples
 from bondwise.flow.text import fitting
 
-BATCH, LENGTH = "batch", "sequence"
-TRACED = (2, 8)  # samples and tokens of the example that is followed; sizes of 1 would stay fixed
+BATCH, TOKENS = "batch", "sequence"
+FOLLOWED = 2, 8  # samples and tokens of a text that torch follows; sizes of 1 would stay fixed
+ENDLESS = 2**31  # tokens, where a model has no limit
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
-_TYPES = "token_type_ids"
 
 Values = dict[str, Tensor]
 Axes = Mapping[str, Mapping[int, str]]
@@ -32,14 +32,15 @@ class Inputs:
 
     Attributes:
         free: for each input in order the names of its free axes; others keep their size.
-        draw: values for so many samples of so many tokens, the same for the same sizes.
+        draw: values for so many samples, and sizes of other free axes by name; the same for the
+            same sizes. An axis that is not named has its usual size.
         named: whether the model takes them by name; else the only one is its first argument.
-        longest: the most tokens; None where there is no axis of tokens.
-        may: names of axes that stay fixed where the model wants them so.
+        longest: the most tokens of a text model; None for others.
+        may: names of axes that stay fixed where the model's code fixes them.
     """
 
     free: Axes
-    draw: Callable[[int, int], Values]
+    draw: Callable[[int, Mapping[str, int]], Values]
     named: bool = True
     longest: int | None = None
     may: frozenset[str] = frozenset()
@@ -49,9 +50,26 @@ class Inputs:
         """Whether the number of samples is free."""
         return any(BATCH in axes.values() for axes in self.free.values())
 
-    def example(self, batch: int, length: int) -> Values:
-        """Values for so many samples of so many tokens, or as many as the model takes."""
-        return self.draw(batch, length if self.longest is None else min(length, self.longest))
+    def example(self, batch: int, tokens: int | None = None) -> Values:
+        """Values for so many samples of so many tokens, or as many as there can be.
+
+        Args:
+            batch: samples; a model of a fixed number gets that.
+            tokens: on each free axis of tokens; None for the usual number.
+        """
+        if tokens is None:
+            return self.draw(batch, {})
+        most = min(tokens, self.longest or ENDLESS)
+        names = {name for axes in self.free.values() for name in axes.values()} - {BATCH}
+        return self.draw(batch, dict.fromkeys(names, most))
+
+    def settled(self, sizes: Sequence[Sequence[int | str]]) -> "Inputs":
+        """Without the free axes that have a size in a graph."""
+        free = {
+            name: {axis: own for axis, own in axes.items() if isinstance(size[axis], str)}
+            for (name, axes), size in zip(self.free.items(), sizes, strict=True)
+        }
+        return replace(self, free=free)
 
 
 def inputs_of(
@@ -61,7 +79,7 @@ def inputs_of(
 
     A text model of Hugging Face takes token ids, their mask, and types where its tokenizer gives
     them; samples and tokens are free. Any other model takes what its samples are, and an exported
-    program what it was exported for; the number of samples is free, and so are tokens.
+    program what it was exported for; the number of samples is free, and that of tokens.
 
     Args:
         model: in evaluation mode.
@@ -81,7 +99,8 @@ def inputs_of(
     if data is not None:
         return _of_samples(model, data)
     if isinstance(model, Program):
-        return _of_program(model, partial(_drawn, model, _dtype(model), seed))
+        kind = _dtype(model)
+        return _of_program(model, lambda batch, _: _cast(_drawn(model, batch, seed), kind))
     if is_hub_model(model) and getattr(model, "main_input_name", None) == _TEXT[0]:
         return _of_text(model, tokenizer, seed)
     raise DataError(
@@ -91,27 +110,30 @@ def inputs_of(
 
 def _of_text(model: Any, tokenizer: Any, seed: int) -> Inputs:
     names = [name for name in _TEXT if _wants(model, tokenizer, name)]
-    free = {
-        name: {0: BATCH, 1: f"decoder_{LENGTH}" if name.startswith("decoder") else LENGTH}
-        for name in names
-    }
+    free = {name: {0: BATCH, 1: _tokens_of(name)} for name in names}
     entries = model.get_input_embeddings().num_embeddings
 
-    def draw(batch: int, length: int) -> Values:
+    def draw(batch: int, sizes: Mapping[str, int]) -> Values:
         drawn = torch.Generator().manual_seed(seed)
-        return {name: _tokens(name, (batch, length), entries, drawn) for name in names}
+        counts = {name: sizes.get(free[name][1], FOLLOWED[1]) for name in names}
+        return {name: _tokens(name, (batch, counts[name]), entries, drawn) for name in names}
 
-    return Inputs(free, draw, longest=fitting(model, 2**31))
+    found = Inputs(free, draw, longest=fitting(model, ENDLESS))
+    checked(model, [found.example(*FOLLOWED)])
+    return found
+
+
+def _tokens_of(name: str) -> str:
+    """The name of its axis of tokens."""
+    return f"decoder_{TOKENS}" if name.startswith("decoder") else TOKENS
 
 
 def _wants(model: Any, tokenizer: Any, name: str) -> bool:
-    if name == _TEXT[0]:
-        return True
     if name not in signature(model.forward).parameters:
-        return False
+        return name == _TEXT[0]
     if name.startswith("decoder"):
         return bool(model.config.is_encoder_decoder)
-    if name != _TYPES:
+    if name != "token_type_ids":
         return True
     types = getattr(model.config, "type_vocab_size", None) or 0
     given = getattr(tokenizer, "model_input_names", None)
@@ -122,7 +144,7 @@ def _tokens(name: str, size: tuple[int, int], entries: int, draw: torch.Generato
     """Ids at random; masks with padding at the end of the last of several texts; types of one."""
     if name.endswith("input_ids"):
         return torch.randint(entries, size, generator=draw)
-    if name == _TYPES:
+    if not name.endswith("mask"):
         return torch.zeros(size, dtype=torch.long)
     mask = torch.ones(size, dtype=torch.long)
     if size[0] > 1:
@@ -130,15 +152,21 @@ def _tokens(name: str, size: tuple[int, int], entries: int, draw: torch.Generato
     return mask
 
 
-def _of_program(model: Program, draw: Callable[[int, int], Values]) -> Inputs:
-    shapes = {name: model.sizes[name] for name in draw(2, 2)}
-    free = {name: _program_axes(name, shape) for name, shape in shapes.items()}
+def _of_program(model: Program, draw: Callable[[int, Mapping[str, int]], Values]) -> Inputs:
+    sizes = {name: model.sizes[name] for name in draw(FOLLOWED[0], {})}
+    free = {
+        name: {
+            axis: f"{name}_{axis}" if axis else BATCH
+            for axis, size in enumerate(own)
+            if size is None
+        }
+        for name, own in sizes.items()
+    }
     return Inputs(free, draw)
 
 
-def _drawn(model: Program, kind: torch.dtype | None, seed: int, batch: int, length: int) -> Values:
-    del length
-    return _cast(model.example(1 if model.batch == 1 else batch, seed), kind)
+def _drawn(model: Program, batch: int, seed: int) -> Values:
+    return model.example(1 if model.batch == 1 else batch, seed)
 
 
 def _dtype(model: nn.Module) -> torch.dtype | None:
@@ -150,12 +178,6 @@ def _dtype(model: nn.Module) -> torch.dtype | None:
 def _cast(values: Values, kind: torch.dtype | None) -> Values:
     """Values as a model takes them: numbers with a point in the dtype that all of it has."""
     return {n: own.to(kind) if own.is_floating_point() else own for n, own in values.items()}
-
-
-def _program_axes(name: str, shape: Sequence[int | None]) -> dict[int, str]:
-    return {
-        axis: f"{name}_{axis}" if axis else BATCH for axis, size in enumerate(shape) if size is None
-    }
 
 
 def _of_samples(model: nn.Module, data: str) -> Inputs:
@@ -170,16 +192,14 @@ def _of_samples(model: nn.Module, data: str) -> Inputs:
     checked(model, [batch])
     given, named = _by_name(model, batch)
     given = _cast(given, _dtype(model))
-    draw = partial(_picked, given, _length_axes(given), samples(batch))
+    tokens = _token_axes(given)
+    count = samples(given)
+    draw = partial(_picked, given, tokens, count)
     if isinstance(model, Program):
         return _of_program(model, draw)
-    alike = len({len(own) for own in given.values()}) == 1
-    lengths = _length_axes(given)
-    free = {
-        name: ({0: BATCH} if alike else {}) | ({1: lengths[name]} if name in lengths else {})
-        for name in given
-    }
-    return Inputs(free, draw, named, _longest(model, lengths), frozenset(lengths.values()))
+    free = {name: {0: BATCH} if len(own) == count else {} for name, own in given.items()}
+    axes = {name: own | ({1: tokens[name]} if name in tokens else {}) for name, own in free.items()}
+    return Inputs(axes, draw, named, may=frozenset(tokens.values()))
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:
@@ -209,7 +229,7 @@ def _by_name(model: nn.Module, batch: Batch) -> tuple[Values, bool]:
     return (known, True) if known else (dict([next(iter(tensors.items()))]), False)
 
 
-def _length_axes(given: Values) -> dict[str, str]:
+def _token_axes(given: Values) -> dict[str, str]:
     """The inputs that are token ids or go with them: whole numbers, so many samples of so many.
 
     Axes of one name are of one size to a runtime, so those of another size have another name.
@@ -217,23 +237,19 @@ def _length_axes(given: Values) -> dict[str, str]:
     found, names = dict[str, str](), dict[int, str]()
     for name, own in given.items():
         if own.ndim == 2 and not own.is_floating_point():
-            found[name] = names.setdefault(own.shape[1], f"{name}_{LENGTH}" if names else LENGTH)
+            found[name] = names.setdefault(own.shape[1], f"{name}_{TOKENS}" if names else TOKENS)
     return found
 
 
-def _longest(model: nn.Module, lengths: Mapping[str, str]) -> int | None:
-    return fitting(model, 2**31) if lengths else None
-
-
 def _picked(
-    given: Values, lengths: Mapping[str, str], count: int, batch: int, length: int
+    given: Values, tokens: Mapping[str, str], count: int, batch: int, sizes: Mapping[str, int]
 ) -> Values:
-    """So many of the samples, from the first again where there are fewer; tokens likewise."""
+    """So many of the samples, from the first again where there are fewer; no more tokens."""
     found = Values()
     for name, own in given.items():
         if len(own) == count:
             own = own[torch.arange(batch) % count]
-        if name in lengths:
-            own = own[:, torch.arange(length) % own.shape[1]]
+        if tokens.get(name) in sizes:
+            own = own[:, : sizes[tokens[name]]]
         found[name] = own
     return found
