@@ -24,6 +24,7 @@ FLAGS = {
     "merge": {"out", "code", "force"},
     "eval": {"data", "vs", "code", "windows", "length"},
     "bench": {"vs", "data", "code", "prompt", "tokens", "repeats", "threads"},
+    "export": {"onnx", "vs", "data", "code", "length", "repeats", "threads", "force"},
 }
 
 
