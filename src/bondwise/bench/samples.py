@@ -80,17 +80,8 @@ def bench_samples(
         models, ready, lambda model: _run(model, one, many, now),
         partial(_rates, count=samples(many)), repeats, progress,
     )  # fmt: skip
-    entries = [
-        {
-            "networks": networks(model),
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-            **spreads(rounds),
-            "macs": {"forward": count},
-            "resident_bytes": resident_bytes(model),
-            "peak_bytes": None,
-        }
-        for model, rounds, count in zip(models, found, macs, strict=True)
-    ]
+    each_found = zip(models, found, macs, strict=True)
+    entries = [_entry(model, rounds, counted) for model, rounds, counted in each_found]
     ours, *other = entries
     given = {name: value for name, value in asdict(asked).items() if name not in ("code", "data")}
     return given | {
@@ -107,6 +98,18 @@ def bench_samples(
         "measurements": measurements(serving),
         "before": other[0] if other else {},
         "after": ours,
+    }
+
+
+def _entry(model: nn.Module, rounds: Sequence[dict[str, float]], macs: float) -> Report:
+    """What was found of one model."""
+    return {
+        "networks": networks(model),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **spreads(rounds),
+        "macs": {"forward": macs},
+        "resident_bytes": resident_bytes(model),
+        "peak_bytes": None,
     }
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bondwise.choose.by_rank import ByRank, builder, check_keep, format_of, uniform
-from bondwise.choose.seconds.clock import WRITE, Clock, Watch, check_measured
+from bondwise.choose.seconds.clock import Clock, Watch, check_measured
+from bondwise.choose.seconds.interpolate import WRITE
 from bondwise.choose.select import Patterns, Weight, listed, matches, select
 from bondwise.choose.table import Line, Table, changed
 from bondwise.errors import BudgetError, DataError, number

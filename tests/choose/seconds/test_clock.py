@@ -16,7 +16,8 @@ import clocks
 from bondwise.choose.candidates import Group, candidates
 from bondwise.choose.fitted import fitted
 from bondwise.choose.kinds.kernels import Moves
-from bondwise.choose.seconds.clock import Clock, check_measured, multiplications
+from bondwise.choose.seconds.clock import Clock, check_measured
+from bondwise.choose.seconds.interpolate import multiplications
 from bondwise.choose.seconds.place import Place
 from bondwise.compute.kernels.geometry import Geometry
 from bondwise.errors import BudgetError, DataError

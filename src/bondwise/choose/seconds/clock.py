@@ -1,14 +1,8 @@
-"""Seconds of candidates that nobody has built: between those that were measured.
+"""Seconds of candidates that nobody has built, read off a file of measurements."""
 
-A weight's ladder is what was measured in its place and format: at rising multiplications the
-seconds over dense's. Between two rungs the line is taken, beyond the ladder the nearest rung. More
-multiplications are never taken to need less time, so that the noise of a clock makes no choice.
-"""
-
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
 
@@ -16,25 +10,28 @@ from torch import nn
 
 from bondwise.choose.candidates import Candidate, Terms, network_of
 from bondwise.choose.kinds.kernels import Moves
+from bondwise.choose.seconds.interpolate import (
+    WRITE,
+    Family,
+    Rung,
+    at,
+    family,
+    ladders,
+    multiplications,
+)
 from bondwise.choose.seconds.place import Place, movement
+<<<<<<< HEAD
 from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.compute.plan import plan
 from bondwise.errors import BondwiseError, BudgetError, DataError
+=======
+from bondwise.errors import BudgetError, DataError
+>>>>>>> 7de8b2c17bdbed8800fa6f5c38c21bda60200d34
 from bondwise.layers.hosts.convolution import geometry_of
 from bondwise.layers.prepare.measurement import Key, Measurement
 from bondwise.layers.prepare.measurements import Measurements
-from bondwise.layers.terms import Kind
-from bondwise.network.network import Network, parse
-from bondwise.topology.lowrank import lowrank
 
-WRITE = "write `bondwise bench MODEL --measurements FILE` for the model"
 SHOWN = 3  # shapes that a sentence names
-LOWRANK = str(lowrank(1, 1, 1))
-
-Family = tuple[str, tuple[tuple[str, int], ...], tuple[str, ...]]
-"""What one ladder is of: an einsum, the sizes of its open indices, the kinds of terms beside it."""
-Rung = tuple[int, float]
-"""Multiplications of a row, and seconds over dense's."""
 
 
 def check_measured(unit: str, measurements: object) -> None:
@@ -181,11 +178,11 @@ class Watch:
         whole, net = self._dense[name], network_of(terms)
         if net is None:
             return whole
-        ladders = self._ladders(self.places[name]).get(_family(net, terms))
-        if ladders is None:
+        own = self._ladders(self.places[name]).get(family(net, terms))
+        if own is None:
             return None
         macs = multiplications(net, self.places[name].moves)
-        return tuple(s * _at(ladder, macs) for s, ladder in zip(whole, ladders, strict=True))
+        return tuple(s * at(ladder, macs) for s, ladder in zip(whole, own, strict=True))
 
     def share(self, seconds: Sequence[float]) -> float:
         """Seconds over those of all weights dense, the numbers of rows counting alike.
@@ -249,66 +246,11 @@ class Watch:
     def _ladders(self, place: Place) -> dict[Family, list[list[Rung]]]:
         """By format: its ladder for each of `loads`, where it has one for all."""
         if place not in self._known:
-            each = [_ladders(self.clock, place, load) for load in self.loads]
-            common = [family for family in each[0] if all(family in some for some in each)]
-            self._known[place] = {family: [some[family] for some in each] for family in common}
+            entries = (self.clock.of(place, load) for load in self.loads)
+            each = [ladders(some, place.moves, self.clock.file) for some in entries]
+            common = [kind for kind in each[0] if all(kind in some for some in each)]
+            self._known[place] = {kind: [some[kind] for some in each] for kind in common}
         return self._known[place]
-
-
-@cache
-def multiplications(net: Network, moves: Moves | None) -> int:
-    """Of a row (of a sample of a convolution), as built."""
-    if moves is not None:
-        return conv_plan(net, moves.geometry, moves.size).macs
-    if str(net) == LOWRANK:  # gathered; a plan is sought for others, which takes its time
-        (rank,) = net.bonds.values()
-        return net.parameters - rank * rank
-    return plan(net, 1).macs
-
-
-def _ladders(clock: Clock, place: Place, load: int) -> dict[Family, list[Rung]]:
-    """The ladders that were measured in a place: rising in both."""
-    points: dict[Family, dict[int, list[float]]] = {}
-    for entry in clock.of(place, load):
-        if entry.network is not None:
-            net = _parsed(clock, entry.network, tuple(entry.sizes.items()))
-            macs = multiplications(net, place.moves)
-            own = points.setdefault(_key(net, entry.beside), {})
-            own.setdefault(macs, []).append(entry.seconds / entry.dense_seconds)
-    ladders: dict[Family, list[Rung]] = {}
-    for family, some in points.items():
-        least, rungs = 0.0, list[Rung]()
-        for macs in sorted(some):
-            least = max(least, mean(some[macs]))
-            rungs.append((macs, least))
-        ladders[family] = rungs
-    return ladders
-
-
-def _parsed(clock: Clock, text: str, sizes: tuple[tuple[str, int], ...]) -> Network:
-    try:
-        return parse(text, **dict(sizes))
-    except BondwiseError as error:
-        said = str(error).rstrip(".")
-        raise DataError(f"Measurements {clock.file} hold no network ({said}); {WRITE}.") from error
-
-
-def _at(ladder: Sequence[Rung], macs: int) -> float:
-    """Seconds over dense's, on the line between the two nearest rungs."""
-    k = bisect_right(ladder, macs, key=lambda rung: rung[0])
-    if k in (0, len(ladder)):
-        return ladder[max(0, k - 1)][1]
-    (before, low), (after, high) = ladder[k - 1], ladder[k]
-    return low + (high - low) * (macs - before) / (after - before)
-
-
-def _family(net: Network, terms: Terms) -> Family:
-    return _key(net, tuple(term.kind for term in terms if isinstance(term, Kind)))
-
-
-def _key(net: Network, beside: tuple[str, ...]) -> Family:
-    names = dict.fromkeys(index.name for index in (*net.rows, *net.cols))
-    return str(net), tuple((name, net.sizes[name]) for name in names), beside
 
 
 def _named(some: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from bondwise.choose.candidates import Terms, grid, network_of
 from bondwise.choose.fitted import series
 from bondwise.choose.kinds.columns import SHARE
 from bondwise.choose.kinds.kernels import LONG
-from bondwise.choose.seconds.clock import multiplications
+from bondwise.choose.seconds.interpolate import multiplications
 from bondwise.choose.seconds.place import Place
 from bondwise.compute.kernels.convolve import convolution_macs
 from bondwise.layers.entries import Columns, Dense
