@@ -20,13 +20,7 @@ from bondwise.choose.seconds.interpolate import (
     multiplications,
 )
 from bondwise.choose.seconds.place import Place, movement
-<<<<<<< HEAD
-from bondwise.compute.kernels.stacks import conv_plan
-from bondwise.compute.plan import plan
-from bondwise.errors import BondwiseError, BudgetError, DataError
-=======
 from bondwise.errors import BudgetError, DataError
->>>>>>> 7de8b2c17bdbed8800fa6f5c38c21bda60200d34
 from bondwise.layers.hosts.convolution import geometry_of
 from bondwise.layers.prepare.measurement import Key, Measurement
 from bondwise.layers.prepare.measurements import Measurements
