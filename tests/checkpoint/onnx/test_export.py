@@ -213,9 +213,15 @@ def test_the_form_that_took_fewest_seconds_is_taken_and_the_first_unless_it_gain
 
     monkeypatch.setattr(contest, "_seconds", seconds)
     took = [[1.0, 0.5], [1.0, 1.5], [1.0, 0.97], [1.0, 0.97]]
-    assert fastest([Contest([one, two], sizes), Contest([two, one], sizes)], "it") == [1, 0]
+    made = [Contest([lambda: one, lambda: two], sizes), Contest([lambda: two, lambda: one], sizes)]
+    assert fastest(made, "it") == [1, 0]
     assert seen == [[(3, 4), (3, 4)], [(50, 4), (50, 4)]] * 2
     assert fastest([], "it") == []
+    together = []
+    monkeypatch.setattr(contest, "_decided", lambda some, _: together.append(len(some)) or [0])
+    large = [Contest(made[0].forms, sizes, numbers=n) for n in (2**23, 2**24, 2**26, 1, 1)]
+    fastest(large, "it")
+    assert together == [2, 1, 2]
 
 
 class Branch(nn.Module):

@@ -1,7 +1,7 @@
 """Forms of layers timed against each other in onnxruntime, each in a session of its own."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from bondwise.errors import optional
 
 ROUNDS = 9
 LEAST, MOST = 2e-3, 50  # seconds of a round, in so many calls at most
+ROOM = 2**26  # numbers of forms that are measured together
 GAIN = 0.95  # of the first form's seconds: what another has to reach to be worth its memory
 
 
@@ -25,18 +26,23 @@ class Contest:
     """A layer in some forms, and what it is called with.
 
     Attributes:
-        forms: they give equal outputs; the first is taken unless another is faster.
+        forms: what makes them; they give equal outputs, and the first is taken unless another is
+            faster.
         sizes: of its input: any number of rows or samples, and then what all of them have alike.
+        dtype: of its input.
+        numbers: of its largest form.
     """
 
-    forms: Sequence[nn.Module]
+    forms: Sequence[Callable[[], nn.Module]]
     sizes: Sequence[tuple[int, ...]]
+    dtype: torch.dtype = torch.float32
+    numbers: int = 0
 
 
 def fastest(contests: Sequence[Contest], source: str) -> list[int]:
     """Which form of each layer takes the fewest seconds, over all sizes in the geometric mean.
 
-    They are followed by torch all at once, which takes most of the time.
+    As many as fit in memory together are followed by torch at once, which takes most of the time.
 
     Args:
         contests: the layers.
@@ -45,14 +51,24 @@ def fastest(contests: Sequence[Contest], source: str) -> list[int]:
     Raises:
         CheckpointError: a form cannot be exported.
     """
-    if not contests:
-        return []
+    found, some, room = list[int](), list[Contest](), ROOM
+    for contest in contests:
+        room -= contest.numbers * len(contest.forms)
+        if some and room < 0:
+            found += _decided(some, source)
+            some, room = [], ROOM - contest.numbers * len(contest.forms)
+        some.append(contest)
+    return found + (_decided(some, source) if some else [])
+
+
+def _decided(contests: Sequence[Contest], source: str) -> list[int]:
+    found = list[int]()
     with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder:
         graph = captured(_All(contests), _inputs(contests), source)
-        parts, outputs, found = _parts(graph.program.model_proto), iter(graph.outputs), list[int]()
+        write, outputs = _parts(graph.program.model_proto), iter(graph.outputs)
         for k, contest in enumerate(contests):
             names = [next(outputs).name for _ in contest.forms]
-            files = [parts(f"x{k}", name, Path(folder) / f"{name}.onnx") for name in names]
+            files = [write(f"x{k}", name, Path(folder) / f"{name}.onnx") for name in names]
             found.append(_best(contest, f"x{k}", [Session(file) for file in files]))
             for file in files:
                 file.unlink()
@@ -64,7 +80,7 @@ class _All(nn.Module):
 
     def __init__(self, contests: Sequence[Contest]) -> None:
         super().__init__()
-        self.forms = nn.ModuleList(form for contest in contests for form in contest.forms)
+        self.forms = nn.ModuleList(make() for contest in contests for make in contest.forms)
         self.takes = [k for k, contest in enumerate(contests) for _ in contest.forms]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -83,8 +99,7 @@ def _inputs(contests: Sequence[Contest]) -> Inputs:
 
 
 def _drawn(contest: Contest, size: tuple[int, ...]) -> Tensor:
-    kind = next(own.dtype for own in contest.forms[0].parameters())
-    return torch.randn(size).to(kind)
+    return torch.randn(size).to(contest.dtype)
 
 
 def _parts(model: Any) -> Any:

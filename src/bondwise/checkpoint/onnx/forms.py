@@ -7,9 +7,10 @@ network, along one order of products, or its whole weight. Both are made of the 
 stored: a runtime works them out once, when it reads the file, which stays small.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from sys import maxsize
 from typing import ClassVar
@@ -119,8 +120,7 @@ class Formed:
 def formed(model: nn.Module, inputs: Inputs, source: str) -> Formed:
     """A copy of a model whose layers have the forms that are fastest in onnxruntime.
 
-    Networks that are matrices alone are judged by their multiplications. Others are measured here,
-    on one thread, for one sample and for eight.
+    Networks that are matrices alone are judged by their multiplications, others measured here.
 
     Args:
         model: in evaluation mode; it is not changed.
@@ -136,11 +136,13 @@ def formed(model: nn.Module, inputs: Inputs, source: str) -> Formed:
     options = {id(layer): _options(layer) for layer in layers.values()}
     sizes = _met(twin, layers, inputs) if any(len(own) > 1 for own in options.values()) else {}
     won = _measured(layers, options, sizes, source)
-    forms: dict[str, str] = {}
+    forms, made = dict[str, str](), dict[int, TensorLayer]()
     for path, layer in layers.items():
         form = options[id(layer)][won.get(id(layer), 0)]
         forms[path] = form.name
-        twin.set_submodule(path, form.layer)
+        if id(layer) not in made:
+            made[id(layer)] = form.make()
+        twin.set_submodule(path, made[id(layer)])
     return Formed(twin, forms)
 
 
@@ -150,35 +152,41 @@ class Form:
 
     Attributes:
         name: `NETWORK` or `WHOLE`.
-        layer: in it, made of the numbers as they are stored.
+        make: the layer in it, made of the numbers as they are stored.
         timed: the same, its weights worked out beforehand.
     """
 
     name: str
-    layer: TensorLayer
-    timed: nn.Module
+    make: Callable[[], TensorLayer]
+    timed: Callable[[], nn.Module]
 
 
 def _options(layer: TensorLayer) -> list[Form]:
     """The forms that a layer may have; the first where nothing is measured."""
     terms = [_plain(term) for term in layer.terms]
-    plain = _made(layer, terms)
+    plain = Form(NETWORK, *2 * (partial(_made, layer, terms),))
+    whole = Form(WHOLE, partial(_whole, layer, terms), partial(_multiplied, layer))
     if layer.host == "embedding":  # rows of it are looked up, which is never the whole weight
-        return [Form(NETWORK, plain, plain)]
-    whole = Form(WHOLE, _whole(layer, terms), _made(layer, [dense(layer.dense().detach())]))
+        return [plain]
     if not layer.has_network:
         return [whole]
-    if not isinstance(layer, TensorLinear):
-        return [Form(NETWORK, plain, plain), whole]
+    return _linear(layer, terms, whole) if isinstance(layer, TensorLinear) else [plain, whole]
+
+
+def _linear(layer: TensorLinear, terms: Sequence[Term], whole: Form) -> list[Form]:
     at = next(k for k, term in enumerate(terms) if isinstance(term.kind, Cores))
     plans = [plan for plan in _plans(layer.network) if not plan.whole]
     forms = list[Form]()
     for plan in plans:
         own = [*terms[:at], _by(plan, terms[at]), *terms[at + 1 :]]
-        forms.append(Form(NETWORK, _made(layer, own), _Path(plan, layer)))
+        forms.append(Form(NETWORK, partial(_made, layer, own), partial(_Path, plan, layer)))
     if len(plans) == len(terms) == 1 and _matrices(plans[0]):
         return forms if _macs(plans[0]) <= MOST * prod(layer.shape) else [whole]
     return [*forms, whole]
+
+
+def _multiplied(layer: TensorLayer) -> TensorLayer:
+    return _made(layer, [dense(layer.dense().detach())])
 
 
 class _Path(nn.Module):
@@ -227,8 +235,7 @@ def _plain(term: Term) -> Term:
 
 def _by(plan: Plan, term: Term) -> Term:
     kind = term.kind
-    assert isinstance(kind, Cores)
-    assert term.places is not None
+    assert isinstance(kind, Cores) and term.places is not None  # noqa: PT018
     made = Planned(kind.network, kind.pinned, plan)
     return Term(made, term.numbers, made.places(kind.stored(term.places)))
 
@@ -287,6 +294,7 @@ def _measured(
         key = (str(layer.spec()), layer.like.dtype, tuple(met))
         keys[id(layer)] = key
         if key not in contests:
-            contests[key] = Contest([form.timed for form in own], met)
+            forms = [form.timed for form in own]
+            contests[key] = Contest(forms, met, layer.like.dtype, prod(layer.shape))
     won = dict(zip(contests, fastest(list(contests.values()), source), strict=True))
     return {which: won[key] for which, key in keys.items()}
