@@ -86,7 +86,8 @@ def joins(net: Network) -> tuple[Groups, ...]:
     Of those that no other beats in both, the four of fewest multiplications.
     """
     start: Groups = tuple((k,) for k in range(len(net.cores)))
-    found, waiting = {start: _cost(net, start)}, [start]
+    found: dict[Groups, tuple[int, int]] = {start: _cost(net, start)}
+    waiting: list[Groups] = [start]
     most = largest(net)
     while waiting and len(found) < TRIED:
         for after in _shorter(net, waiting.pop(0)):

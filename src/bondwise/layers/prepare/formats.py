@@ -65,7 +65,8 @@ def settle(
             runs = layer.served.runs
             runs.update({(_kind(own)[0], False): run for own, run in [*runs.items()]})
     turned = {path: layer.served for path, layer in layers.items()}
-    if not _faster(model, example, layers, served, turned):
+    took = compared(model, example, layers, (served, turned))
+    if took is None or took[1] >= took[0]:
         _put(layers, served)
         return choices
     _put(layers, turned)
@@ -82,30 +83,31 @@ def _put(layers: Mapping[str, TensorLayer], served: Mapping[str, Any]) -> None:
         layer.served = served[path]
 
 
-def _faster(
+def compared(
     model: nn.Module,
     example: Any,
     layers: Mapping[str, TensorLayer],
-    one: Mapping[str, Any],
-    two: Mapping[str, Any],
-) -> bool:
-    """Whether the model gives the same with the second, in less time."""
-    took: list[list[float]] = [[], []]
+    ways: Sequence[Mapping[str, Any]],
+) -> list[float] | None:
+    """Seconds of the model with each; None where they do not give the same, lying the same."""
+    took: list[list[float]] = [[] for _ in ways]
     right: list[Tensor] = []
     clock, start = clock_of_work(), time.perf_counter()
-    while len(took[1]) < ROUNDS or (time.perf_counter() - start < LEAST and len(took[1]) < MOST):
-        for times, served in zip(took, (one, two), strict=True):
+    for turn in range(MOST):
+        if turn >= ROUNDS and time.perf_counter() - start > LEAST:
+            break
+        for times, served in zip(took, ways, strict=True):
             _put(layers, served)
             begin = clock()
             try:
                 found = _tensors(run(model, example))
             except Exception:
-                return False
+                return None
             times.append(clock() - begin)
             right = right or found
             if not found or not _same(found, right):
-                return False
-    return min(took[1]) < min(took[0])
+                return None
+    return [min(times) for times in took]
 
 
 def _tensors(output: Any) -> list[Tensor]:
