@@ -10,9 +10,11 @@ from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 import tiny
 from bondwise.bench import verb
 from bondwise.errors import DataError
+from bondwise.layers.prepare.measurements import Measurements
 from verbs import bondwise, documented, edit
 
-FEW = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
+PREPARED = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
+FEW = (*PREPARED[:-1], "--no-prepare", "-q")
 WRITER, READER = ("decode", "prefill", "time_to_first_token"), ("forward", "batched")
 
 
@@ -26,7 +28,7 @@ def peaks(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_json_has_every_number_and_nothing_else_is_printed(capsys, shelf, small, peaks, kind):
-    said = bondwise(capsys, "bench", small / kind, "--vs", shelf / kind, *FEW, "--json")
+    said = bondwise(capsys, "bench", small / kind, "--vs", shelf / kind, *PREPARED, "--json")
     assert (said.code, said.err) == (0, "")
     report = said.json
     assert (report["source"], report["vs"]) == (str(small / kind), str(shelf / kind))
@@ -35,10 +37,17 @@ def test_json_has_every_number_and_nothing_else_is_printed(capsys, shelf, small,
     assert report["kind"] == ("encoder" if kind == "bert" else "language")
     assert report["notes"] == []
     assert set(report) == documented("bench")
+    made = report["prepared"]
     for name in READER if kind == "bert" else WRITER:
-        for part in ("before", "after", "ratio"):
-            spread = report[part][name]
-            assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+        for part in (report["before"], report["after"], report["ratio"], made, made["ratio"]):
+            assert 0 < part[name]["low"] <= part[name]["median"] <= part[name]["high"]
+    chosen, rows = made["chosen"], (16, 128) if kind == "bert" else (1, 16)
+    assert chosen["layers"] == report["after"]["networks"] > 0
+    assert {*rows} <= {ways["rows"] for ways in chosen["ways"]}
+    for ways in chosen["ways"]:
+        assert sum(count for way, count in ways.items() if way != "rows") <= chosen["layers"]
+    assert made["resident_bytes"] == report["after"]["resident_bytes"] + chosen["bytes"]
+    assert report["measurements"] is None
     ours, other, ratio = (report[part] for part in ("after", "before", "ratio"))
     assert (ours["networks"] > 4, other["networks"]) == (True, 0)
     assert ours["dtype"] == other["dtype"] == "float32"
@@ -51,6 +60,26 @@ def test_json_has_every_number_and_nothing_else_is_printed(capsys, shelf, small,
         assert 0 < count <= other["macs"][part]  # some weights this small are quicker whole
         assert ratio["macs"][part] == count / other["macs"][part]
     assert peaks == [str(small / kind), str(shelf / kind)]
+
+
+def test_the_model_runs_as_built_and_prepared_and_the_dense_one_in_turns(
+    capsys, shelf, small, peaks, monkeypatch
+):
+    order, run = [], verb.run
+
+    def noted(model, *more):
+        served = any(getattr(layer, "served", None) is not None for layer in model.modules())
+        order.append("P" if served else "A" if verb.networks(model) else "B")
+        return run(model, *more)
+
+    monkeypatch.setattr(verb, "run", noted)
+    said = bondwise(capsys, "bench", small / "llama", "--vs", shelf / "llama", *PREPARED)
+    assert said.code == 0
+    assert "".join(order) == "AB" + "P" + 3 * "APB"
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == ["llama", "as", "built", "prepared"]
+    assert "Prepared in " in said.out
 
 
 def test_models_run_in_turns_after_one_run_that_is_not_timed_and_no_peak_is_noted(
@@ -99,6 +128,54 @@ def test_dtype_is_what_both_run_in(capsys, shelf, small, peaks):
     report = bondwise(capsys, *args, "--dtype", "bfloat16").json
     assert report["after"]["dtype"] == report["before"]["dtype"] == "bfloat16"
     assert report["notes"] == []
+
+
+def test_a_dense_model_is_not_prepared(capsys, shelf, peaks):
+    report = bondwise(capsys, "bench", shelf / "llama", *PREPARED, "--json").json
+    assert (report["prepared"], report["measurements"]) == ({}, None)
+
+
+def test_measurements_of_a_dense_model_serve_a_budget_of_seconds(capsys, shelf, peaks, tmp_path):
+    file = tmp_path / "m.json"
+    args = ("bench", shelf / "llama", *PREPARED, "--measurements", file, "--json")
+    told = bondwise(capsys, *args).json["measurements"]
+    found = Measurements.read(file)
+    assert told == {"file": str(file), "entries": len(found.entries), "machine": found.machine}
+    assert {entry.rows for entry in found.entries} == {1, 16}
+    assert {entry.shape for entry in found.entries} == {(48, 48), (24, 48), (96, 48), (48, 96)}
+    (tmp_path / "text.txt").write_text(tiny.text())
+    usual = ("--unit", "seconds", "--measurements", file, "--keep", 0.99, "--format", "lowrank")
+    said = bondwise(capsys, "plan", shelf / "llama", *usual, "--json", "-q")
+    assert said.code == 0, said.err
+    assert any(note.endswith("counted in seconds") for note in said.json["notes"])
+
+
+def test_measurements_of_a_compressed_model_are_those_of_its_layers(capsys, small, peaks, tmp_path):
+    file = tmp_path / "m.json"
+    args = ("bench", small / "bert", *PREPARED, "--measurements", file, "--json")
+    report = bondwise(capsys, *args).json
+    found = Measurements.read(file).entries
+    assert report["measurements"]["entries"] == len(found) > 0
+    assert all(entry.network is not None and any(entry.pinned) for entry in found)
+    assert {16, 128} <= {entry.rows for entry in found}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--measurements", "gone/m.json"], "gone/m.json cannot be written (there is no such"),
+        (["--measurements", "note.txt"], "note.txt is no file of measurements"),
+        (["--measurements", "m.json", "--no-prepare"], "they are of prepared layers"),
+    ],
+)
+def test_a_file_that_cannot_take_measurements_is_refused_before_anything_is_loaded(
+    capsys, small, monkeypatch, tmp_path, flags, says
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("mine")
+    never = Mock(side_effect=AssertionError("looked at the model before the file"))
+    monkeypatch.setattr(verb, "subject", never)
+    refused(capsys, small / "llama", *flags, code=2, says=says)
 
 
 def test_threads_are_set_for_the_measurement_alone(capsys, small, peaks, monkeypatch):

@@ -13,8 +13,7 @@ from bondwise.errors import BudgetError
 
 
 def plain(weight, numbers, error, form="lowrank"):
-    size = (float(numbers), float(numbers))
-    return Candidate(weight, form, (), numbers, 4 * numbers, numbers, size, 4 * numbers, error)
+    return Candidate(weight, form, (), numbers, 4 * numbers, numbers, 4 * numbers, error)
 
 
 def curve(name, steps, dense):
@@ -88,6 +87,11 @@ def random_sites(shapes, seed=0):
     ]
 
 
+def timed(c):
+    """Seconds of a machine that waits for memory with one row, and computes with many."""
+    return replace(c, seconds=(1e-6 + 1e-9 * c.numbers, 1e-5 + 2e-9 * c.macs))
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
@@ -96,7 +100,7 @@ def random_sites(shapes, seed=0):
     unit=st.sampled_from(UNITS),
 )
 def test_no_budget_is_ever_exceeded(shapes, keep, floor, unit):
-    sites = random_sites(shapes)
+    sites = [[timed(c) for c in site] for site in random_sites(shapes)]
     try:
         chosen = allocate(sites, keep, unit=unit, floor=floor)
     except BudgetError:
@@ -172,12 +176,28 @@ def test_sensitivities_are_mixed_by_powers():
     assert mixed({"a": 16.0, "b": 0.25}, 0.5) == {"a": 4.0, "b": 0.5}
 
 
-def test_speed_leaves_out_what_is_slower_than_dense():
+@pytest.mark.parametrize("macs", [100, 101, 5000])
+def test_speed_leaves_out_what_needs_as_many_multiplications_as_dense(macs):
     dense = plain("a", 100, 0.0, "dense")
-    slow = replace(plain("a", 50, 0.1, "mpo"), seconds=(200.0, 50.0))
-    quick = replace(plain("a", 50, 0.3), seconds=(50.0, 50.0))
+    slow = replace(plain("a", 50, 0.1, "mpo"), macs=macs)
+    quick = replace(plain("a", 50, 0.3), macs=99)
     site = [dense, slow, quick]
     assert allocate([site], 0.5)["a"] is slow
     assert allocate([site], 0.5, prefer="speed")["a"] is quick
     with pytest.raises(BudgetError, match="at least 1"):
         allocate([[dense, slow]], 0.5, prefer="speed")
+
+
+def test_each_number_of_rows_counts_alike_in_seconds():
+    whole = [replace(plain(w, 100, 0.0, "dense"), seconds=(1.0, 100.0)) for w in "ab"]
+    once = replace(plain("a", 10, 0.1), seconds=(0.2, 100.0))  # much faster, for one row alone
+    many = replace(plain("b", 10, 0.1), seconds=(1.0, 20.0))  # as much faster for many
+    chosen = allocate([[whole[0], once], [whole[1], many]], 0.6, unit="seconds")
+    assert (chosen["a"], chosen["b"]) == (once, many)  # (1.2/2 + 120/200) / 2
+    with pytest.raises(BudgetError, match=r"write at least 0\.6"):
+        allocate([[whole[0], once], [whole[1], many]], 0.599, unit="seconds")
+
+
+def test_seconds_that_nobody_measured_are_refused():
+    with pytest.raises(BudgetError, match="candidates without seconds"):
+        allocate(random_sites([(8, 8)]), 0.5, unit="seconds")

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from bondwise.choose import cost
 from bondwise.choose.budget import allocate
 from bondwise.choose.candidates import Group, candidates
 from bondwise.choose.fitted import fitted, shapes
@@ -34,15 +33,12 @@ def test_a_kronecker_weight_is_won_by_an_mpo():
     assert best.error < 0.5 * rival
 
 
-def test_speed_leaves_out_what_is_slower_than_dense():
+def test_speed_leaves_out_what_needs_as_many_multiplications_as_dense():
     here = site()
-    limit = cost.dense(32, 32, 32).seconds
     quick = list(fitted(here, prefer="speed"))
     every = list(fitted(here, prefer="size"))
     assert len(quick) < len(every)
-    for c in quick:  # two cores may take the time of one more call
-        more = 1.4e-6 if len(c.network.cores) == 2 else 0.0
-        assert all(took <= dense + more for took, dense in zip(c.seconds, limit, strict=True))
+    assert all(c.macs < 32 * 32 for c in quick)
 
 
 def test_outputs_folded_in_pairs_keep_a_bond_as_wide_as_the_pairs():

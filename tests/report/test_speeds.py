@@ -60,3 +60,44 @@ def test_an_encoder_and_a_model_alone(speeds):
     assert "ratio" not in text
     assert "in turns" not in text
     assert next(line for line in text.splitlines() if "peak" in line).split()[-1] == "-"
+
+
+@pytest.fixture
+def prepared(speeds):
+    over = {name: spread(1.777) for name in ("decode", "prefill", "time_to_first_token")}
+    ways = [
+        {"rows": 1, "path": 120, "joined": 60, "dense": 30, "built": 0},
+        {"rows": 256, "path": 0, "joined": 0, "dense": 0, "built": 210},
+    ]
+    told = {"seconds": 14.1, "bytes": 12_300_000, "layers": 210, "skipped": 2, "ways": ways}
+    own = entry(2.5) | {"ratio": over | {"resident_bytes": 0.444}, "chosen": told}
+    del own["macs"], own["peak_bytes"]
+    return speeds | {"prepared": own}
+
+
+def test_prepared_stands_beside_as_built_and_both_are_compared_with_dense(prepared):
+    text = text_of(benchmark(prepared))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    lines = text.splitlines()
+    assert "as built prepared" in " ".join(next(li for li in lines if "as built" in li).split())
+    at = next(k for k, line in enumerate(lines) if "decode of 32" in line)
+    assert lines[at].split()[-3:] == ["41.3", "82.5", "103.2"]
+    assert lines[at + 2].split() == ["ratio", "1.312", "1.777"]
+    at = next(k for k, line in enumerate(lines) if "in memory" in line)
+    assert lines[at].split()[-6:] == ["538.0", "MB", "269.0", "MB", "215.2", "MB"]
+    assert lines[at + 1].split() == ["ratio", "0.700", "0.444"]
+    at = next(k for k, line in enumerate(lines) if "multiplications, decode" in line)
+    assert lines[at + 1].split() == ["ratio", "0.650"]  # prepared ways count otherwise
+    flat = " ".join(text.split())
+    assert "Prepared in 14.1 s, 12.3 MB beside the parameters; at 1 row: 120 by path, " in flat
+    assert "60 joined, 30 dense; at 256 rows: 210 as built; 2 layers left as built." in flat
+
+
+def test_a_model_alone_is_prepared_without_ratios(prepared):
+    alone = {"vs": None, "before": {}, "ratio": {}}
+    prepared["prepared"]["ratio"] = {}
+    text = text_of(benchmark(prepared | alone))
+    assert "ratio" not in text
+    assert "prepared" in text
+    assert "in turns" in text

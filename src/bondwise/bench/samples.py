@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bondwise.bench.count import networks, resident_bytes
+from bondwise.bench.prepared import Serving, in_turns, made, measurements
 from bondwise.bench.run import BATCH, Parts
-from bondwise.bench.speed import clock, interleaved, ratios, spreads
+from bondwise.bench.speed import clock, ratios, spreads
 from bondwise.bench.subject import owned
-from bondwise.bench.verb import Report, check_numbers
+from bondwise.bench.verb import AS_SERVED, Report, check_numbers
 from bondwise.checkpoint.loading import load_model
 from bondwise.checkpoint.others import named_code
 from bondwise.checkpoint.sources.program import Program
@@ -48,16 +49,20 @@ def bench_samples(
     device: str,
     dtype: torch.dtype | None,
     progress: Progress,
+    serving: Serving = AS_SERVED,
 ) -> Report:
     """The report of one measurement, as `bondwise.bench.verb.bench` gives it for text.
 
-    Multiplications are those of all products and convolutions, as torch counts them.
+    Multiplications are those of all products and convolutions, as torch counts them. The model is
+    prepared for one sample, and for as many as are shown at once.
 
     Raises:
-        DataError: no samples came and the model does not say what it takes, or it cannot run them.
+        DataError: no samples came and the model does not say what it takes, or it cannot run them,
+            or the file of measurements cannot be written.
         CheckpointError: a model cannot be loaded.
     """
     check_numbers(repeats=repeats)
+    serving.check(device)
     paths = [path for path in (asked.source, asked.vs) if path is not None]
     progress("load", 0, len(paths))
     models = list[nn.Module]()
@@ -68,11 +73,13 @@ def bench_samples(
     one, many = _shown(models[0], asked)
     macs = [_counted(model, one) for model in models]
     now = clock(next(models[0].parameters()).device)
-    jobs = [partial(_run, model, one, many, now) for model in models]
-    for job in jobs:
-        job()
-    took = interleaved(jobs, repeats, partial(progress, "measure"))
-    found = [[_rates(seconds, samples(many)) for seconds in rounds] for rounds in took]
+    for model in models:
+        _run(model, one, many, now)
+    ready = made(models[0], serving, (1,), progress, (one, many))
+    found, prepared = in_turns(
+        models, ready, lambda model: _run(model, one, many, now),
+        partial(_rates, count=samples(many)), repeats, progress,
+    )  # fmt: skip
     entries = [
         {
             "networks": networks(model),
@@ -96,6 +103,8 @@ def bench_samples(
         "repeats": repeats,
         "ratio": ratios(*found) | _over(ours, other[0]) if other else {},
         "notes": [] if ours["networks"] else [f"{paths[0]} has no layer that is a tensor network"],
+        "prepared": {} if ready is None else ready.entry(prepared, found, entries),
+        "measurements": measurements(serving),
         "before": other[0] if other else {},
         "after": ours,
     }

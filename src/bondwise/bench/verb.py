@@ -10,13 +10,15 @@ from torch import nn
 
 from bondwise.bench.count import multiplications, networks, resident_bytes
 from bondwise.bench.peak import peak_bytes
+from bondwise.bench.prepared import Serving, in_turns, made, measurements
 from bondwise.bench.run import BATCH, Load, Parts, prompts, run, writes
-from bondwise.bench.speed import clock, interleaved, rates, ratios, spreads
+from bondwise.bench.speed import clock, rates, ratios, spreads
 from bondwise.bench.subject import Subject, subject
 from bondwise.errors import BudgetError, DataError
 from bondwise.progress import Progress
 
 Report = dict[str, Any]
+AS_SERVED = Serving()
 
 
 def bench(
@@ -27,20 +29,24 @@ def bench(
     device: str,
     dtype: torch.dtype | None,
     progress: Progress,
+    serving: Serving = AS_SERVED,
 ) -> Report:
     """The report of one measurement, with as many threads as torch has at the time.
 
-    A first run of each model is not timed: it counts the multiplications and warms up. Peak memory
-    is measured last, when this process has let go of the models.
+    A first run of each model is not timed: it counts the multiplications and warms up. The first
+    model runs as built and prepared, if it has layers of bondwise. Peak memory is measured last,
+    as built, when this process has let go of the models.
 
     Raises:
         BudgetError: a number of tokens or runs below one.
-        DataError: a model that takes no tokens, or not so many; two models of unlike kinds.
+        DataError: a model that takes no tokens, or not so many; two models of unlike kinds; a file
+            of measurements that cannot be written.
         CheckpointError: a model cannot be loaded.
     """
     check_numbers(prompt=load.prompt, tokens=load.tokens, repeats=repeats)
+    serving.check(device)
     paths = [path for path in (model, vs) if path is not None]
-    report, entries = _measured(paths, load, repeats, device, dtype, progress)
+    report, entries = _measured(paths, load, repeats, device, dtype, progress, serving)
     for done, (path, entry) in enumerate(zip(paths, entries, strict=True)):
         progress("peak memory", done, len(paths))
         entry["peak_bytes"] = _peak(path, load, device, dtype, report["notes"])
@@ -76,6 +82,7 @@ def _measured(
     device: str,
     dtype: torch.dtype | None,
     progress: Progress,
+    serving: Serving,
 ) -> tuple[Report, list[Report]]:
     """All but the peak memory; the models are gone when it returns."""
     subjects = _loaded(paths, load, device, dtype, progress)
@@ -85,22 +92,29 @@ def _measured(
     for done, each in enumerate(subjects, start=1):
         macs.append(_counted(each, ids, load))
         progress("warm up", done, len(paths))
-    now = clock(ids.device)
-    jobs = [partial(run, each.model, ids, load, now) for each in subjects]
-    took = interleaved(jobs, repeats, partial(progress, "measure"))
-    found = [[rates(seconds, load) for seconds in rounds] for rounds in took]
+    now, models = clock(ids.device), [each.model for each in subjects]
+    kind = "language" if writes(models[0]) else "encoder"
+    rows = (1, load.prompt) if kind == "language" else (load.prompt, BATCH * load.prompt)
+    ready = made(models[0], serving, rows, progress)
+    found, prepared = in_turns(
+        models, ready, lambda model: run(model, ids, load, now), partial(rates, load=load),
+        repeats, progress,
+    )  # fmt: skip
+    each_found = zip(subjects, found, macs, strict=True)
+    entries = [_entry(each, rounds, counted) for each, rounds, counted in each_found]
     report: Report = {
         "threads": torch.get_num_threads(),
-        "kind": "language" if writes(subjects[0].model) else "encoder",
+        "kind": kind,
         "prompt": load.prompt,
         "tokens": load.tokens,
         "batch": BATCH,
         "repeats": repeats,
         "ratio": ratios(*found) if len(found) > 1 else {},
         "notes": _notes(subjects),
+        "prepared": {} if ready is None else ready.entry(prepared, found, entries),
+        "measurements": measurements(serving),
     }
-    each_found = zip(subjects, found, macs, strict=True)
-    return report, [_entry(each, rounds, counted) for each, rounds, counted in each_found]
+    return report, entries
 
 
 def _loaded(

@@ -42,7 +42,8 @@ class Budget:
             if self.prefer != "speed":
                 raise
         note = (
-            f"keep={self.keep:g} cannot be had without weights that are modelled slower than dense"
+            f"keep={self.keep:g} cannot be had without weights that need as many multiplications "
+            "as dense or more"
         )
         return replace(self, prefer="size")._different(found), [note]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from math import ceil
+from operator import truediv
 
 from bondwise.choose.by_rank import check_keep, common_fraction
 from bondwise.choose.candidates import Candidate
-from bondwise.choose.cost import slower
 from bondwise.choose.hull import Point, front, gain, lower_hull, segments
 from bondwise.choose.losses.felt import Felt, lost
 from bondwise.errors import BudgetError
@@ -53,12 +53,11 @@ def allocate(
         keep: fraction of what all dense weights cost, in (0, 1].
         sensitivity: what a relative squared error of 1 of each weight costs, 1 each by default; or
             what each error costs, where that is not in proportion.
-        unit: what is counted: "params", "bytes", "macs" for a token, or modelled "seconds", the
-            fractions at batch 1 and 256 counting alike.
+        unit: what is counted: "params", "bytes", "macs" for a token, or "seconds" as they were
+            measured, the fractions at each number of rows counting alike.
         floor: the least fraction that a weight may keep.
         protect: names of weights that stay dense.
-        prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
-            tokens; a network of two cores may take the time of one more call.
+        prefer: "speed" leaves out what needs as many multiplications as dense or more.
 
     Raises:
         BudgetError: keep is outside (0, 1], the unit none of the four, or the budget below what
@@ -136,15 +135,14 @@ class _Problem:
         return Point(self.cost(candidate), lost(felt, candidate.error), candidate)
 
     def _allowed(self, candidate: Candidate) -> bool:
-        """Whether neither the floor, protection nor its seconds forbid it."""
+        """Whether neither the floor, protection nor its multiplications forbid it."""
         if candidate.format == "dense":
             return True
         enough = self.floor * self.whole[candidate.weight] <= self.cost(candidate)
         return enough and candidate.weight not in self.protect and self._fast(candidate)
 
     def _fast(self, candidate: Candidate) -> bool:
-        limit = self._dense[candidate.weight].seconds
-        return self.prefer != "speed" or not slower(candidate.seconds, limit, candidate.network)
+        return self.prefer != "speed" or candidate.macs < self._dense[candidate.weight].macs
 
 
 def _solutions(problem: _Problem, budget: float) -> Iterator[list[Choice]]:
@@ -228,16 +226,20 @@ def counted(unit: str, groups: Groups) -> Callable[[Candidate], float]:
     """What a candidate costs in a unit.
 
     Raises:
-        BudgetError: no such unit.
+        BudgetError: no such unit, or seconds of candidates that were not measured.
     """
     if unit not in UNITS:
         raise BudgetError(f"unit={unit!r} came; write one of {', '.join(UNITS)}.")
     if unit != "seconds":
         name = {"params": "numbers"}.get(unit, unit)
         return lambda candidate: float(getattr(candidate, name))
+    if not all(c.seconds for group in groups for c in group):
+        raise BudgetError(
+            "unit='seconds' came for candidates without seconds; read them off a file first."
+        )
     whole = [c.seconds for group in groups for c in group if c.format == "dense"]
-    once, many = (sum(pair) for pair in zip(*whole, strict=True))
-    return lambda candidate: candidate.seconds[0] / once + candidate.seconds[1] / many
+    totals = [sum(each) for each in zip(*whole, strict=True)]
+    return lambda candidate: sum(map(truediv, candidate.seconds, totals)) / len(totals)
 
 
 def _cost(choice: Choice) -> float:

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import ceil, gcd, prod
+from math import ceil, gcd, isfinite, prod
 
 from bondwise.choose.select import Weight
 from bondwise.errors import BudgetError, NetworkError
@@ -20,6 +20,7 @@ from bondwise.topology.tucker2 import tucker2
 Modes = tuple[int, ...]
 Build = Callable[[int, int, Modes, int], Network]
 """From (out, in) of a group, the kernel of a convolution (else ()) and the rank."""
+Price = Callable[[Network | None], float]
 
 STEP = 8  # ranks that are multiples of this run at the speed that their multiplications promise
 
@@ -36,11 +37,20 @@ def cost(net: Network, bits: int) -> int:
 
 @dataclass(frozen=True)
 class ByRank:
-    """The networks that one weight may become: one per rank, while smaller than dense."""
+    """The networks that one weight may become: one per rank, while smaller than dense.
+
+    Attributes:
+        weight: the one.
+        build: makes its networks.
+        bits: of a stored number.
+        price: of a network, and of the dense weight (None), in what the budget counts; None where
+            that is stored numbers. It grows with the rank, and is infinite where it is not known.
+    """
 
     weight: Weight
     build: Build
     bits: int
+    price: Price | None = None
 
     def at(self, rank: int) -> Network:
         """The network of that rank, bonds no larger than they can use."""
@@ -50,23 +60,29 @@ class ByRank:
         """Stored numbers at that rank; they grow with it."""
         return _cost(self.build, self.weight.modes, self.weight.groups, rank, self.bits)
 
+    def spent(self, rank: int) -> float:
+        """What the network of that rank takes of the budget."""
+        return float(self.cost(rank)) if self.price is None else self.price(self.at(rank))
+
+    @cached_property
+    def dense(self) -> float:
+        """What the dense weight takes of it."""
+        return float(self.weight.numbers) if self.price is None else self.price(None)
+
     @cached_property
     def top(self) -> int:
-        """The largest rank that stores less than dense; 0 where none does or it is protected."""
-        if self.weight.protected:
+        """The largest rank that stores less than dense; 0 for none, or what has no price."""
+        if self.weight.protected or not isfinite(self.spent(1)):
             return 0
         high = 1
         while self.cost(high) < self.weight.numbers and self.cost(high) < self.cost(2 * high):
             high *= 2
-        return self._largest(2 * high, self.weight.numbers - 0.5)
+        return bisect_right(range(1, 2 * high + 1), self.weight.numbers - 0.5, key=self.cost)
 
-    def best(self, numbers: float) -> int:
-        """The largest rank that stores at most so many numbers; from 2 `STEP` a multiple of it."""
-        rank = self._largest(self.top, numbers)
+    def best(self, budget: float) -> int:
+        """The largest rank that takes at most so much; from 2 `STEP` a multiple of it."""
+        rank = bisect_right(range(1, self.top + 1), budget, key=self.spent)
         return rank - rank % STEP if rank >= 2 * STEP else rank
-
-    def _largest(self, top: int, numbers: float) -> int:
-        return bisect_right(range(1, top + 1), numbers, key=self.cost)
 
 
 @cache
@@ -139,20 +155,20 @@ def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
 
     The same factor for all comes first, ranks in multiples of 8; what is left of the budget goes, 8
     ranks at a time and then one by one, to the weights that keep least. A weight whose smallest
-    network would be larger than dense stays dense and is not in the answer.
+    network would be dearer than dense stays dense and is not in the answer.
 
     Raises:
         BudgetError: keep is outside (0, 1], or below what ranks of 1 store.
     """
     check_keep(keep)
-    before = sum(nets.weight.numbers for nets in series)
+    before = sum(nets.dense for nets in series)
     budget = keep * before
     if keep == 1:
         return {}
     stuck = [nets for nets in series if not nets.top]
     free = [nets for nets in series if nets.top]
-    room = budget - sum(nets.weight.numbers for nets in stuck)
-    least = sum(nets.cost(1) for nets in free)
+    room = budget - sum(nets.dense for nets in stuck)
+    least = sum(nets.spent(1) for nets in free)
     if series and all(nets.weight.protected for nets in series):
         raise BudgetError(
             "All weights that were chosen are protected, so that nothing is left to cut; "
@@ -164,7 +180,7 @@ def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
             "convolutions; target others, or write another format."
         )
     if least > room:
-        smallest = (least + before - sum(nets.weight.numbers for nets in free)) / before
+        smallest = (least + before - sum(nets.dense for nets in free)) / before
         raise BudgetError(
             f"keep={keep:g} is below what these formats can reach; "
             f"write at least {ceil(1000 * smallest) / 1000:g}."
@@ -173,7 +189,8 @@ def uniform(series: Sequence[ByRank], keep: float) -> dict[str, Network]:
     for step in (STEP, 1):
         while _spend(free, ranks, room, step):
             pass
-    return {nets.weight.name: nets.at(rank) for nets, rank in zip(free, ranks, strict=True)}
+    pairs = zip(free, ranks, strict=True)
+    return {n.weight.name: n.at(rank) for n, rank in pairs if n.spent(rank) < n.dense}
 
 
 def check_keep(keep: object) -> None:
@@ -207,7 +224,7 @@ def _evenly(series: Sequence[ByRank], room: float) -> list[int]:
     """Ranks by one common fraction, the largest whose total fits."""
 
     def cut(fraction: float) -> list[int]:
-        return [max(1, nets.best(fraction * nets.weight.numbers)) for nets in series]
+        return [max(1, nets.best(fraction * nets.dense)) for nets in series]
 
     return cut(common_fraction(lambda fraction: _total(series, cut(fraction)) <= room))
 
@@ -222,22 +239,22 @@ def _spend(series: Sequence[ByRank], ranks: list[int], room: float, step: int) -
     enough = 0.002 * room
     order = sorted(
         range(len(series)),
-        key=lambda k: series[k].cost(ranks[k]) / series[k].weight.numbers,
+        key=lambda k: series[k].spent(ranks[k]) / series[k].dense,
     )
     for k in order:
         nets, rank = series[k], ranks[k]
         if left <= enough:
             break
         if rank + step <= nets.top and (step == 1 or rank % step == 0):
-            price = nets.cost(rank + step) - nets.cost(rank)
-            if price <= left:
+            more = nets.spent(rank + step) - nets.spent(rank)
+            if more <= left:
                 ranks[k] += step
-                left -= price
+                left -= more
     return ranks != before
 
 
-def _total(series: Sequence[ByRank], ranks: Sequence[int]) -> int:
-    return sum(nets.cost(rank) for nets, rank in zip(series, ranks, strict=True))
+def _total(series: Sequence[ByRank], ranks: Sequence[int]) -> float:
+    return sum((nets.spent(rank) for nets, rank in zip(series, ranks, strict=True)), 0.0)
 
 
 def _sizes(shape: Network, out: int, inp: int, kernel: Modes) -> dict[str, int]:

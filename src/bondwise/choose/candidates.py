@@ -51,9 +51,10 @@ class Candidate:
         numbers: stored numbers; pivots and positions as the numbers whose bits they take.
         bytes: on disk.
         macs: multiplications for one token; for one sample in a model with convolutions.
-        seconds: modelled, for a batch of 1 and of 256 tokens.
         resident: bytes in memory.
         error: ``||(W - W~) X||^2 / ||W X||^2`` on held-out tokens.
+        seconds: measured, for each number of rows (`bondwise.choose.seconds.clock`); empty where
+            nothing was.
     """
 
     weight: str
@@ -62,9 +63,9 @@ class Candidate:
     numbers: int
     bytes: int
     macs: int
-    seconds: tuple[float, float]
     resident: int
     error: float
+    seconds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, weight: str, form: str, terms: Terms, price: Cost, error: float) -> "Candidate":
@@ -76,7 +77,6 @@ class Candidate:
             price.numbers,
             price.bytes,
             price.macs,
-            price.seconds,
             price.resident,
             error,
         )

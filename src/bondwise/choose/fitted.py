@@ -57,8 +57,8 @@ def fitted(
         group: the weights and what their inputs look like.
         fractions: of the dense numbers, at which every shape is fitted once.
         bits: of one stored number.
-        prefer: "speed" leaves out, before it is fitted, what is modelled slower than dense at batch
-            1 or 256 (two cores may take the time of one more call); "size" and "quality" do not.
+        prefer: "speed" leaves out, before it is fitted, what needs as many multiplications as dense
+            or more; "size" and "quality" do not.
         formats: names of topologies; by default all that are scouted.
         heads: how many heads the rows of a weight are, for those that have heads.
         among: the only shapes to look at; all that there are by default.
@@ -74,12 +74,11 @@ def fitted(
     metric = None if group.metric is None else fitting
     for name, weight in group.weights.items():
         out, inp = weight.shape
-        limit = cost.dense(out, inp, bits).seconds
         for form in registry.scouted("best") if formats is None else formats:
             found = series(name, out, inp, form, bits, among, (heads or {}).get(name))
             for net in _networks(found, fractions):
                 price = cost.network(net, bits)
-                if prefer == "speed" and cost.slower(price.seconds, limit, net):
+                if prefer == "speed" and price.macs >= out * inp:
                     continue
                 error = _error(weight, net, metric, held)
                 yield Candidate.of(name, form, (net,), price, error)

@@ -22,7 +22,7 @@ from bondwise.layers.hosts.registry import matrix_of
 
 PLACES = (1 / 3, 2 / 3)  # of the chain: the blocks in which every shape is fitted
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what models call it
-MOST = 0.7  # of the dense numbers: above it most networks are modelled slower than dense
+MOST = 0.7  # of the dense numbers: above it most networks need more multiplications than dense
 WORTH = 0.97  # a squared error above this part of low rank's is not worth fits of its own
 
 
@@ -56,7 +56,8 @@ class Scout:
             ):
                 gain = tried.error / (_at(low, tried.numbers) or 1.0)
                 if gain <= WORTH:
-                    yield from self._ranks(name, won, gain, low)
+                    found = self._ranks(name, won, gain, low)
+                    yield from (replace(c, macs=c.macs * group.rows) for c in found)
 
     def _ranks(
         self, name: str, won: Shape, gain: float, low: Sequence[tuple[int, float]]
@@ -81,7 +82,7 @@ def scout(
         chain: its blocks, the weights to look at, and what enters the first block.
         keep: fraction of the dense numbers; shapes are fitted there, or at `MOST` of them.
         bits: of a stored number.
-        prefer: "speed" leaves out what is modelled slower than dense.
+        prefer: "speed" leaves out what needs as many multiplications as dense or more.
         formats: names of topologies; none for no scouting.
     """
     keep = min(keep, MOST)  # what a shape gains on low rank changes little with the rank

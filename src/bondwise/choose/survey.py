@@ -8,7 +8,7 @@ not in proportion to the error, and is measured at several.
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite, log
 from typing import cast
 
@@ -19,6 +19,8 @@ from bondwise.choose.kinds.kernels import cuts
 from bondwise.choose.losses.felt import LEAST, Felt
 from bondwise.choose.losses.reference import Reference, resumed
 from bondwise.choose.scout import Scout
+from bondwise.choose.seconds.clock import Clock
+from bondwise.choose.seconds.place import Place
 from bondwise.fit.whitened import whitened_split
 from bondwise.flow.calibrate import Inputs
 from bondwise.flow.chains.blocks import holds
@@ -36,14 +38,39 @@ MADE = ("lowrank", "tucker2")  # formats of which a weight can be made at once
 
 @dataclass(frozen=True)
 class Survey:
-    """The candidates of every group, and each weight's sensitivity, or its losses, by its name."""
+    """What was found of all weights.
+
+    Attributes:
+        groups: the candidates of each group.
+        sensitivity: of each weight, or its losses, by name.
+        places: where each weight stands.
+    """
 
     groups: list[list[Candidate]]
     sensitivity: dict[str, float | Felt]
+    places: dict[str, Place] = field(default_factory=dict[str, Place])
 
     def with_rest(self, other: "Survey") -> "Survey":
         """Both surveys as one."""
-        return Survey(self.groups + other.groups, self.sensitivity | other.sensitivity)
+        return Survey(
+            self.groups + other.groups,
+            self.sensitivity | other.sensitivity,
+            self.places | other.places,
+        )
+
+    def timed(self, clock: Clock) -> tuple["Survey", list[str]]:
+        """The survey of those candidates whose seconds a clock knows, and notes on the others.
+
+        Raises:
+            DataError: a weight was not measured.
+        """
+        watch = clock.on(self.places)
+        groups, left = list[list[Candidate]](), dict[tuple[str, str], None]()
+        for group in self.groups:
+            known, others = watch.timed(group)
+            groups.append(known)
+            left |= dict.fromkeys((c.format, c.weight) for c in others)
+        return replace(self, groups=groups), [watch.told, *watch.unmeasured(left)]
 
 
 def survey(
@@ -84,7 +111,7 @@ def survey(
             more = survey_groups(model, groups, probed, bits, formats, scouted, curves)
             found = found.with_rest(more)
         progress("survey", at + 1, last + 1)
-    return Survey(found.groups, _spread(found.sensitivity, chain))
+    return replace(found, sensitivity=_spread(found.sensitivity, chain))
 
 
 def _bends(model: nn.Module, chain: Chain) -> bool:
@@ -114,6 +141,9 @@ def survey_groups(
         if scouted is not None:
             options += list(scouted.more(group, options))
         found.groups.append(options)
+        for name in group.weights:
+            layer = model.get_submodule(name)
+            found.places[name] = Place.of(layer, group.moves.get(name), group.rows)
         if reference is not None:
             found.sensitivity.update(_sensitivities(model, group, options, reference, curves))
     return found

@@ -28,7 +28,7 @@ class Line:
         held_out: the same on tokens that the fit did not see.
         runner_up: the next best format, and its squared error over this one's at equal numbers.
         macs: multiplications for one token.
-        seconds: modelled, for a batch of 1 and of 256 tokens.
+        seconds: measured, for each number of rows of the file; None where none was read.
     """
 
     weight: Weight
@@ -40,7 +40,7 @@ class Line:
     held_out: float | None = None
     runner_up: tuple[str, float] | None = None
     macs: int | None = None
-    seconds: tuple[float, float] | None = None
+    seconds: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -159,7 +159,7 @@ def decided(weight: Weight, chosen: Candidate, group: Sequence[Candidate]) -> Li
         held_out=chosen.error**0.5,
         runner_up=runner_up(chosen, group),
         macs=chosen.macs,
-        seconds=chosen.seconds,
+        seconds=chosen.seconds or None,
     )
 
 

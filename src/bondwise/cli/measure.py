@@ -6,11 +6,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from bondwise.choices import FILE, MODEL, Patterns, Switch
-from bondwise.cli.verb import Code, Folder, Plain
+from bondwise.choices import FILE, MODEL, On, Patterns, Switch
+from bondwise.cli.verb import Code, Folder, Plain, Threads
 from bondwise.progress import Bars
 
-Threads = Annotated[int | None, arg(help_behavior_hint="(default: as many as torch takes)")]
 ALL = arg(metavar="PATTERN", help_behavior_hint="(may be repeated; default: all)")
 
 
@@ -84,11 +83,13 @@ class Eval(Plain):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Plain):
-    """Speed, memory and multiplications, beside another model.
+    """Speed as built and prepared, and memory, beside another model.
 
     Tokens per second, time to first token, memory and multiplications. With --vs both models run in
     turns: decoding at batch 1 and the prefill of a prompt, or for encoders one text and eight at a
-    time. Of models that read no text: samples per second, of one sample and of eight.
+    time. Of models that read no text: samples per second, of one sample and of eight. With
+    --measurements the seconds of layers are kept for compress --unit seconds: of a dense model
+    those of its weights in many formats and ranks, in some minutes.
     """
 
     folder: Folder  # A folder that compress wrote, or a dense model.
@@ -100,9 +101,14 @@ class Bench(Plain):
     tokens: int = 32  # Tokens written after the prompt; an encoder writes none.
     repeats: int = 5  # Timed runs of each model, after one that is not.
     threads: Threads = None  # Threads of the processor.
+    # Make the model ready for this machine, and show it beside itself as built.
+    prepare: On = True
+    # Where the seconds of prepared layers are written; they join what is there.
+    measurements: Annotated[Path | None, FILE] = None
 
     def run(self) -> None:
         """Measure."""
+        from bondwise.bench.prepared import Serving
         from bondwise.bench.run import Load
         from bondwise.bench.samples import Asked, bench_samples
         from bondwise.bench.verb import bench, check_numbers
@@ -112,10 +118,11 @@ class Bench(Plain):
         kind, shared = self.shared.checked(), self.shared
         check_numbers(threads=1 if self.threads is None else self.threads)
         load, place = Load(self.prompt, self.tokens, shared.seed), (shared.device, kind)
+        serving = Serving(self.prepare, self.measurements)
         with Bars(shared.quiet) as bars, threads(self.threads or 0):
             if self.data is not None or is_other(self.folder):
                 asked = Asked(self.folder, self.vs, self.data, self.code, shared.seed)
-                report = bench_samples(asked, self.repeats, *place, bars)
+                report = bench_samples(asked, self.repeats, *place, bars, serving)
             else:
-                report = bench(self.folder, self.vs, load, self.repeats, *place, bars)
+                report = bench(self.folder, self.vs, load, self.repeats, *place, bars, serving)
         self.show(report, "benchmark")

@@ -18,6 +18,7 @@ from bondwise.checkpoint.others import is_other, shown
 from bondwise.checkpoint.sources.code import is_code, whole_name
 from bondwise.checkpoint.whole import check_writable
 from bondwise.choose.by_rank import builder, check_keep
+from bondwise.compress.measured import measured
 from bondwise.compress.recipe import Recipe, check_choices, dtype
 from bondwise.compress.result import Result
 from bondwise.compress.swap import footprint
@@ -50,6 +51,7 @@ def compress(
     recipe = replace(recipe, model=_absolute(recipe.model), threads=count)
     if recipe.data is not None:
         recipe = replace(recipe, data=str(Path(recipe.data).expanduser().absolute()))
+    recipe = measured(recipe)
     data = None if recipe.data is None else looked_at(recipe.data)
     text = isinstance(data, Path)
     check_source(recipe.model, text=text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import yaml
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from bondwise.choices import FILE, MODEL, On, Patterns
 from bondwise.errors import BudgetError
@@ -43,6 +43,11 @@ class Cut:
     # What stays dense but counts in the budget, so that the rest is cut more.
     protect: Patterns = ()
     format: Annotated[str, FORMAT] = "auto"
+    # What keep counts: params, or seconds, which are read off --measurements; compress with --data
+    # and format auto also bytes, or macs (for a token; a sample where there are convolutions).
+    unit: str = "params"
+    # Measured seconds, as bench --measurements writes them for the model.
+    measurements: Annotated[str | None, FILE] = None
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,14 @@ class Recipe(Cut):
 
     ``threads`` belongs to it: another number of threads adds in another order, and the last bits
     differ. ``dtype`` is what the weights are written in, and networks rounded to; they are fitted
-    as they are stored.
+    as they are stored. ``digest`` is the sha256 of the file of measurements: another file of that
+    name is refused.
     """
 
     # UTF-8 text to calibrate on, or samples (.pt, .safetensors, .npy); without it the fit knows
     # only the weights, which costs far more quality.
     data: Annotated[str | None, FILE] = None
-    # What keep counts: params, or with --data and format auto also bytes, macs (for a token; a
-    # sample where there are convolutions) or modelled seconds.
-    unit: str = "params"
-    # speed: nothing modelled slower than dense; size, quality: whatever it takes.
+    # speed: nothing that needs more multiplications than dense; size, quality: whatever it takes.
     prefer: str = "speed"
     effort: str = "fast"  # fast, or best: longer refinement.
     # Multiply the scale of a BatchNorm into the layer before it, with --data.
@@ -72,6 +75,7 @@ class Recipe(Cut):
     # What is stored: auto (as it came), float32, bfloat16 or float16.
     dtype: str = "auto"
     threads: int = 0  # Threads of the processor; 0 for as many as torch takes.
+    digest: Suppress[str] = ""
 
     def to_yaml(self) -> str:
         """The recipe as YAML, one line per choice."""
@@ -120,6 +124,7 @@ def check_choices(recipe: Recipe, given: bool) -> None:
         BudgetError: listing those that there are.
     """
     from bondwise.choose.budget import UNITS
+    from bondwise.choose.seconds.clock import check_measured
 
     for what in ("seed", "windows", "length"):
         value = getattr(recipe, what)
@@ -132,12 +137,13 @@ def check_choices(recipe: Recipe, given: bool) -> None:
         value = getattr(recipe, what)
         if value not in values:
             raise BudgetError(f"{what}={value!r} came; write one of {', '.join(values)}.")
-    if recipe.unit != "params" and (recipe.format != "auto" or not given):
+    if recipe.unit in ("bytes", "macs") and (recipe.format != "auto" or not given):
         came = f"format={recipe.format!r}" if recipe.format != "auto" else "no data"
         raise BudgetError(
             f"unit={recipe.unit!r} came with {came}; give data and format='auto', or write "
             "unit='params'."
         )
+    check_measured(recipe.unit, recipe.measurements)
     dtype(recipe.dtype)
 
 
@@ -201,7 +207,8 @@ def chosen(path: Path | None, **flags: Any) -> Recipe:
         BudgetError: the file cannot be used, or no model is named.
     """
     if path is not None:
-        return replace(read_recipe(path), **flags)
+        again = {"digest": ""} if "measurements" in flags else {}
+        return replace(read_recipe(path), **again, **flags)
     if not flags.get("model"):
         raise BudgetError("No model came; write its folder, or --recipe FILE.yaml.")
     return Recipe(**flags)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
@@ -11,15 +12,18 @@ from bondwise.checkpoint.hub import attach
 from bondwise.choose import cost
 from bondwise.choose.allocations import Budget
 from bondwise.choose.candidates import Candidate, Group
-from bondwise.choose.dry_run import bits_of, plan_model
+from bondwise.choose.dry_run import bits_of, planned
 from bondwise.choose.losses.reference import Reference
 from bondwise.choose.scout import scout
+from bondwise.choose.seconds.clock import Clock
+from bondwise.choose.seconds.place import Place
 from bondwise.choose.select import Patterns, check_finite, listed
 from bondwise.choose.survey import Survey, survey, survey_groups
 from bondwise.choose.table import Line, Table, decided
 from bondwise.compress.blockwise import Fitted, Fitting, Picks, best, fit_chains, fit_layers
 from bondwise.compress.effort import EFFORT, Effort
 from bondwise.compress.fold import folded, pairs
+from bondwise.compress.measured import clock_of
 from bondwise.compress.recipe import Recipe, check_choices, dtype_name
 from bondwise.compress.recipe import dtype as dtype_of
 from bondwise.compress.result import Result
@@ -38,7 +42,7 @@ from bondwise.flow.data import Batch, evaluating, part, samples
 from bondwise.flow.doors import check_call, check_switch, check_tokenizer, check_whole
 from bondwise.flow.first_run import FirstRun
 from bondwise.flow.watch import unpadded
-from bondwise.layers.hosts.convolution import convolves
+from bondwise.layers.hosts.convolution import convolves, geometry_of
 from bondwise.layers.hosts.registry import matrix_of
 from bondwise.progress import Progress, Steps, silent
 
@@ -56,6 +60,7 @@ def tensorize(
     effort: str = "fast",
     prefer: str = "speed",
     unit: str = "params",
+    measurements: str | Path | None = None,
     seed: SupportsIndex = 0,
     windows: SupportsIndex = 64,
     length: SupportsIndex = 256,
@@ -88,13 +93,15 @@ def tensorize(
         protect: see `plan_model`.
         format: see `plan_model`.
         effort: "fast" or "best": how long blocks are refined, and how many allocations are tried.
-        prefer: "speed" leaves out what is modelled slower than dense for a batch of 1 or of 256
-            tokens (two cores may take the time of one more call), and says so where the budget
-            cannot be met that way; "size" and "quality" leave out nothing. With data and
-            ``format="auto"``.
-        unit: what ``keep`` is a fraction of: "params", "bytes", "macs" for a token, or modelled
-            "seconds"; other than params with data and ``format="auto"`` only. A note of the table
-            says what was kept in another unit.
+        prefer: "speed" leaves out what needs as many multiplications as dense or more, and says so
+            where the budget cannot be met that way; "size" and "quality" leave out nothing. With
+            data and ``format="auto"``.
+        unit: what ``keep`` is a fraction of: "params", or "seconds" of prepared layers; with data
+            and ``format="auto"`` also "bytes", or "macs" for a token. A note of the table says what
+            was kept in another unit.
+        measurements: the file that seconds are read off, as `bondwise bench MODEL --measurements
+            FILE` writes it: of the machine that the result is for, which need not be this one. The
+            numbers of rows in the file count alike; the same file gives the same result.
         seed: which windows of the text, and the starts of fits that have random ones.
         windows: windows of text, rows of a data set, or samples of a generator, at most.
         length: tokens of a window, or of a piece of a chat; at most as many as the model has
@@ -111,7 +118,8 @@ def tensorize(
             offloaded, sharded, quantised), or the result does not run on the first batch.
         FitError: a weight is not finite.
         BudgetError: keep is outside (0, 1] or out of reach, or a choice is none.
-        DataError: data or a tokenizer that cannot be used.
+        DataError: data, a tokenizer or measurements that cannot be used, such as those of a model
+            with other shapes.
 
     >>> from bondwise import tensorize
     >>> result = tensorize(nn.Sequential(nn.Linear(64, 64)), keep=0.6, data=torch.randn(500, 64))
@@ -128,6 +136,7 @@ def tensorize(
         effort=effort,
         prefer=prefer,
         unit=unit,
+        measurements=str(measurements) if isinstance(measurements, Path) else measurements,
         seed=whole_number("seed", seed, BudgetError, 0),
         windows=whole_number("windows", windows),
         length=whole_number("length", length, example=256),
@@ -155,7 +164,7 @@ def follow(
     check_tokenizer(tokenizer)
     check_call("progress", progress)
     steps = Steps()
-    work = _select(normal(model), recipe, data is not None)
+    work = _select(normal(model), recipe, data is not None, clock_of(recipe))
     if data is None:
         if not inplace:
             check_copy(model)
@@ -184,6 +193,7 @@ class _Work:
     recipe: Recipe
     table: Table
     lines: Mapping[str, Line]
+    clock: Clock | None = None
 
     @property
     def effort(self) -> Effort:
@@ -242,18 +252,22 @@ def _changed(model: nn.Module, work: _Work, done: _Done, inplace: bool) -> nn.Mo
     return result
 
 
-def _select(model: nn.Module, recipe: Recipe, data: bool) -> _Work:
+def _select(model: nn.Module, recipe: Recipe, data: bool, clock: Clock | None) -> _Work:
     """Which weights may change; with data and no format asked, any that the patterns chose."""
     r = recipe
-    table = plan_model(model, r.keep, r.targets, r.ignore, r.format, r.protect)
+    free = data and r.format == "auto" and r.keep < 1
+    own = None if free else clock  # what is chosen with data is timed once it is known
+    table = planned(model, r.keep, r.targets, r.ignore, r.format, r.protect, own)
     for line in table:
         if line.changes:
             check_finite(line.name, matrix_of(model.get_submodule(line.name)))
-    free = data and r.format == "auto" and r.keep < 1
     lines = {line.name: line for line in table if line.changes or (free and line.weight.chosen)}
+    if clock is not None:
+        layers = {name: model.get_submodule(name) for name in lines}
+        clock.check({n: Place.of(m) for n, m in layers.items() if geometry_of(m) is None})
     if free:  # what the dry run could not meet says nothing of the budget to come
         table = replace(table, notes=tuple(note for note in table.notes if "coarse" not in note))
-    return _Work(model, recipe, table, lines)
+    return _Work(model, recipe, table, lines, clock)
 
 
 def _without_data(work: _Work, progress: Progress) -> _Done:
@@ -287,6 +301,9 @@ def _with_data(work: _Work, data: Any, tokenizer: Any, steps: Steps, progress: P
             seen = calibrate(model, work.lines, shown, progress)
         with steps("survey"):
             reference, found = _survey(work, seen, progress)
+            if found is not None and work.clock is not None:
+                found, timed = found.timed(work.clock)
+                notes += timed
             allocations, missed = work.budget.allocations(found) if found else ([_asked(work)], [])
         with steps("fit"):
             picks = best(model, seen, allocations, reference, work.how)

@@ -25,8 +25,6 @@ from bondwise.topology.cp import cp
 from bondwise.topology.lowrank import lowrank
 from bondwise.topology.tucker2 import tucker2
 
-GRAIN = 1.4  # seconds of a multiplication in a stack, over one in the dense convolution
-FINE = 3.0  # the same with a filter for each channel
 LONG = 16  # taps from which on a kernel's own modes are worth cutting
 TRIED = (0.03, 0.15)  # of the dense numbers, at which CP is fitted
 STEPS_OF_CP = 20  # ranks of CP that are looked at
@@ -65,16 +63,14 @@ def dense_cost(out: int, inp: int, moves: Moves, bits: int) -> Cost:
     numbers, size = cost.stored(out * inp * moves.taps, 0, bits)
     whole = inp * moves.geometry.groups
     macs = convolution_macs(moves.geometry, out, whole, moves.size)
-    return Cost(numbers, size, macs, _seconds(macs, 1), size)
+    return Cost(numbers, size, macs, size)
 
 
 def kernel_cost(net: Network, moves: Moves, bits: int) -> Cost:
     """A network of a convolution; multiplications are those of one sample."""
     numbers, size = cost.stored(stored_numbers(net), pivot_bits(net), bits)
     plan = conv_plan(net, moves.geometry, moves.size)
-    grain = FINE if any(step.groups > moves.geometry.groups for step in plan.steps) else GRAIN
-    seconds = _seconds(ceil(grain * plan.macs), len(plan.steps))
-    return Cost(numbers, size, plan.macs, seconds, size + ceil(net.parameters * bits / 8))
+    return Cost(numbers, size, plan.macs, size + ceil(net.parameters * bits / 8))
 
 
 def options(
@@ -216,10 +212,3 @@ def _errors(bases: Sequence[Basis], held_out: Any, inner: Sequence[int]) -> Tens
     weights = torch.stack([basis.weight.double().square().sum() for basis in bases])
     share = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     return (torch.stack(tables).double() * share[:, None, None]).sum(0)
-
-
-def _seconds(macs: int, steps: int) -> tuple[float, float]:
-    """One sample, and as many as a linear layer is given tokens."""
-    once = macs / cost.MACS_PER_SECOND
-    start = steps * cost.SECONDS_PER_STEP
-    return once + start, once * cost.BATCHES[1] + start

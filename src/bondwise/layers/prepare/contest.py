@@ -15,14 +15,21 @@ from torch import Tensor
 
 from bondwise.compute.ready import Ready, Way, bytes_beside
 
+BUILT = ("as built", "apart")  # known to be right
 PART = 16  # of the rows, for a first look
 HOPELESS = 4.0  # times the fastest, after that look
 SURELY = 20.0  # times the fastest, by a first call, which also makes what it needs
 CLOSE = 1.5  # times the fastest, among which it is decided
 FINALISTS = 4
+DENSE = "dense"  # the way that all are compared with
 LOOKS = 2  # calls of a first round
 LEAST, FEWEST, MOST = 0.004, 3, 40  # seconds and calls of a last round
-OFF = {8: 1e-8, 4: 1e-3, 2: 5e-2}  # relative, by bytes of a number: orders round differently
+OFF = {
+    8: 1e-8,
+    4: 1e-3,
+    2: 5e-2,
+    1: 0.3,
+}  # relative, by bytes of a number: orders round differently
 
 
 @dataclass(eq=False)
@@ -70,6 +77,12 @@ class Contest:
         found = sorted((e for e in self.entrants.values() if e.seconds), key=lambda e: e.took)
         return [e for e in found[:FINALISTS] if e.took <= CLOSE * self.best]
 
+    @property
+    def compared(self) -> Entrant | None:
+        """The dense weight, where it is not among them: what all are compared with."""
+        found = self.entrants.get(DENSE)
+        return None if found is None or found in self.close else found
+
 
 @torch.no_grad()
 def decide(contests: Sequence[Contest]) -> None:
@@ -77,15 +90,23 @@ def decide(contests: Sequence[Contest]) -> None:
     _round(contests, [list(own.ways()) for own in contests])
     _round(contests, [_finer(own) for own in contests])
     finals = [[(e, e.way.make()) for e in own.close] for own in contests]
+    others = [own.compared and (own.compared, own.compared.way.make()) for own in contests]
     calls = [_calls(own) for own in contests]
     for turn in range(max(calls, default=0)):
         for place in range(FINALISTS):
             for own, final, most in zip(contests, finals, calls, strict=True):
                 if place < len(final) and turn < most:
-                    entrant, ready = final[(place + turn) % len(final)]
-                    if turn == 0:
-                        entrant.seconds.clear()
-                    entrant.seconds.append(_timed(own, ready))
+                    _again(own, *final[(place + turn) % len(final)], turn)
+        for own, other in zip(contests, others, strict=True):
+            if other and turn < FEWEST:
+                _again(own, *other, turn)
+
+
+def _again(own: Contest, entrant: Entrant, ready: Ready, turn: int) -> None:
+    """One call more; the first takes the place of what was seen before."""
+    if turn == 0:
+        entrant.seconds.clear()
+    entrant.seconds.append(_timed(own, ready))
 
 
 def _calls(own: Contest) -> int:
@@ -118,9 +139,9 @@ def _entered(own: Contest, way: Way) -> tuple[Entrant, Ready] | None:
         took = clock() - start
     except (RuntimeError, NotImplementedError, TypeError):
         return None  # no kernel for it here
-    if own.right is None:
+    if own.right is None and way.name in BUILT:
         own.right = y
-    elif not equal(y, own.right):
+    elif own.right is None or not equal(y, own.right):
         return None
     share = part.shape[0] / rows
     if took < SURELY * own.best * share:

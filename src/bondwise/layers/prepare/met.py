@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.layers.linear import TensorLinear
-from bondwise.layers.module import TensorLayer
 
 Group = tuple[str, ...]
 
@@ -28,7 +27,7 @@ class Met:
     groups: list[Group] = field(default_factory=list)
 
 
-def meet(model: nn.Module, layers: Mapping[str, TensorLayer], example: Any) -> Met:
+def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met:
     """Run a model on an example; without one on what a Hugging Face model says that it takes.
 
     Args:
@@ -86,7 +85,7 @@ def run(model: nn.Module, given: Any, watch: "_Watch | None" = None) -> Any:
 class _Watch:
     """Hooks that note inputs, and which linear layers meet the same one in a row."""
 
-    def __init__(self, layers: Mapping[str, TensorLayer]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = layers
         self.inputs: dict[str, list[Tensor]] = {}
         self.runs: list[list[str]] = []  # paths in a row that met the same input
@@ -105,7 +104,7 @@ class _Watch:
 
         return note
 
-    def _note(self, path: str, layer: TensorLayer, x: Tensor) -> None:
+    def _note(self, path: str, layer: nn.Module, x: Tensor) -> None:
         found = self.inputs.setdefault(path, [])
         like = torch.empty_like(x, device="meta", requires_grad=False)
         if all((o.shape, o.dtype, o.stride()) != (x.shape, x.dtype, like.stride()) for o in found):

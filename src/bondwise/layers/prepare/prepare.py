@@ -18,6 +18,8 @@ from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
 from bondwise.layers.prepare.formats import met_last, met_so, settle
 from bondwise.layers.prepare.joins import join
+from bondwise.layers.prepare.measurement import Measurement, measured
+from bondwise.layers.prepare.measurements import Measurements
 from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
 from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
@@ -82,7 +84,7 @@ def prepare(
     Raises:
         SelectionError: it is no model.
         BudgetError: rows that are not whole numbers from 1 on, or a room below 0.
-        DataError: the model does not run on the example.
+        DataError: the model does not run on the example, or the file cannot be written.
 
     >>> import bondwise as bw
     >>> model = nn.Sequential(bw.TensorLinear(bw.lowrank(64, 64, 8)))
@@ -92,6 +94,8 @@ def prepare(
     """
     start = time.perf_counter()
     counts, room = _checked(model, rows, room)
+    if file is not None:
+        _here(model, ()).room(file)  # before what takes time
     layers = {path: own for path, own in model.named_modules() if isinstance(own, TensorLayer)}
     met = meet(model, layers, example)
     unprepare(model)
@@ -101,6 +105,8 @@ def prepare(
     subjects = [own for own in subjects if own.contests]
     offers = [partial(_serve, own, room) for own in _formats(subjects, met.inputs)]
     choices = settle(model, example, layers, offers)
+    if file is not None:
+        _here(model, measured(layers, choices)).write(file)
     left = None if room is None else room - _beside(layers.values())
     linear = {path: own for path, own in layers.items() if isinstance(own, TensorLinear)}
     choices = join(linear, met.groups, choices, left)
@@ -123,6 +129,11 @@ def unprepare(model: Any) -> int:
     for layer in served:
         layer.served = None
     return len(served)
+
+
+def _here(model: nn.Module, entries: Iterable[Measurement]) -> Measurements:
+    device = next((p.device for p in model.parameters()), "cpu")
+    return Measurements.here(entries, device)
 
 
 def _beside(layers: Iterable[TensorLayer]) -> int:
