@@ -16,7 +16,6 @@ their own.
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from comparison.cells import write
-from comparison.commit import commit
+from comparison.commit import commit, processor
 from comparison.flags import several, some
 from comparison.page import PAGE
 from convs import cells, formats, kinds, models, page, seconds, stacks
@@ -69,14 +68,6 @@ def about(threads: int) -> dict[str, Any]:
         "processor": processor(),
         "commit": commit(),
     }
-
-
-def processor() -> str:
-    """What the system calls it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def accuracy(given: argparse.Namespace) -> None:

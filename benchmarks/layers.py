@@ -25,7 +25,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch reads it when imported: no profiler chatter
 
 import torch
-from comparison.commit import commit
+from comparison.commit import commit, processor
 from comparison.page import PAGE
 from speed import page
 from speed.grid import FORMATS, KINDS, WEIGHTS, Case, cases
@@ -109,6 +109,7 @@ def surroundings(given: argparse.Namespace, setting: Setting, typed: Sequence[st
         "threads": given.threads,
         "repeats": setting.repeats,
         "least": setting.least,
+        "processor": processor(),
         "missing": missing(setting.peers),
         "bondwise": bw.__version__,
         "commit": commit(),

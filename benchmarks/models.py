@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from comparison.cells import versions, write
+from comparison.commit import processor
 from comparison.flags import some
 from comparison.page import PAGE, write_between
 from comparison.subjects import compressed_smollm2
@@ -131,15 +132,6 @@ def run(given: argparse.Namespace) -> None:
             entry |= {"processor": processor()} | versions() | report
             del entry["source"], entry["vs"]  # where they lie says nothing
             write(given.results / f"model-{name}-{KEEPS[name]:g}-{kind}.json", entry)
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return "unknown"
-    return next((s.partition(":")[2].strip() for s in lines if s.startswith("model name")), "?")
 
 
 def page(found: Sequence[Entry]) -> str:

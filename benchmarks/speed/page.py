@@ -32,20 +32,21 @@ from speed.summary import (
 
 PICTURE = "pictures/benchmarks/layers-{dtype}.svg"
 LISTED = 20
-KEPT_READY = "074b317"  # the last commit measured whose layers did that
 ABOUT = f"""Every layer of the grid has random cores and no bias, and is timed beside `nn.Linear`
 with the multiplied-out weight and beside each peer that can hold the same cores:
 
 - **{EINSUM}** 3.4: `contract_expression` of the cores and x, its path sought once for each batch;
+  in forward also with the cores as constants, so that it keeps what it makes of them alone; the
+  better counts;
 - **{TLTORCH}** 0.5.0: `FactorizedLinear`, factorized and reconstructed, of MPO, Tucker, CP and low
   rank (CP with one mode a side); its better mode counts;
 - **{TORCHTT}** 0.5.0: `LinearLayerTT` and `TT @ x`, of MPO; the better counts.
 
 They take turns in one process on the same threads, after outputs (and gradients of x) were found
-to agree; a time is the median of the turns. Ours are layers as built: the plan of fewest
-multiplications, nothing kept between calls. Cells of {KEPT_READY} and before are of layers that
-were planned by time, and in forward kept weights ready. Forward is under `no_grad`; forward +
-backward gives the gradients of x and of all parameters. Ratios are speeds: above 1 ours is
+to agree; a time is the median of the turns. Forward is that of
+layers that `bw.prepare` made ready for the batch, under `no_grad`, with the same layer as built
+beside it; forward + backward is that of layers as built, by the plan of fewest multiplications, and
+gives the gradients of x and of all parameters. Ratios are speeds: above 1 ours is
 faster. Means are geometric. The ideal time is dense's times the ratio of multiplications, ours the
 least that `bw.plan(.., goal="macs")` finds. Peak memory is what torch's allocator holds at once in
 a step of training: parameters, caches, inputs, gradients and whatever lies between."""
@@ -112,7 +113,7 @@ def _run(setting: Entry, cells: Sequence[Entry]) -> str:
     return (
         f"`{setting['command']}`: {len(cells)} cells, threads: {setting['threads']}, "
         f"{setting['repeats']} turns of at least "
-        f"{1000 * setting['least']:g} ms, torch {setting['torch']}, "
+        f"{1000 * setting['least']:g} ms, {setting['processor']}, torch {setting['torch']}, "
         f"at commit {setting['commit']}.{_earlier(setting, cells)}"
     )
 

@@ -6,7 +6,7 @@ A subject maps x (batch x in) to y (batch x out). Peers are imported where they 
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
 
@@ -18,6 +18,7 @@ import bondwise as bw
 from speed.grid import Case
 
 OURS, DENSE, EINSUM = "ours", "dense", "opt_einsum"
+BUILT, CACHED = "ours, as built", "opt_einsum, cached"
 TLTORCH, TORCHTT = "TensorLy-Torch", "torchTT"
 PEERS = (EINSUM, TLTORCH, TORCHTT)  # a subject's name begins with its peer's
 PACKAGES = {TLTORCH: ("tltorch", "tensorly-torch==0.5.0"), TORCHTT: ("torchtt", "torchTT==0.5.0")}
@@ -61,11 +62,15 @@ def makers(
     """Every subject that the case has, by name, to be built one by one: a peer may refuse."""
     train = case.kind in ("training", "memory")
     made: dict[str, Callable[[], Subject]] = {
-        OURS: lambda: ours(case.network, cores, train),
+        OURS: lambda: ours(case.network, cores, train, None if train else batch),
         DENSE: lambda: dense(case.network, cores),
     }
+    if not train:
+        made[BUILT] = lambda: replace(ours(case.network, cores, train), name=BUILT)
     if EINSUM in peers:
         made[EINSUM] = lambda: expression(case.network, cores, batch)
+        if not train:
+            made[CACHED] = lambda: expression(case.network, cores, batch, cached=True)
     if TLTORCH in peers and peer(TLTORCH) and case.family in FACTORIZED:
         for mode in MODES:
             name = f"{TLTORCH}, {mode}"
@@ -76,9 +81,11 @@ def makers(
     return made
 
 
-def ours(net: bw.Network, cores: Sequence[Tensor], train: bool) -> Subject:
-    """A layer as it is built: the plan of fewest multiplications, and nothing kept."""
+def ours(net: bw.Network, cores: Sequence[Tensor], train: bool, rows: int | None = None) -> Subject:
+    """A layer as it is built, or prepared for so many rows."""
     layer = bw.TensorLinear(net, cores).train(train)
+    if rows is not None:
+        bw.prepare(layer, rows=rows)
     return Subject(OURS, layer, list(layer.parameters()))
 
 
@@ -96,8 +103,13 @@ def multiplied_out(net: bw.Network, cores: Sequence[Tensor]) -> Tensor:
     return bw.dense(net, [core.to(wide) for core in cores])
 
 
-def expression(net: bw.Network, cores: Sequence[Tensor], batch: int) -> Subject:
-    """``opt_einsum.contract_expression`` of cores and x, its path sought once for the batch."""
+def expression(
+    net: bw.Network, cores: Sequence[Tensor], batch: int, *, cached: bool = False
+) -> Subject:
+    """``opt_einsum.contract_expression`` of cores and x, its path sought once for the batch.
+
+    Cached, the cores are its constants: what it makes of them alone is made once.
+    """
     rows, cols = ([index.name for index in side] for side in (net.rows, net.cols))
     symbols: dict[str, str] = {"": opt_einsum.get_symbol(0)}  # the batch
     for name in (name for core in net.names for name in core):
@@ -105,15 +117,21 @@ def expression(net: bw.Network, cores: Sequence[Tensor], batch: int) -> Subject:
     terms = ["".join(symbols[name] for name in core) for core in (*net.names, ("", *cols))]
     equation = f"{','.join(terms)}->{''.join(symbols[name] for name in ('', *rows))}"
     modes = tuple(index.size for index in net.cols)
-    shapes = [*net.core_shapes, (batch, *modes)]
-    found = opt_einsum.contract_expression(equation, *shapes, optimize="auto-hq")
     own = _parameters(cores)
+    whole = [core.detach() for core in own] if cached else net.core_shapes
+    found = opt_einsum.contract_expression(
+        equation,
+        *whole,
+        (batch, *modes),
+        optimize="auto-hq",
+        **({"constants": range(len(own))} if cached else {}),
+    )
 
     def run(x: Tensor) -> Tensor:
-        y = found(*own, x.reshape(-1, *modes), backend="torch")
-        return y.reshape(len(x), -1)
+        given = (x.reshape(-1, *modes),) if cached else (*own, x.reshape(-1, *modes))
+        return found(*given, backend="torch").reshape(len(x), -1)
 
-    return Subject(EINSUM, run, own)
+    return Subject(CACHED if cached else EINSUM, run, own)
 
 
 def factorized(name: str, case: Case, cores: Sequence[Tensor], mode: str) -> Subject:

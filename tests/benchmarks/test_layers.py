@@ -11,6 +11,8 @@ from speed import clock, memory, page, summary
 from speed.grid import FORMATS, KINDS, cases, random_cores
 from speed.measure import Setting, _run, measure
 from speed.subjects import (
+    BUILT,
+    CACHED,
     DENSE,
     EINSUM,
     OURS,
@@ -30,7 +32,7 @@ MARKED = "# Benchmarks\n\n<!-- layers -->\n<!-- end of layers -->\n\nafter\n"
 
 def cell(kind: str = "forward", batch: int = 256, macs: int = 50, **seconds: float) -> dict:
     named = {"kind": kind, "weight": [8, 8], "network": "low rank, 1/8", "cores": 2}
-    counts = {"batch": batch, "macs": macs, "dense_macs": 100}
+    counts = {"batch": batch, "macs": macs, "dense_macs": 100, "bonds": [2, 2]}
     return named | counts | {"seconds": seconds, "left_out": {}}
 
 
@@ -53,7 +55,7 @@ def test_a_run_without_peers_makes_results_and_a_page(
     counts = {kind: len(summary.of_kind(found["cells"], kind)) for kind in KINDS}
     assert counts == {"forward": 12, "training": 12, "overhead": 8, "memory": 12}
     for own in summary.of_kind(found["cells"], "forward"):
-        assert set(own["seconds"]) == {OURS, DENSE, EINSUM}
+        assert set(own["seconds"]) == {OURS, BUILT, DENSE, EINSUM, CACHED}
         assert own["left_out"] == {}
         assert own["dense_macs"] == own["batch"] * 24 * 16
     text = target.read_text("utf-8")
@@ -87,7 +89,7 @@ def test_all_subjects_hold_the_same_cores(kind: str, backend: None) -> None:
     absent = missing()  # `make bench-layers` installs the peers; without them the rest is compared
     for case in cases([(48, 36)], list(FORMATS), [3], [kind]):
         (found,) = measure(case, Setting(torch.float64, repeats=1, least=1e-6))
-        expected = {OURS, DENSE, EINSUM}
+        expected = {OURS, DENSE, EINSUM} | ({BUILT, CACHED} if kind == "forward" else set())
         if TLTORCH not in absent and case.family in ("mpo", "lowrank", "tucker", "cp"):
             expected |= {f"{TLTORCH}, factorized", f"{TLTORCH}, reconstructed"}
         if TORCHTT not in absent and case.family == "mpo":
@@ -100,7 +102,7 @@ def test_all_subjects_hold_the_same_cores(kind: str, backend: None) -> None:
 def test_a_peer_that_crashes_or_is_wrong_is_named_and_left_out(
     error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(net: bw.Network, cores: list[torch.Tensor], batch: int) -> object:
+    def broken(net: bw.Network, cores: list[torch.Tensor], batch: int, **_: bool) -> object:
         if error == "crash":
             raise RuntimeError("no memory\nat all")
         return expression(net, [2 * core for core in cores], batch)
@@ -109,9 +111,9 @@ def test_a_peer_that_crashes_or_is_wrong_is_named_and_left_out(
     monkeypatch.setattr("speed.subjects.expression", broken)
     (case,) = cases([(8, 6)], ["low rank, 1/3"], [2], ["forward"])
     (found,) = measure(case, Setting(repeats=1, least=1e-6, peers=(EINSUM,)))
-    assert set(found["seconds"]) == {OURS, DENSE}
+    assert set(found["seconds"]) == {OURS, BUILT, DENSE}
     said = {"crash": "RuntimeError: no memory", "wrong": "off by 3.0e+00"}[error]
-    assert found["left_out"] == {EINSUM: said}
+    assert found["left_out"] == {EINSUM: said, CACHED: said}
 
 
 def test_a_training_run_gives_the_gradients_of_x_and_of_every_core() -> None:
@@ -179,9 +181,8 @@ def test_figures_are_ratios_of_the_cells_that_have_them() -> None:
     )
     assert (dense.value, dense.met, len(dense.missed)) == (0.5, False, 1)
     assert (peers.value, peers.met) == (2.0, True)  # opt_einsum, not TensorLy-Torch's 8
-    mean = found["forward, against the best peer, mean"]
+    mean = found["forward, against the best peer, mean, networks of two and more bonds"]
     assert mean.value == pytest.approx((2 * 2 * 3) ** (1 / 3))
-    assert found[f"forward, against {TLTORCH}'s best mode, mean"].value == pytest.approx(8.0)
     ideal = found["share of the ideal, two cores, worst cell"]
     assert [value for value, _ in ideal.values] == [0.25, 2.0]  # not at batch 16
     most = found["peak memory of training over dense's, worst cell"]
@@ -194,12 +195,17 @@ def test_the_page_lists_what_is_slower_and_who_is_left_out() -> None:
     lost = cell(ours=2.0, dense=1.0, opt_einsum=2.1)
     lost["left_out"] = {f"{TORCHTT}, layer": "RuntimeError: why"}
     setting = {"dtype": "float32", "threads": 1, "repeats": 3, "least": 0.02, "missing": []}
-    setting |= {"command": "benchmarks/layers.py", "torch": "2", "commit": "c"}
+    setting |= {
+        "command": "benchmarks/layers.py",
+        "torch": "2",
+        "commit": "c",
+        "processor": "P (AVX2)",
+    }
     text = page.sections([{"setting": setting, "cells": [lost]}])
     assert "- 0.50 of dense: forward, low rank, 1/8, 8 x 8, batch 256" in text
     assert "- torchTT, layer, RuntimeError: 1 cells" in text
     assert "| low rank, 1/8 | 0.50, 1.05 |" in text
-    assert f"Cells of {page.KEPT_READY} and before are of layers" in text
+    assert "P (AVX2), torch 2" in text
     assert "| 0.50 (not met), low rank, 1/8, 8 x 8, batch 256 | 1 of 1 |" in text
     assert page.sections([]) == ""
 

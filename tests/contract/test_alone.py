@@ -32,7 +32,7 @@ def alone(script: str, *processes: tuple[object, ...]) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("most", MOST)
-@pytest.mark.parametrize("way", ["compiled", "exported"])
+@pytest.mark.parametrize("way", ["compiled", "exported", "prepared"])
 def test_one_graph_for_every_batch(way, most):
     alone("graphs.py", (way, most))
 

@@ -7,10 +7,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from bondwise.choices import FILE, MODEL, On, Patterns, Switch
-from bondwise.cli.verb import Code, Folder, Plain
+from bondwise.cli.verb import Code, Folder, Plain, Threads
 from bondwise.progress import Bars
 
-Threads = Annotated[int | None, arg(help_behavior_hint="(default: as many as torch takes)")]
 ALL = arg(metavar="PATTERN", help_behavior_hint="(may be repeated; default: all)")
 
 

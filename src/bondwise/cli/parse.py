@@ -15,7 +15,7 @@ from tyro import _errors as told  # what tyro offers to those who word errors of
 
 from bondwise.choices import kinds
 from bondwise.cli.measure import Bench, Eval, Read
-from bondwise.cli.produce import Compress, Demo, Heal, Merge, Plan
+from bondwise.cli.produce import Compress, Demo, Export, Heal, Merge, Plan
 from bondwise.cli.verb import Verb
 from bondwise.errors import (
     BondwiseError,
@@ -27,7 +27,8 @@ from bondwise.errors import (
 )
 
 VERBS: dict[str, type[Verb]] = {
-    verb.__name__.lower(): verb for verb in (Demo, Plan, Compress, Heal, Read, Merge, Eval, Bench)
+    verb.__name__.lower(): verb
+    for verb in (Demo, Plan, Compress, Heal, Read, Merge, Eval, Bench, Export)
 }
 HELP = """usage: bondwise VERB [FLAGS]
 

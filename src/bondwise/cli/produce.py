@@ -1,4 +1,4 @@
-"""The verbs that write a model, or say what they would: demo, plan, compress, heal, merge."""
+"""The verbs that write a model, or say what they would: demo, plan, compress, heal, merge, .."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from bondwise.choices import FILE, MODEL, TIME, Switch
 from bondwise.cli.show import print_json, teller
-from bondwise.cli.verb import Code, Folder, Plain, Usual, Verb
+from bondwise.cli.verb import Code, Folder, Plain, Threads, Usual, Verb
 from bondwise.compress.recipe import Cut, Recipe, chosen
 from bondwise.errors import BudgetError
 from bondwise.heal.folders import cut_folder, state_folder
@@ -234,3 +234,43 @@ class Merge(Plain):
             numbers = sum(parameter.numel() for parameter in dense.parameters())
             told = {"source": self.folder, "out": str(self.out), "seed": self.shared.seed}
             print_json(told | {"parameters": numbers, "notes": notes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Plain):
+    """A model as one ONNX file, tried and timed in onnxruntime.
+
+    Encoders take any number of texts of any length, decoders write no cache. A model that reads no
+    text takes what its samples are, any number of them. Nothing is written unless onnxruntime gives
+    the same numbers as torch.
+    """
+
+    folder: Folder  # A folder that compress wrote, or any other MODEL.
+    onnx: Annotated[Path, arg(metavar="FILE.onnx")]  # File to write.
+    vs: Annotated[str | None, MODEL] = None  # The dense model to compare with.
+    # Samples (.pt, .safetensors, .npy) for a model that reads no text.
+    data: Annotated[str | None, FILE] = None
+    code: Code = None
+    length: int = 128  # Tokens of a text that is timed.
+    repeats: int = 5  # Timed runs of each, after one that is not.
+    threads: Threads = None  # Threads of the processor.
+    force: Switch = False  # Replace the file.
+
+    def run(self) -> None:
+        """Write it, try it, measure."""
+        from bondwise.bench.exported import Asked, export_beside
+        from bondwise.bench.verb import check_numbers
+        from bondwise.compress.compress import threads
+
+        kind, shared = self.shared.checked(), self.shared
+        if shared.device != "cpu":
+            raise BudgetError(f"device={shared.device!r} came; write cpu: files are tried there.")
+        check_numbers(threads=1 if self.threads is None else self.threads)
+        asked = Asked(
+            self.folder, self.vs, self.data, self.code, self.length, self.repeats, shared.seed, kind
+        )
+        with Bars(shared.quiet) as bars, threads(self.threads or 0):
+            report = export_beside(asked, self.onnx, self.force, bars)
+        self.show(report, "export")
+        beside = f", its numbers in {report['data_file']}" if report["data_file"] else ""
+        self.say(f"Wrote {self.onnx}{beside}.")

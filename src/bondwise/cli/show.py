@@ -17,6 +17,7 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
         print_json(report)
         return
     from bondwise.report import lists, speeds, table
+    from bondwise.report.exported import exported
     from bondwise.report.pitch.shares import heard
 
     shown = {
@@ -28,6 +29,7 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
         "reading": lambda: lists.bonds(report),
         "evaluation": lambda: table.evaluation(report),
         "benchmark": lambda: speeds.benchmark(report),
+        "export": lambda: exported(report),
     }
     for view in views:
         if view != "samples" or report.get("samples"):

@@ -24,6 +24,8 @@ Code = Annotated[
     ),
 ]
 
+Threads = Annotated[int | None, arg(help_behavior_hint="(default: as many as torch takes)")]
+
 
 @dataclass(frozen=True)
 class Talk:

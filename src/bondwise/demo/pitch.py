@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bondwise.demo.tones import FRAME, RATE, Tones
+from bondwise.train.allocator import kept
 
 WIDTH = 20.0  # cents between two bins
 FIRST = 1997.3794084376191  # cents of the first bin, above 10 Hz
@@ -129,15 +130,21 @@ class Pace:
 
 @torch.no_grad()
 def pace(models: Sequence[nn.Module], rounds: int = 5, batch: int = BATCH) -> Pace:
-    """The median of calls that take turns, so that what else the machine does meets all alike."""
+    """The median of calls that take turns, so that what else the machine does meets all alike.
+
+    What is freed stays with the process: a model just healed finds it so, one that was loaded would
+    wait for the system to clear the pages of each large output, a third of a second for a second of
+    sound.
+    """
     frames = torch.randn(batch, FRAME, generator=torch.Generator().manual_seed(0))
     taken: list[list[float]] = [[] for _ in models]
-    for turn in range(rounds + 1):
-        for model, times in zip(models, taken, strict=True):
-            shown, start = frames.to(place(model)), time.perf_counter()
-            model(shown).cpu()  # waits for what another device does
-            if turn:  # the first call finds its memory
-                times.append(time.perf_counter() - start)
+    with kept():
+        for turn in range(rounds + 1):
+            for model, times in zip(models, taken, strict=True):
+                shown, start = frames.to(place(model)), time.perf_counter()
+                model(shown).cpu()  # waits for what another device does
+                if turn:  # the first call finds its memory
+                    times.append(time.perf_counter() - start)
     each = RATE / HOP / batch
     return Pace([median(times) * each for times in taken], batch, torch.get_num_threads())
 

@@ -1,6 +1,6 @@
 """Convolutions whose weight is a sum of terms: a network runs as a stack of smaller ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
@@ -8,13 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bondwise.compute.kernels.convolve import SIZE, convolution_macs, kernel_modes
+from bondwise.compute.kernels.convolve import SIZE, convolution_macs
 from bondwise.compute.kernels.geometry import Geometry, Sizes, batched
+from bondwise.compute.kernels.lay import as_last, lies_last
+from bondwise.compute.kernels.stacks import kernel_modes
+from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError, as_whole
 from bondwise.fit.kernels.groups import GroupMetric, fit_groups
 from bondwise.layers import networks
 from bondwise.layers.hosts.registry import numbers_of
+from bondwise.layers.kernel_ways import conv_ways
 from bondwise.layers.kernels import convolved, kernel_plan, of_kernel
 from bondwise.layers.linear import bias_of
 from bondwise.layers.module import TensorLayer
@@ -24,6 +28,7 @@ from bondwise.network.network import Network
 from bondwise.network.ranks import capped
 from bondwise.topology.tucker2 import tucker2
 
+BUSY = 2**31  # multiplications of a dense layer, as long as which it is measured
 _NAMED = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "output_padding")
 
 
@@ -208,7 +213,7 @@ class TensorConv(TensorLayer):
 
     def _changed(self) -> None:
         super()._changed()
-        self._plans = tuple(kernel_plan(p.kind, self.geometry, self._size) for p in self.parts)
+        self.plans = tuple(kernel_plan(p.kind, self.geometry, self._size) for p in self.parts)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """``W * x + b``; of a transposed one ``output_size`` is the size that is wanted.
@@ -216,12 +221,16 @@ class TensorConv(TensorLayer):
         Raises:
             ShapeError: an input of another shape, or an output size that cannot be had.
         """
-        x, alone = batched(x, self.axes, self.in_channels)
+        x, alone = self.batched(x)
         geometry = self.geometry
         if output_size is not None:
             geometry = geometry.towards(tuple(x.shape[2:]), tuple(output_size)[-self.axes :])
         if not torch.compiler.is_compiling():  # torch says it too, in a graph
             geometry.check(x.shape[2:])
+        if self.served is not None and geometry is self.geometry and len(x):
+            y = self.served(x, *self.call(x))
+            if y is not None:
+                return y[0] if alone else y
         y = self._convolved(0, x, geometry, self.bias)
         for k in range(1, len(self.parts)):
             y = y + self._convolved(k, x, geometry).to(y.dtype)
@@ -230,18 +239,60 @@ class TensorConv(TensorLayer):
     def _convolved(
         self, k: int, x: Tensor, geometry: Geometry, bias: Tensor | None = None
     ) -> Tensor:
-        part, plan = self.parts[k], self._plans[k]
+        part, plan = self.parts[k], self.plans[k]
         if plan is not None and geometry is not self.geometry:
             plan = replace(plan, geometry=geometry)
         numbers, places = self._numbers(part), self._at(k, x.device)
         return convolved(part.kind, numbers, places, plan, geometry, x, bias)
+
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        """An input with its batch, and whether that is new.
+
+        Raises:
+            ShapeError: an input of another shape.
+        """
+        return batched(x, self.axes, self.in_channels)
+
+    def call(self, x: Tensor) -> tuple[Hashable, int]:
+        """The size of an input and whether its channels are last; and how many samples it has."""
+        return (tuple(x.shape[2:]), lies_last(x)), x.shape[0]
+
+    def samples(self, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of the sizes that it has met, as they lay; and with the channels last.
+
+        Of more samples than keep a processor busy for a while there are so many.
+        """
+        del rows
+        own, found = self.like, list[Tensor]()
+        for x in (self.batched(x)[0] for x in met if x.numel()):
+            channels, size = (self.out_channels, self.in_channels), tuple(x.shape[2:])
+            most = max(1, BUSY // convolution_macs(self.geometry, *channels, size))
+            like = torch.empty_like(x[:most], device=own.device, dtype=own.dtype)
+            for each in (like, as_last(like))[: self.axes]:  # of one axis torch knows no such order
+                if all(n.shape != each.shape or n.stride() != each.stride() for n in found):
+                    found.append(torch.randn_like(each))
+        return found
+
+    def ways(self, x: Tensor) -> Iterator[Way]:
+        """How it can run for such an input; the first is as built."""
+        return conv_ways(self, x)
+
+    def whole(self) -> Tensor:
+        """The sum of all terms, shaped as torch has it."""
+        return self._weight(self.dense().detach())
+
+    def dense_macs(self, rows: int) -> int:
+        """Multiplications of the dense convolution for so many samples of its `size`."""
+        sizes = self.size or (SIZE,) * self.axes
+        channels = self.out_channels, self.in_channels
+        return rows * convolution_macs(self.geometry, *channels, sizes)
 
     def macs(self, rows: int) -> int:
         """Multiplications for so many samples of input of its `size`, of all terms."""
         out, inp = self.out_channels, self.in_channels
         sizes = self.size or (SIZE,) * self.axes
         dense = convolution_macs(self.geometry, out, inp, sizes)
-        return rows * sum(dense if plan is None else plan.macs for plan in self._plans)
+        return rows * sum(dense if plan is None else plan.macs for plan in self.plans)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

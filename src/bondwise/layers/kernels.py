@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bondwise.compute.kernels.convolve import ConvPlan, conv_plan
+from bondwise.compute.kernels.convolve import ConvPlan
 from bondwise.compute.kernels.geometry import Geometry, Sizes
+from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.compute.plan import Plan
 from bondwise.compute.run import blocks
 from bondwise.layers.entries import Dense

@@ -124,7 +124,7 @@ class TensorLinear(TensorLayer):
         """Inputs that it is prepared for: of so many rows, and of as many as it has met."""
         own, width = self.like, self.in_features
         counts = sorted({*rows, *(x.numel() // width for x in met if x.numel())})
-        return [torch.randn(n, width, device=own.device, dtype=own.dtype) for n in counts]
+        return [torch.randn(n, width, device=own.device).to(own.dtype) for n in counts]
 
     def ways(self, x: Tensor) -> Iterator[Way]:
         """How it can run for such an input; the first is as built."""

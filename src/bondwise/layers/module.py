@@ -172,7 +172,7 @@ class TensorLayer(nn.Module):
         """How it can run for such an input; the first is as built."""
         raise NotImplementedError
 
-    def train(self, mode: bool = True) -> "TensorLayer":
+    def train(self, mode: bool = True) -> Any:
         """As for any module; what was prepared goes with the first step towards training."""
         if mode:
             self.served = None

@@ -85,6 +85,12 @@ class Program(nn.Module):
         sizes = {each["shape"][0] for each in given if each["shape"]}
         return sizes.pop() if len(sizes) == 1 else None
 
+    @property
+    def sizes(self) -> dict[str, tuple[int | None, ...]]:
+        """Those of each input by name; None where any will do."""
+        both = zip(self._wanted(), self.traced["inputs"], strict=False)
+        return {name: tuple(own["shape"]) for name, own in both if not own["fixed"]}
+
     def example(self, count: int, seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the sizes that it was exported for, by name; free sizes are ``count``.
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bondwise.choose import cost
 from bondwise.choose.cost import Cost
-from bondwise.compute.kernels.convolve import conv_plan, convolution_macs
+from bondwise.compute.kernels.convolve import convolution_macs
 from bondwise.compute.kernels.geometry import Geometry, Sizes
+from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.fit.kernels.groups import each_group
 from bondwise.fit.kernels.parallel import between, cp_errors
 from bondwise.fit.kernels.tucker2 import Basis, tucker2_cut, tucker2_errors

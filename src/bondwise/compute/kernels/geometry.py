@@ -11,6 +11,8 @@ from torch import Tensor
 from bondwise.errors import ShapeError
 
 Sizes = tuple[int, ...]
+_FORWARD = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,32 @@ class Geometry:
                  for side in (self.padding[a] if a in chosen else (0, 0))]  # fmt: skip
         return F.pad(x, sides, mode="constant" if self.mode == "zeros" else self.mode)
 
+    def along(self, axes: Sizes, groups: int) -> "Geometry":
+        """The same along some axes, between other groups; along the others the kernel has one tap.
+
+        >>> own = Geometry((3, 5), (2, 2), ((1, 1), (2, 2)), (1, 1)).along((1,), 4)
+        >>> own.kernel, own.stride, own.padding, own.groups
+        ((1, 5), (1, 2), ((0, 0), (2, 2)), 4)
+        """
+
+        def each(own: Sequence[Any], other: Any) -> tuple[Any, ...]:
+            return tuple(n if a in axes else other for a, n in enumerate(own))
+
+        return replace(
+            self,
+            kernel=each(self.kernel, 1),
+            stride=each(self.stride, 1),
+            padding=each(self.padding, (0, 0)),
+            dilation=each(self.dilation, 1),
+            groups=groups,
+            output_padding=each(self.output_padding, 0),
+        )
+
+    @property
+    def even(self) -> bool:
+        """Whether torch's own padding does: zeros, as many before as behind."""
+        return self.mode == "zeros" and all(before == after for before, after in self.padding)
+
     def convolve(
         self,
         x: Tensor,
@@ -168,7 +196,7 @@ class Geometry:
             x = self.pad(x, chosen)
         padding = [self.padding[a][0] if a in chosen and even else 0 for a in range(self.axes)]
         if self.transposed:
-            run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.axes - 1]
+            run = _TRANSPOSED[self.axes - 1]
             more = [self.output_padding[a] if a in chosen else 0 for a in range(self.axes)]
             return run(x, weight, bias, stride, padding, more, groups, dilation)
         flat = self.axes == 2 and x.shape[3] == weight.shape[3] == 1
@@ -176,8 +204,18 @@ class Geometry:
             # kernels work along the last axis: (1, k) takes half the time of (k, 1)
             step, before, apart = stride[::-1], padding[::-1], dilation[::-1]
             return F.conv2d(x.mT, weight.mT, bias, step, before, apart, groups).mT
-        run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
-        return run(x, weight, bias, stride, padding, dilation, groups)
+        return _FORWARD[self.axes - 1](x, weight, bias, stride, padding, dilation, groups)
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A convolution along all axes, as torch does it."""
+        even = self.even
+        x = x if even else self.pad(x)
+        padding = tuple(before if even else 0 for before, _ in self.padding)
+        if not self.transposed:
+            run = _FORWARD[self.axes - 1]
+            return run(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        run, more = _TRANSPOSED[self.axes - 1], self.output_padding
+        return run(x, weight, bias, self.stride, padding, more, self.groups, self.dilation)
 
     def weight(self, matrix: Tensor) -> Tensor:
         """The weight as torch has it, of the matrix: (groups * out, in * taps)."""
@@ -192,6 +230,23 @@ class Geometry:
         if self.transposed:
             rows = rows.transpose(1, 2)
         return rows.reshape(rows.shape[0] * rows.shape[1], -1)
+
+
+def turned(x: Tensor) -> Tensor:
+    """A view (n, c, h, w) as (n, c, w, h), one of these two being 1, that lies as torch has it.
+
+    Of channels that are last they are so again, also in the strides of axes of size 1, which tell
+    torch what to write.
+
+    >>> import torch
+    >>> x = torch.zeros(2, 3, 5, 1).to(memory_format=torch.channels_last)
+    >>> turned(x).stride()
+    (15, 1, 15, 3)
+    """
+    count, channels, height, width = x.shape
+    if x.is_contiguous():
+        return x.view(count, channels, width, height)
+    return x.permute(0, 2, 3, 1).reshape(count, width, height, channels).permute(0, 3, 1, 2)
 
 
 def batched(x: Tensor, axes: int, channels: int) -> tuple[Tensor, bool]:

@@ -43,8 +43,11 @@ def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met
     if given is None:
         return Met()
     watch = _Watch(layers)
+    served = {path: layer.served for path, layer in layers.items()}
     try:
-        _run(model, given, watch)
+        for layer in layers.values():
+            layer.served = None  # it may give outputs that lie otherwise than those as built
+        run(model, given, watch)
     except Exception as error:  # whatever a model of the user's raises
         if example is None:
             return Met()
@@ -53,22 +56,25 @@ def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met
             f"The model does not run on the example ({said[:200]}); give one input as the model "
             "takes it: a tensor, a tuple of arguments or a dict of named ones."
         ) from error
+    finally:
+        for path, layer in layers.items():
+            layer.served = served[path]
     return Met({} if example is None else watch.inputs, watch.joined())
 
 
-def _run(model: nn.Module, given: Any, watch: "_Watch") -> None:
+def run(model: nn.Module, given: Any, watch: "_Watch | None" = None) -> Any:
+    """The output of a model for an example, as if it were evaluated."""
     trains = [module for module in model.modules() if module.training]
-    hooks = watch.hooks()
+    hooks = watch.hooks() if watch else []
     try:
         for module in trains:
             module.training = False  # not by eval(), which layers heed
         with torch.no_grad():
             if isinstance(given, Mapping):
-                model(**cast("Mapping[str, Any]", given))
-            elif isinstance(given, tuple | list):
-                model(*cast("Sequence[Any]", given))
-            else:
-                model(given)
+                return model(**cast("Mapping[str, Any]", given))
+            if isinstance(given, tuple | list):
+                return model(*cast("Sequence[Any]", given))
+            return model(given)
     finally:
         for hook in hooks:
             hook.remove()
@@ -100,8 +106,9 @@ class _Watch:
 
     def _note(self, path: str, layer: nn.Module, x: Tensor) -> None:
         found = self.inputs.setdefault(path, [])
-        if not any(own.shape == x.shape and own.dtype == x.dtype for own in found):
-            found.append(torch.empty(x.shape, dtype=x.dtype, device="meta"))
+        like = torch.empty_like(x, device="meta", requires_grad=False)
+        if all((o.shape, o.dtype, o.stride()) != (x.shape, x.dtype, like.stride()) for o in found):
+            found.append(like)
         if not isinstance(layer, TensorLinear):
             return
         same = self.last is not None and self.last[0] is x and self.last[1] == x._version

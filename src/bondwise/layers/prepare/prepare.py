@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,6 +16,7 @@ from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
 from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.prepare.formats import met_last, met_so, settle
 from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.measurement import Measurement, measured
 from bondwise.layers.prepare.measurements import Measurements
@@ -47,10 +49,10 @@ class Subject:
 
 
 def prepare(
-    model: nn.Module,
+    model: Any,
     example: Any = None,
-    rows: Sequence[int] = (1, 256),
-    room: int | None = None,
+    rows: Any = (1, 256),
+    room: Any = None,
     *,
     file: Any = None,
     progress: Progress | None = None,
@@ -69,8 +71,8 @@ def prepare(
         model: any, with layers of bondwise; it is changed in place.
         example: an input of the model (a tensor, a tuple of arguments or a dict of named ones):
             convolutions take their sizes from it. None: what a Hugging Face model says it takes.
-        rows: for how many rows at a time linear layers and embeddings are prepared: tokens that are
-            written one by one, and read at once.
+        rows: for how many rows at a time linear layers and embeddings are prepared, whole numbers:
+            tokens that are written one by one, and read at once.
         room: bytes beside the parameters, for all layers together; None: each may take what its
             dense weight takes. 0: nothing is kept, and only what needs no memory is chosen.
         file: where the measurements are written, for ``unit="seconds"``; they join what is there.
@@ -94,13 +96,15 @@ def prepare(
     counts, room = _checked(model, rows, room)
     if file is not None:
         _here(model, ()).room(file)  # before what takes time
-    unprepare(model)
     layers = {path: own for path, own in model.named_modules() if isinstance(own, TensorLayer)}
     met = meet(model, layers, example)
+    unprepare(model)
     subjects, skipped = _subjects(layers, met.inputs, counts)
     _measure(subjects, progress or (lambda *_: None))
-    kept = _choose(subjects, room)
-    choices = [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
+    skipped |= _without_kernels(subjects)
+    subjects = [own for own in subjects if own.contests]
+    offers = [partial(_serve, own, room) for own in _formats(subjects, met.inputs)]
+    choices = settle(model, example, layers, offers)
     if file is not None:
         _here(model, measured(layers, choices)).write(file)
     left = None if room is None else room - _beside(layers.values())
@@ -111,7 +115,7 @@ def prepare(
     return Prepared(tuple(choices), skipped, time.perf_counter() - start, _beside(layers.values()))
 
 
-def unprepare(model: nn.Module) -> int:
+def unprepare(model: Any) -> int:
     """Let all layers of a model run as built again, and give back what `prepare` kept.
 
     Returns:
@@ -149,7 +153,7 @@ def _check_model(model: object) -> None:
 
 def _checked(model: object, rows: Any, room: Any) -> tuple[list[int], int | None]:
     _check_model(model)
-    given = [as_whole(n) for n in (rows if isinstance(rows, Sequence) else (rows,))]
+    given = [as_whole(n) for n in (rows if isinstance(rows, list | tuple | range) else (rows,))]
     counts = sorted({n for n in given if n is not None and n > 0})
     if not counts or len(counts) < len(set(given)):
         raise BudgetError(
@@ -176,13 +180,13 @@ def _subjects(
         if not inputs:
             skipped[path] = "give an example"
             continue
-        inputs = [shared.setdefault((x.shape, x.dtype, x.device), x) for x in inputs]
+        inputs = [shared.setdefault((x.shape, x.stride(), x.dtype, x.device), x) for x in inputs]
         key = (
             type(layer),
             str(layer.spec()),
             layer.like.dtype,
             layer.like.device,
-            tuple(tuple(x.shape) for x in inputs),
+            tuple((tuple(x.shape), x.stride()) for x in inputs),
         )
         if key in found:
             found[key].layers[path] = layer
@@ -191,6 +195,22 @@ def _subjects(
         contests = {layer.call(x): _contest(layer, x, own) for x in inputs}
         found[key] = Subject({path: layer}, contests)
     return list(found.values()), skipped
+
+
+def _formats(subjects: Sequence[Subject], met: Mapping[str, list[Tensor]]) -> list[list[Subject]]:
+    """The contests of inputs that lie as they came, and of those whose channels are last."""
+    inputs = [[x for path in s.layers for x in met.get(path, [])] for s in subjects]
+    pairs = [*zip(subjects, inputs, strict=True)]
+    came = [Subject(s.layers, met_so(s.first, s.contests, own)) for s, own in pairs]
+    last = [Subject(s.layers, met_last(s.first, s.contests)) for s in subjects]
+    same = all(a.contests.keys() == b.contests.keys() for a, b in zip(came, last, strict=True))
+    return [came] if same else [came, last]
+
+
+def _serve(subjects: Sequence[Subject], room: int | None) -> list[Choice]:
+    """Choose for all layers, and lay out what was chosen."""
+    kept = _choose(subjects, room)
+    return [c for s, bundle in zip(subjects, kept, strict=True) for c in _install(s, bundle)]
 
 
 def _contest(layer: Any, x: Tensor, parameters: Sequence[Tensor]) -> Contest:
@@ -213,6 +233,19 @@ def _measure(subjects: Sequence[Subject], progress: Progress) -> None:
             progress("measure", done, len(subjects))
 
 
+def _without_kernels(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Layers that did not run here for a call, which is left out; those without any, by path."""
+    for own in subjects:
+        for call in [call for call, contest in own.contests.items() if not contest.entrants]:
+            del own.contests[call]
+    return {
+        path: f"no kernel for {str(layer.like.dtype).removeprefix('torch.')}"
+        for own in subjects
+        if not own.contests
+        for path, layer in own.layers.items()
+    }
+
+
 def _dense_bytes(layer: TensorLayer) -> int:
     return prod(layer.shape) * layer.like.element_size()
 
@@ -232,12 +265,13 @@ def _install(subject: Subject, bundle: Bundle) -> list[Choice]:
     choices = list[Choice]()
     for path, layer in subject.layers.items():
         chosen: dict[Hashable, dict[int, Ready]] = {}
-        made: dict[str, Ready] = {}
+        made: dict[Hashable, Ready] = {}
         for (kind, rows), entrant in bundle.ways.items():
             contest = subject.contests[kind, rows]
-            if entrant.way.name not in made:
-                made[entrant.way.name] = _again(layer, contest, entrant.way.name)
-            chosen.setdefault(kind, {})[rows] = made[entrant.way.name]
+            name = kind, entrant.way.name
+            if name not in made:
+                made[name] = _again(layer, contest, entrant.way.name)
+            chosen.setdefault(kind, {})[rows] = made[name]
             choices.append(_choice(path, layer, contest, rows, entrant))
         kind = None if isinstance(layer, TensorEmbedding) else layer.like.dtype
         layer.served = Served(layer, chosen, kind)

@@ -36,8 +36,8 @@ def bundles(contests: Mapping[Call, Contest], whole: Mapping[int, float]) -> lis
     options = [_options(own) for own in contests.values()]
     found = list[Bundle]()
     for some in product(*options):
-        sizes = {e.way.name: e.bytes for e in some}
         ways = dict(zip(contests, some, strict=True))
+        sizes = {(kind, e.way.name): e.bytes for (kind, _), e in ways.items()}
         score = sum(e.took / whole[rows] for (_, rows), e in ways.items())
         found.append(Bundle(ways, sum(sizes.values()), score))
     best = list[Bundle]()
