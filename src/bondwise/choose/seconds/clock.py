@@ -20,13 +20,7 @@ from bondwise.choose.seconds.interpolate import (
     multiplications,
 )
 from bondwise.choose.seconds.place import Place, movement
-<<<<<<< HEAD
 from bondwise.errors import BudgetError, DataError
-=======
-from bondwise.compute.kernels.stacks import conv_plan
-from bondwise.compute.plan import plan
-from bondwise.errors import BondwiseError, BudgetError, DataError
->>>>>>> c7d5704bbc019cb1e79c878fe90705f7144cf9b5
 from bondwise.layers.hosts.convolution import geometry_of
 from bondwise.layers.prepare.measurement import Key, Measurement
 from bondwise.layers.prepare.measurements import Measurements

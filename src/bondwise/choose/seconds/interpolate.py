@@ -11,7 +11,7 @@ from statistics import mean
 
 from bondwise.choose.candidates import Terms
 from bondwise.choose.kinds.kernels import Moves
-from bondwise.compute.kernels.convolve import conv_plan
+from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.compute.plan import plan
 from bondwise.errors import BondwiseError, DataError
 from bondwise.layers.prepare.measurement import Measurement
