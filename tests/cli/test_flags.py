@@ -26,6 +26,7 @@ FLAGS = {
     "eval": {"data", "vs", "code", "windows", "length"},
     "bench": {"vs", "data", "code", "prompt", "tokens", "repeats", "threads"}
     | {"prepare", "measurements"},
+    "export": {"onnx", "vs", "data", "code", "length", "repeats", "threads", "force"},
 }
 
 

@@ -37,17 +37,30 @@ def lookup(
         IndexError: an id is below 0 or not below the number of rows.
         ShapeError: the cores are not the network's.
     """
-    plan = _planned(net)
+    plan = planned(net)
     check_shapes(net, plan.core_shapes, cores)
-    out, inp = plan.shape
+    return looked(plan, tables(plan, cores), ids)
+
+
+def looked(plan: "Lookup", held: Sequence[Tensor], ids: Tensor) -> Tensor:
+    """Rows from what `tables` gave.
+
+    Raises:
+        IndexError: an id is below 0 or not below the number of rows.
+    """
     try:
-        operands = _operands(plan, cores, ids.reshape(-1))
+        operands = _operands(plan, held, ids.reshape(-1))
     except IndexError:
-        raise IndexError(
-            f"ids from {int(ids.min())} to {int(ids.max())} came; write ids from 0 to {out - 1}, "
-            f"the weight has {out} rows."
-        ) from None
-    return contract(plan.program, operands).reshape(*ids.shape, inp)
+        raise beyond(ids, plan.shape[0]) from None
+    return contract(plan.program, operands).reshape(*ids.shape, plan.shape[1])
+
+
+def beyond(ids: Tensor, rows: int) -> IndexError:
+    """What to say of ids that are no rows."""
+    return IndexError(
+        f"ids from {int(ids.min())} to {int(ids.max())} came; write ids from 0 to {rows - 1}, "
+        f"the weight has {rows} rows."
+    )
 
 
 class _Digit(NamedTuple):
@@ -67,7 +80,7 @@ class _Slice(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Lookup:
+class Lookup:
     """What is known before the first id comes: plain data."""
 
     program: Program
@@ -78,12 +91,13 @@ class _Lookup:
 
 
 @torch.compiler.assume_constant_result  # torch.compile must not trace the search
-def _planned(net: Network) -> _Lookup:
+def planned(net: Network) -> "Lookup":
+    """What is known of a network before the first id comes."""
     return _made(net)
 
 
 @cache
-def _made(net: Network) -> _Lookup:
+def _made(net: Network) -> Lookup:
     rows = {index.name for index in net.rows}
     diagonal = [index.name for index in net.rows if index in net.cols]
     inputs = [
@@ -98,7 +112,7 @@ def _made(net: Network) -> _Lookup:
         index.name: _Digit(prod(later.size for later in net.rows[k + 1 :]), index.size, k > 0)
         for k, index in enumerate(net.rows)
     }
-    return _Lookup(
+    return Lookup(
         found,
         net.shape,
         net.core_shapes,
@@ -121,25 +135,34 @@ def _slice(
     )
 
 
-def _operands(plan: _Lookup, cores: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
-    """Each core at the rows asked for, and one-hot values of the indices open on both sides."""
-    operands = [
-        core if cut is None else _cut(core, cut, ids)
+def tables(plan: Lookup, cores: Sequence[Tensor]) -> list[Tensor]:
+    """Each core with its row modes as one axis, the first; one without row modes as it is."""
+    return [
+        core if cut is None else core.permute(cut.order).reshape(cut.shape)
         for core, cut in zip(cores, plan.slices, strict=True)
+    ]
+
+
+def _operands(plan: Lookup, held: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
+    """Each table at the rows asked for, and one-hot values of the indices open on both sides."""
+    like = held[0]
+    operands = [
+        own if cut is None else own.index_select(0, _at(cut, ids))
+        for own, cut in zip(held, plan.slices, strict=True)
     ]
     for digit in plan.diagonal:
         values = torch.arange(digit.size, device=ids.device)
-        operands.append((_value(digit, ids)[:, None] == values).to(cores[0].dtype))
+        operands.append((_value(digit, ids)[:, None] == values).to(like.dtype))
     if all(cut is None for cut in plan.slices):  # no row modes: the only row is 0
-        operands.append(cores[0].new_ones(1).index_select(0, ids))
+        operands.append(like.new_ones(1).index_select(0, ids))
     return operands
 
 
-def _cut(core: Tensor, cut: _Slice, ids: Tensor) -> Tensor:
+def _at(cut: _Slice, ids: Tensor) -> Tensor:
     at = _value(cut.digits[0], ids)
     for digit in cut.digits[1:]:
         at = at * digit.size + _value(digit, ids)
-    return core.permute(cut.order).reshape(cut.shape).index_select(0, at)
+    return at
 
 
 def _value(digit: _Digit, ids: Tensor) -> Tensor:

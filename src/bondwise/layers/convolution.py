@@ -28,7 +28,7 @@ from bondwise.network.network import Network
 from bondwise.network.ranks import capped
 from bondwise.topology.tucker2 import tucker2
 
-BUSY = 2**31  # multiplications of a dense layer, as long as which it is measured
+BUSY = 2**30  # multiplications of a dense layer, as long as which it is measured
 _NAMED = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "output_padding")
 
 

@@ -1,15 +1,17 @@
 """The embedding: rows of a sum of terms."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError
 from bondwise.layers import networks
 from bondwise.layers.module import TensorLayer
+from bondwise.layers.row_ways import row_ways
 from bondwise.layers.terms import Spec, Term
 from bondwise.network.network import Network
 
@@ -96,7 +98,28 @@ class TensorEmbedding(TensorLayer):
         padding = torch.zeros_like(rows) if self.zero_padding else rows.detach()
         return torch.where((ids == self.padding_idx).unsqueeze(-1), padding, rows)
 
+    def samples(self, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
+        """Ids that it is prepared for: so many, and as many as it has met."""
+        counts = sorted({*rows, *(ids.numel() for ids in met if ids.numel())})
+        return [torch.randint(self.num_embeddings, (n,), device=self.like.device) for n in counts]
+
+    def call(self, x: Tensor) -> tuple[Hashable, int]:
+        """One kind, and how many ids there are."""
+        return None, x.numel()
+
+    def ways(self, x: Tensor) -> Iterator[Way]:  # noqa: ARG002
+        """How it can run; the first is as built."""
+        return row_ways(self)
+
+    def dense_macs(self, rows: int) -> int:  # noqa: ARG002
+        """None: rows are copied."""
+        return 0
+
     def _rows(self, ids: Tensor) -> Tensor:
+        if self.served is not None:
+            rows = self.served(ids, *self.call(ids))
+            if rows is not None:
+                return rows
         parts, device = self.parts, ids.device
         found = (
             part.kind.rows(self._numbers(part), self._at(k, device), ids)

@@ -1,4 +1,4 @@
-"""Tests that follow a model through torch: a size in a graph is no int, so types are not checked."""
+"""Tests that follow a model through torch: a size in a graph is no int, so no types are checked."""
 
 import jaxtyping
 import pytest

@@ -81,8 +81,9 @@ def every_kind(gauge):
     return All(layers).float().eval(), weights, bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gauge", [True, *thorough(False)], ids=["free", "whole cores"])
-@pytest.mark.parametrize("place", [0, -1], ids=["networks", "whole"])
+@pytest.mark.parametrize("place", [0, *thorough(-1)], ids=["networks", "whole"])
 def test_layers_of_every_kind_are_one_graph_of_equal_numbers(tmp_path, monkeypatch, gauge, place):
     model, weights, bias = every_kind(gauge)
     won = lambda contests, _: [len(own.forms) + place if place else 0 for own in contests]  # noqa: E731

@@ -21,7 +21,7 @@ from bondwise.layers.prepare.met import run
 from bondwise.layers.prepare.result import Choice
 from bondwise.layers.prepare.room import Call
 
-ROUNDS, LEAST, MOST = 3, 0.1, 30  # of calls of the model: at least, seconds, at most
+ROUNDS, LEAST, MOST = 2, 0.2, 30  # of calls of the model: at least, seconds, at most
 Contests = dict[Call, Contest]
 
 

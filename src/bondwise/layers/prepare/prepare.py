@@ -291,7 +291,8 @@ def _again(layer: TensorLayer, contest: Contest, name: str) -> Ready:
 def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant: Any) -> Choice:
     entrants, ways = contest.entrants, list(contest.entrants)
     dense = min((e.took for n, e in entrants.items() if n == "dense" and e.seconds), default=0.0)
-    macs, whole = layer.macs(rows), layer.dense_macs(rows)
+    whole = layer.dense_macs(rows)
+    needed = layer.macs(rows) / whole if whole else 1.0
     return Choice(
         path,
         layer.host,
@@ -303,6 +304,6 @@ def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant:
         entrants[ways[0]].took,
         dense,
         entrant.took,
-        dense * macs / whole / entrant.took,
+        dense * needed / entrant.took,
         entrant.bytes,
     )
