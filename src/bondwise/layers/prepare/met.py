@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bondwise.errors import DataError
 from bondwise.layers.linear import TensorLinear
+from bondwise.layers.module import TensorLayer
 
 Group = tuple[str, ...]
 
@@ -43,9 +44,9 @@ def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met
     if given is None:
         return Met()
     watch = _Watch(layers)
-    served = {path: layer.served for path, layer in layers.items()}
+    served = {own: own.served for own in layers.values() if isinstance(own, TensorLayer)}
     try:
-        for layer in layers.values():
+        for layer in served:
             layer.served = None  # it may give outputs that lie otherwise than those as built
         run(model, given, watch)
     except Exception as error:  # whatever a model of the user's raises
@@ -57,8 +58,8 @@ def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met
             "takes it: a tensor, a tuple of arguments or a dict of named ones."
         ) from error
     finally:
-        for path, layer in layers.items():
-            layer.served = served[path]
+        for layer, own in served.items():
+            layer.served = own
     return Met({} if example is None else watch.inputs, watch.joined())
 
 
