@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.compute.lookup_ways import joined, joins, largest, lookup_ways, table_way
+from bondwise.compute.fast.lookup_ways import joined, joins, largest, lookup_ways, table_way
 from nets import CANON, random_cores, reference, thorough
 
 

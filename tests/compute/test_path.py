@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 import bondwise as bw
 from bondwise.compute import path, whole
+from bondwise.compute.fast.ways import as_plan, programs
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply, dense
-from bondwise.compute.ways import as_plan, programs
 from bondwise.layers import gathered
 from nets import in_training, kept_bytes, random_cores
 

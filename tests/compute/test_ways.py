@@ -7,9 +7,9 @@ from torch.testing import assert_close
 
 import bondwise as bw
 from bondwise.compute import ways
+from bondwise.compute.fast.ways import as_plan, programs
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply
-from bondwise.compute.ways import as_plan, programs
 from nets import random_cores, reference
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bondwise.report.speeds import benchmark
+from bondwise.report.speeds.benchmark import benchmark
 from report.test_table import text_of
 
 

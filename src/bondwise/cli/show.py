@@ -17,8 +17,8 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
         print_json(report)
         return
     from bondwise.report import lists, speeds, table
-    from bondwise.report.exported import exported
     from bondwise.report.pitch.shares import heard
+    from bondwise.report.speeds.exported import exported
 
     shown = {
         "healing": lambda: table.healing(report),

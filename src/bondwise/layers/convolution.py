@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bondwise.compute.fast.ready import Way
 from bondwise.compute.kernels.convolve import SIZE, convolution_macs
 from bondwise.compute.kernels.geometry import Geometry, Sizes, batched
 from bondwise.compute.kernels.lay import as_last, lies_last
 from bondwise.compute.kernels.stacks import kernel_modes
-from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError, as_whole
 from bondwise.fit.kernels.groups import GroupMetric, fit_groups
 from bondwise.layers import networks
 from bondwise.layers.hosts.registry import numbers_of
-from bondwise.layers.kernel_ways import conv_ways
 from bondwise.layers.kernels import convolved, kernel_plan, of_kernel
 from bondwise.layers.linear import bias_of
 from bondwise.layers.module import TensorLayer
+from bondwise.layers.serve.kernel_ways import conv_ways
 from bondwise.layers.terms import Spec, Term
 from bondwise.network.groups import group_count, grouped_network
 from bondwise.network.network import Network

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bondwise.compute.ready import Way
+from bondwise.compute.fast.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError
 from bondwise.layers import networks
 from bondwise.layers.module import TensorLayer
-from bondwise.layers.row_ways import row_ways
+from bondwise.layers.serve.row_ways import row_ways
 from bondwise.layers.terms import Spec, Term
 from bondwise.network.network import Network
 

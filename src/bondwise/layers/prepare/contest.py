@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bondwise.compute.ready import Ready, Way, bytes_beside
+from bondwise.compute.fast.ready import Ready, Way, bytes_beside
 
 BUILT = ("as built", "apart")  # known to be right
 PART = 16  # of the rows, for a first look

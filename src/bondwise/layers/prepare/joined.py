@@ -8,7 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from bondwise.compute.ready import Ready, Run
+from bondwise.compute.fast.ready import Ready, Run
 
 
 class Joined:

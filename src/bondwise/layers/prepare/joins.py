@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bondwise.compute.product import prepare
-from bondwise.compute.ready import (
+from bondwise.compute.fast.ready import (
     WIDE,
     Lay,
     Ready,
@@ -22,13 +21,14 @@ from bondwise.compute.ready import (
     lays,
     matrix_ways,
 )
-from bondwise.compute.ways import as_plan, programs
+from bondwise.compute.fast.ways import as_plan, programs
+from bondwise.compute.product import prepare
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.networks import Cores
 from bondwise.layers.prepare.contest import Contest, Entrant, decide
 from bondwise.layers.prepare.joined import Joined, biases, split, together
 from bondwise.layers.prepare.result import Choice
-from bondwise.layers.served import Served
+from bondwise.layers.serve.served import Served
 
 APART = "apart"
 
@@ -81,7 +81,8 @@ def join(
     own = [Group.of({path: layers[path] for path in g}) for g in groups if _can(g, layers)]
     for rows in sorted({rows for group in own for rows in group.contests}):
         decide([group.contests[rows] for group in own if rows in group.contests])
-    known = {(c.name, c.rows): c for c in choices}
+    others = [c for c in choices if c.name not in layers]
+    known = {(c.name, c.rows): c for c in choices if c.name in layers}
     for group in own:
         for rows, contest in group.contests.items():
             here, more = _room(group, rows, left)
@@ -89,7 +90,7 @@ def join(
             if entrant is not None:
                 left = None if left is None else left + here - entrant.bytes
                 known |= _installed(group, rows, contest, entrant, known)
-    return list(known.values())
+    return [*others, *known.values()]
 
 
 def _can(group: Sequence[str], layers: Mapping[str, TensorLinear]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bondwise.compute.ready import Ready, bytes_beside
+from bondwise.compute.fast.ready import Ready, bytes_beside
 from bondwise.errors import BudgetError, SelectionError, as_whole
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
@@ -23,7 +23,7 @@ from bondwise.layers.prepare.measurements import Measurements
 from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
 from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
-from bondwise.layers.served import Served
+from bondwise.layers.serve.served import Served
 
 WINDOW = 2**28  # bytes of dense weights whose layers are measured in turns
 SAME = 8  # layers that are equal, of which no more are measured

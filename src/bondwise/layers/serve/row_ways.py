@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from bondwise.compute.lookup_ways import largest, lookup_ways, table_way
-from bondwise.compute.ready import Ready, Run, Way
+from bondwise.compute.fast.lookup_ways import largest, lookup_ways, table_way
+from bondwise.compute.fast.ready import Ready, Run, Way
 from bondwise.layers.networks import Cores
+from bondwise.layers.serve.linear_ways import BUILT
 from bondwise.layers.terms import Term
-from bondwise.layers.ways import BUILT
 
 
 def row_ways(layer: Any) -> Iterator[Way]:

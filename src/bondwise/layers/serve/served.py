@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bondwise.compute.ready import Ready, Run
+from bondwise.compute.fast.ready import Ready, Run
 
 Runs = tuple[tuple[int, Run], ...]
 """The most rows that each runs, ascending."""

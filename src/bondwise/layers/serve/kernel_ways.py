@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from bondwise.compute.fast.ready import Ready, Run, Way
 from bondwise.compute.kernels.convolve import ConvPlan
 from bondwise.compute.kernels.lay import Frame
 from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.compute.kernels.ways import Call, framed, stack_ways, whole_ways
-from bondwise.compute.ready import Ready, Run, Way
 from bondwise.layers.kernels import convolved
 from bondwise.layers.networks import Cores
+from bondwise.layers.serve.linear_ways import BUILT
 from bondwise.layers.terms import Term
-from bondwise.layers.ways import BUILT
 
 Plans = Sequence[ConvPlan | None]
 

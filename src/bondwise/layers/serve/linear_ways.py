@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bondwise.compute.network_ways import network_ways
-from bondwise.compute.ready import Ready, Run, Way, matrix_ways
+from bondwise.compute.fast.network_ways import network_ways
+from bondwise.compute.fast.ready import Ready, Run, Way, matrix_ways
 from bondwise.layers.networks import Cores
 from bondwise.layers.terms import Term
 

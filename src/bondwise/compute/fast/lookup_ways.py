@@ -8,10 +8,10 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
+from bondwise.compute.fast.ready import Ready, Way
 from bondwise.compute.lookup import beyond, looked, planned, tables
 from bondwise.compute.lower import program
 from bondwise.compute.product import contract
-from bondwise.compute.ready import Ready, Way
 from bondwise.compute.steps import BATCH
 from bondwise.network.network import Network
 

@@ -7,9 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bondwise.compute.plan import Plan
-from bondwise.compute.product import multiply, prepare, take
-from bondwise.compute.ready import (
+from bondwise.compute.fast.ready import (
     WIDE,
     Lay,
     Ready,
@@ -21,8 +19,10 @@ from bondwise.compute.ready import (
     widened,
     widens,
 )
+from bondwise.compute.fast.ways import as_plan, programs
+from bondwise.compute.plan import Plan
+from bondwise.compute.product import multiply, prepare, take
 from bondwise.compute.steps import Step, View
-from bondwise.compute.ways import as_plan, programs
 from bondwise.network.network import Network
 
 CHUNKS = (512, 128, 32)  # rows at a time, where not all at once
@@ -33,7 +33,7 @@ def network_ways(net: Network, cores: Sequence[Tensor], rows: int) -> Iterator[W
     """Ways to push so many rows through a network, (.., in) -> (.., out).
 
     Each order of products comes with its weights as they lie, and has the rest in `Way.finer`. The
-    whole weight is `bondwise.compute.ready.matrix_ways`.
+    whole weight is `bondwise.compute.fast.ready.matrix_ways`.
 
     Args:
         net: the network.

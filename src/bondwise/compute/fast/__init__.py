@@ -1,0 +1,1 @@
+"""How a weight runs once it is laid out beforehand: the ways that there are."""

@@ -1,0 +1,1 @@
+"""Speeds as tables for a terminal: of models, and of exported files."""
