@@ -16,8 +16,9 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
     if as_json:
         print_json(report)
         return
-    from bondwise.report import lists, speeds, table
+    from bondwise.report import lists, table
     from bondwise.report.pitch.shares import heard
+    from bondwise.report.speeds.benchmark import benchmark
     from bondwise.report.speeds.exported import exported
 
     shown = {
@@ -28,7 +29,7 @@ def show(report: Report, as_json: bool, *views: str, full: bool = False) -> None
         "plan": lambda: lists.changes(report, full=full),
         "reading": lambda: lists.bonds(report),
         "evaluation": lambda: table.evaluation(report),
-        "benchmark": lambda: speeds.benchmark(report),
+        "benchmark": lambda: benchmark(report),
         "export": lambda: exported(report),
     }
     for view in views:
