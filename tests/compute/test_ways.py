@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 import bondwise as bw
-from bondwise.compute import ways
+from bondwise.compute.fast import ways
 from bondwise.compute.fast.ways import as_plan, programs
 from bondwise.compute.plan import plan
 from bondwise.compute.run import apply

@@ -25,7 +25,7 @@ def drawn(module: nn.Module, place: Place, terms: Terms, seed: int = 0) -> Tenso
     >>> from bondwise import lowrank
     >>> module = nn.Linear(4, 6)
     >>> drawn(module, Place.of(module), (lowrank(6, 4, 2),))
-    TensorLinear('o a, a i -> (o) (i)', ranks={'a': 2}, gauge-free)
+    TensorLinear('o a, a i -> (o) (i)', ranks={'a': 2}, gauge-free, stored=16)
     """
     draw = torch.Generator().manual_seed(seed)
     like = next(module.parameters())

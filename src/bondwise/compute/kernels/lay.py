@@ -40,7 +40,7 @@ def as_last(x: Tensor) -> Tensor:
     if x.shape[1] > 1 and x.ndim > 3:
         return x.contiguous(memory_format=last_format(x.ndim - 2))
     rows = x.movedim(1, -1).contiguous()
-    return rows.view(rows.shape).movedim(-1, 1)
+    return rows.reshape(-1).view(rows.shape).movedim(-1, 1)
 
 
 @dataclass(frozen=True)

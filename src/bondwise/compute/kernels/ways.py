@@ -81,6 +81,7 @@ def whole_ways(weight: Callable[[], Tensor], like: Tensor, call: Call) -> Iterat
         like: of its device and dtype.
         call: what it is run for.
 
+    >>> import torch
     >>> call = Call(Geometry((3,), (1,), ((1, 1),), (1,)), (2, 4, 9), last=False)
     >>> weight = torch.ones(5, 4, 3)
     >>> found = [way.make() for way in whole_ways(lambda: weight, weight, call)]
