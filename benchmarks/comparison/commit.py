@@ -1,10 +1,11 @@
 """Which code and which processor a figure is of."""
 
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
+
+from bondwise.layers.prepare import measurements
 
 
 def commit() -> str:
@@ -21,9 +22,4 @@ def commit() -> str:
 
 def processor() -> str:
     """What the processor calls itself, and the widest instructions that torch uses on it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [s.partition(":")[2].strip() for s in lines if s.startswith("model name")]
-    return f"{(names or [platform.processor()])[0]} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{measurements.processor()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -6,7 +6,7 @@ from math import exp, log
 from typing import Any
 
 from speed.grid import FORMATS
-from speed.subjects import DENSE, OURS, PEERS, TLTORCH
+from speed.subjects import DENSE, OURS, PEERS
 
 Entry = dict[str, Any]
 Ratio = Callable[[Entry], float | None]
@@ -90,7 +90,7 @@ def over(*names: str, own: str = OURS) -> Ratio:
     return ratio
 
 
-over_dense, over_tltorch, over_best = over(DENSE), over(TLTORCH), over(*PEERS)
+over_dense, over_best = over(DENSE), over(*PEERS)
 
 
 def share(cell: Entry) -> float:

@@ -276,6 +276,11 @@ class TensorLayer(nn.Module):
         """Numbers stored for this weight, positions counted as the bits they take."""
         return stored_numbers([self])
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes that the dense weight takes in the layer's dtype."""
+        return prod(self.shape) * self.like.element_size()
+
     def resident_bytes(self) -> int:
         """Bytes in memory: parameters, buffers, and positions as they are used."""
         own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
@@ -489,8 +494,8 @@ class TensorLayer(nn.Module):
                 raise CheckpointError(f"{prefix.rstrip('.') or 'The layer'}: {error}") from error
 
 
-def check_model(model: object) -> None:
-    """Refuse what is no model: another thing, or a layer on its own, which nothing holds.
+def check_module(model: object) -> None:
+    """Refuse what is no module.
 
     Raises:
         SelectionError: saying what to give.
@@ -500,6 +505,15 @@ def check_model(model: object) -> None:
         raise SelectionError(
             f"A {type(model).__name__} came as the model; give a torch.nn.Module{also}."
         )
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model: another thing, or a layer on its own, which nothing holds.
+
+    Raises:
+        SelectionError: saying what to give.
+    """
+    check_module(model)
     if isinstance(model, nn.Linear | nn.Embedding | _ConvNd | TensorLayer):
         raise SelectionError(
             f"A {type(model).__name__} on its own came as the model; put it in one, such as "

@@ -93,7 +93,7 @@ def laid(plan: Plan, cores: Sequence[Tensor], name: str, lay: Lay = as_it_lies) 
             own = weight.contiguous()
             kept.append(own)
             steps.append(partial(_product, step, own))
-    run = _chain(runs) if _flat(plan) else partial(_along, plan, tuple(steps))
+    run = _chain(runs) if flat(plan) else partial(_along, plan, tuple(steps))
     return Ready(name, tuple(kept), run)
 
 
@@ -113,7 +113,7 @@ def named(plan: Plan) -> str:
     return words[-1]
 
 
-def _flat(plan: Plan) -> bool:
+def flat(plan: Plan) -> bool:
     """Whether it is matrices alone, one after the other."""
     plain = all(step.kind == "linear" and _plain(step.left_view) for step in plan.path)
     return plain and (plan.program.result is None or not plan.program.result.order)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,20 +134,24 @@ def packed(weight: Tensor, rows: int) -> Ready:
 
 def packs(weight: Tensor, rows: int) -> bool:
     """Whether oneDNN has a product for the dtype here, and so many rows are worth it."""
-    if (
-        rows < PACKED_ROWS
-        or weight.device.type != "cpu"
-        or not torch.backends.mkldnn.is_available()
-    ):
-        return False
-    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    return rows >= PACKED_ROWS and onednn_has("_reorder_linear_weight", weight)
+
+
+def onednn_has(name: str, like: Tensor) -> bool:
+    """Whether oneDNN is there, with an operation of that name for such numbers.
+
+    >>> onednn_has("_no_such_operation", torch.ones(1))
+    False
+    """
+    kernels: Any = torch.ops.mkldnn
+    if like.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     has = {
         torch.float32: lambda: True,
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        torch.bfloat16: kernels._is_mkldnn_bf16_supported,
+        torch.float16: kernels._is_mkldnn_fp16_supported,
     }
-    return weight.dtype in has and bool(has[weight.dtype]())
+    return hasattr(kernels, name) and like.dtype in has and bool(has[like.dtype]())
 
 
 def widens(weight: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bondwise.compute.fast.ready import Ready
+from bondwise.compute.fast.ready import Ready, onednn_has
 from bondwise.compute.kernels.geometry import Geometry, Sizes, turned
 
 Lay = Callable[[Tensor, Geometry, Sizes], Ready]
@@ -148,16 +148,6 @@ def packed(weight: Tensor, geometry: Geometry, shape: Sizes) -> Ready:
 
 def packs(weight: Tensor, geometry: Geometry) -> bool:
     """Whether oneDNN has such a convolution for such numbers here."""
-    kernels: Any = torch.ops.mkldnn
     if any(more >= s for more, s in zip(geometry.output_padding, geometry.stride, strict=False)):
         return False
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not hasattr(kernels, "_reorder_convolution_weight"):
-        return False
-    has = {
-        torch.float32: lambda: True,
-        torch.bfloat16: kernels._is_mkldnn_bf16_supported,
-        torch.float16: kernels._is_mkldnn_fp16_supported,
-    }
-    return weight.dtype in has and bool(has[weight.dtype]())
+    return onednn_has("_reorder_convolution_weight", weight)

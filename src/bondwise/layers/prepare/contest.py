@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bondwise.compute.fast.ready import Ready, Way, bytes_beside
 
-BUILT = ("as built", "apart")  # known to be right
 PART = 16  # of the rows, for a first look
 HOPELESS = 4.0  # times the fastest, after that look
 SURELY = 20.0  # times the fastest, by a first call, which also makes what it needs
@@ -24,12 +23,7 @@ FINALISTS = 4
 DENSE = "dense"  # the way that all are compared with
 LOOKS = 2  # calls of a first round
 LEAST, FEWEST, MOST = 0.004, 3, 40  # seconds and calls of a last round
-OFF = {
-    8: 1e-8,
-    4: 1e-3,
-    2: 5e-2,
-    1: 0.3,
-}  # relative, by bytes of a number: orders round differently
+OFF = {8: 1e-8, 4: 1e-3, 2: 5e-2, 1: 0.3}  # relative, by bytes of a number: orders round otherwise
 
 
 @dataclass(eq=False)
@@ -88,7 +82,7 @@ class Contest:
 def decide(contests: Sequence[Contest]) -> None:
     """Time the ways of all contests, the closest most carefully."""
     _round(contests, [list(own.ways()) for own in contests])
-    _round(contests, [_finer(own) for own in contests])
+    _round(contests, [_finer(own) for own in contests], late=True)
     finals = [[(e, e.way.make()) for e in own.close] for own in contests]
     others = [own.compared and (own.compared, own.compared.way.make()) for own in contests]
     calls = [_calls(own) for own in contests]
@@ -106,7 +100,7 @@ def _again(own: Contest, entrant: Entrant, ready: Ready, turn: int) -> None:
     """One call more; the first takes the place of what was seen before."""
     if turn == 0:
         entrant.seconds.clear()
-    entrant.seconds.append(_timed(own, ready))
+    entrant.seconds.append(_timed(own, ready, own.x)[1])
 
 
 def _calls(own: Contest) -> int:
@@ -117,35 +111,36 @@ def _finer(own: Contest) -> list[Way]:
     return [way for e in own.close[:2] for way in e.way.finer()]
 
 
-def _round(contests: Sequence[Contest], ways: Sequence[Sequence[Way]]) -> None:
-    """Each way of all contests in turn, those without a chance only once, on few rows."""
+def _round(contests: Sequence[Contest], ways: Sequence[Sequence[Way]], late: bool = False) -> None:
+    """Each way of all contests in turn, those without a chance only once, on few rows.
+
+    The first of all is known to be right; what comes late is never that one.
+    """
     for at in range(max(map(len, ways), default=0)):
         here = [(own, some[at]) for own, some in zip(contests, ways, strict=True) if at < len(some)]
-        runs = [(own, *found) for own, way in here if (found := _entered(own, way)) is not None]
+        found = [(own, _entered(own, way, known=not late and at == 0)) for own, way in here]
+        runs = [(own, *entered) for own, entered in found if entered is not None]
         for _ in range(LOOKS):
             for own, entrant, ready in runs:
-                entrant.seconds.append(_timed(own, ready))
+                entrant.seconds.append(_timed(own, ready, own.x)[1])
 
 
-def _entered(own: Contest, way: Way) -> tuple[Entrant, Ready] | None:
+def _entered(own: Contest, way: Way, known: bool) -> tuple[Entrant, Ready] | None:
     """What is laid out for a way, where it runs, is right, and has a chance."""
     rows = own.x.shape[0]
     part = own.x[: max(1, rows // PART)] if rows > PART else own.x
     try:
         ready = way.make()
-        clock = clock_of_work() if part.device.type == "cpu" else time.perf_counter
-        start = clock()
-        y = ready.run(part, own.bias)
-        took = clock() - start
+        y, took = _timed(own, ready, part)
     except (RuntimeError, NotImplementedError, TypeError):
         return None  # no kernel for it here
-    if own.right is None and way.name in BUILT:
+    if known:
         own.right = y
     elif own.right is None or not equal(y, own.right):
         return None
     share = part.shape[0] / rows
     if took < SURELY * own.best * share:
-        took = _seconds(lambda: ready.run(part, own.bias), part)
+        took = _timed(own, ready, part)[1]
     entrant = Entrant(way, bytes=bytes_beside(ready.kept, own.parameters))
     own.entrants[way.name] = entrant
     if took > HOPELESS * own.best * share:
@@ -164,20 +159,17 @@ def equal(y: Any, right: Any) -> bool:
     return bool(off <= OFF[right.dtype.itemsize] * torch.linalg.vector_norm(right.double()))
 
 
-def _timed(own: Contest, ready: Ready) -> float:
-    return _seconds(lambda: ready.run(own.x, own.bias), own.x)
-
-
-def _seconds(work: Callable[[], object], x: Tensor) -> float:
+def _timed(own: Contest, ready: Ready, x: Tensor) -> tuple[Any, float]:
+    """The output, and seconds."""
     wait = x.device.type != "cpu"
     clock = time.perf_counter if wait else clock_of_work()
     if wait:
         torch.accelerator.synchronize(x.device)
     start = clock()
-    work()
+    y = ready.run(x, own.bias)
     if wait:
         torch.accelerator.synchronize(x.device)
-    return clock() - start
+    return y, clock() - start
 
 
 def clock_of_work() -> Callable[[], float]:

@@ -1,7 +1,6 @@
 """Layers that meet one input: run as one product by the first that is called."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 from weakref import ref
 
@@ -47,11 +46,10 @@ class Joined:
 
 def split(run: Run, bias: Tensor | None, sizes: Sequence[int]) -> Any:
     """One product for all outputs, cut into those of each layer; each lies as its own would."""
-    cuts = list(pairwise([0, *accumulate(sizes)]))
+    sizes = list(sizes)
 
     def outputs(x: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
-        y = run(x, bias)
-        return tuple(y[..., a:b].contiguous() for a, b in cuts)
+        return tuple(part.contiguous() for part in run(x, bias).split(sizes, -1))
 
     return outputs
 
@@ -63,11 +61,11 @@ def together(
 
     They are computed in a dtype, in which the outer ones take their inputs.
     """
-    cuts = list(pairwise([0, *accumulate(sizes)]))
+    sizes = list(sizes)
 
     def outputs(x: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
-        z = inner(x.to(kind), None)
-        return tuple(last(z[..., a:b]) for (a, b), last in zip(cuts, outer, strict=True))
+        parts = inner(x.to(kind), None).split(sizes, -1)
+        return tuple(last(part) for last, part in zip(outer, parts, strict=True))
 
     return outputs
 

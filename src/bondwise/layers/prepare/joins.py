@@ -3,12 +3,12 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bondwise.compute.fast.network_ways import flat
 from bondwise.compute.fast.ready import (
     WIDE,
     Lay,
@@ -119,7 +119,7 @@ def _room(group: Group, rows: int, left: int | None) -> tuple[int, int]:
     others = bytes_beside((t for n, t in kept if n != rows), parameters)
     if left is not None:
         return every - others, left
-    dense = sum(prod(layer.shape) * layer.like.element_size() for layer in own)
+    dense = sum(layer.dense_bytes for layer in own)
     return every - others, max(0, dense - every)
 
 
@@ -218,9 +218,7 @@ def _pair(layer: TensorLinear) -> tuple[Tensor, Tensor] | None:
     numbers = tuple(own.detach() for own in term.numbers)
     for program in programs(net):
         plan = as_plan(net, program, 1)
-        matrices = len(plan.path) == 2 and all(step.kind == "linear" for step in plan.path)
-        moved = any(step.left_view and step.left_view.order for step in plan.path)
-        if matrices and not moved and not (plan.program.result and plan.program.result.order):
+        if len(plan.path) == 2 and flat(plan):
             inner, outer = prepare(plan, term.kind.cores(numbers, term.places))
             return inner, outer
     return None

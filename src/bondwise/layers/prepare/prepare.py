@@ -4,18 +4,17 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bondwise.compute.fast.ready import Ready, bytes_beside
-from bondwise.errors import BudgetError, SelectionError, as_whole
+from bondwise.errors import BudgetError, as_whole
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
-from bondwise.layers.module import TensorLayer
-from bondwise.layers.prepare.contest import Contest, decide
+from bondwise.layers.module import TensorLayer, check_module
+from bondwise.layers.prepare.contest import DENSE, Contest, decide
 from bondwise.layers.prepare.formats import met_last, met_so, settle
 from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.measurement import Measurement, measured
@@ -24,9 +23,9 @@ from bondwise.layers.prepare.met import meet
 from bondwise.layers.prepare.result import Choice, Prepared
 from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
 from bondwise.layers.serve.served import Served
+from bondwise.layers.serve.terms import BUILT
 
 WINDOW = 2**28  # bytes of dense weights whose layers are measured in turns
-SAME = 8  # layers that are equal, of which no more are measured
 Progress = Callable[[str, int, int], None]
 
 
@@ -124,7 +123,7 @@ def unprepare(model: Any) -> int:
     Raises:
         SelectionError: it is no model.
     """
-    _check_model(model)
+    check_module(model)
     served = [m for m in model.modules() if isinstance(m, TensorLayer) and m.served is not None]
     for layer in served:
         layer.served = None
@@ -143,16 +142,8 @@ def _beside(layers: Iterable[TensorLayer]) -> int:
     return bytes_beside(kept, (p for layer in own for p in layer.parameters()))
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        also = ", such as the .model of what came" if hasattr(model, "model") else ""
-        raise SelectionError(
-            f"A {type(model).__name__} came as the model; give a torch.nn.Module{also}."
-        )
-
-
 def _checked(model: object, rows: Any, room: Any) -> tuple[list[int], int | None]:
-    _check_model(model)
+    check_module(model)
     given = [as_whole(n) for n in (rows if isinstance(rows, list | tuple | range) else (rows,))]
     counts = sorted({n for n in given if n is not None and n > 0})
     if not counts or len(counts) < len(set(given)):
@@ -220,17 +211,17 @@ def _contest(layer: Any, x: Tensor, parameters: Sequence[Tensor]) -> Contest:
 
 def _measure(subjects: Sequence[Subject], progress: Progress) -> None:
     """So many layers at a time as keep a cache busy."""
-    done, window, size = 0, list[Subject](), 0
+    window, size = list[Subject](), 0
     progress("measure", 0, len(subjects))
     for at, own in enumerate(subjects, start=1):
         window.append(own)
-        size += _dense_bytes(own.first)
+        size += own.first.dense_bytes
         if size >= WINDOW or at == len(subjects):
             calls = sorted({rows for s in window for _, rows in s.contests})
             for rows in calls:
                 decide([c for s in window for (_, n), c in s.contests.items() if n == rows])
-            done, window, size = at, [], 0
-            progress("measure", done, len(subjects))
+            window, size = [], 0
+            progress("measure", at, len(subjects))
 
 
 def _without_kernels(subjects: Sequence[Subject]) -> dict[str, str]:
@@ -246,17 +237,13 @@ def _without_kernels(subjects: Sequence[Subject]) -> dict[str, str]:
     }
 
 
-def _dense_bytes(layer: TensorLayer) -> int:
-    return prod(layer.shape) * layer.like.element_size()
-
-
 def _choose(subjects: Sequence[Subject], room: int | None) -> list[Bundle]:
     whole: dict[int, float] = {}
     for own in subjects:
         for (_, rows), contest in own.contests.items():
             whole[rows] = whole.get(rows, 0.0) + len(own.layers) * contest.best
     options = [bundles(own.contests, whole) for own in subjects]
-    dense = [_dense_bytes(own.first) for own in subjects]
+    dense = [own.first.dense_bytes for own in subjects]
     return fitting(options, dense, [len(own.layers) for own in subjects], room)
 
 
@@ -289,8 +276,8 @@ def _again(layer: TensorLayer, contest: Contest, name: str) -> Ready:
 
 
 def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant: Any) -> Choice:
-    entrants, ways = contest.entrants, list(contest.entrants)
-    dense = min((e.took for n, e in entrants.items() if n == "dense" and e.seconds), default=0.0)
+    dense = contest.entrants.get(DENSE)
+    plain = dense.took if dense is not None and dense.seconds else 0.0
     whole = layer.dense_macs(rows)
     needed = layer.macs(rows) / whole if whole else 1.0
     return Choice(
@@ -301,9 +288,9 @@ def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant:
         tuple(contest.x.shape),
         str(layer.like.dtype).removeprefix("torch."),
         entrant.way.name,
-        entrants[ways[0]].took,
-        dense,
+        contest.entrants[BUILT].took,
+        plain,
         entrant.took,
-        dense * needed / entrant.took,
+        plain * needed / entrant.took,
         entrant.bytes,
     )

@@ -1,7 +1,6 @@
 """The ways to run a convolution of terms: by its whole kernel, or by its network and the others."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -13,8 +12,7 @@ from bondwise.compute.kernels.lay import Frame
 from bondwise.compute.kernels.stacks import conv_plan
 from bondwise.compute.kernels.ways import Call, framed, stack_ways, whole_ways
 from bondwise.layers.kernels import convolved
-from bondwise.layers.networks import Cores
-from bondwise.layers.serve.linear_ways import BUILT
+from bondwise.layers.serve.terms import BUILT, beside, first_network, held, numbers_of
 from bondwise.layers.terms import Term
 
 Plans = Sequence[ConvPlan | None]
@@ -31,7 +29,7 @@ def conv_ways(layer: Any, x: Tensor) -> Iterator[Way]:
     """
     geometry, plans = layer.geometry, layer.plans
     call = Call.of(geometry, x)
-    terms = [_plain(term) for term in layer.terms]
+    terms = held(layer)
     yield Way(BUILT, partial(_as_stored, BUILT, terms, plans, call))
     sized = [
         plan and conv_plan(term.kind.network, geometry, call.size)  # pyright: ignore
@@ -42,20 +40,12 @@ def conv_ways(layer: Any, x: Tensor) -> Iterator[Way]:
         yield Way(name, partial(_as_stored, name, terms, sized, call))
     whole = cache(layer.whole)
     yield from whole_ways(whole, layer.like, call)
-    at = next((k for k, t in enumerate(terms) if isinstance(t.kind, Cores)), None)
-    if at is None:
-        return
-    net = terms[at].kind
-    assert isinstance(net, Cores)
-    cores = partial(net.cores, terms[at].numbers, terms[at].places or ())
-    others = [k for k in range(len(terms)) if k != at]
-    beside = [terms[k] for k in others], [sized[k] for k in others]
-    for way in stack_ways(net.network, cores, layer.like, call):
-        yield _beside(way, *beside, geometry) if others else way
-
-
-def _plain(term: Term) -> Term:
-    return replace(term, numbers=tuple(own.detach() for own in term.numbers))
+    first = first_network(terms)
+    if first is not None:
+        others = [terms[k] for k in first.others]
+        rest = _sum(others, [sized[k] for k in first.others], geometry)
+        for way in stack_ways(first.network, first.cores, layer.like, call):
+            yield beside(way, others, rest)
 
 
 def _sum(terms: Sequence[Term], plans: Plans, geometry: Any) -> Run:
@@ -72,29 +62,8 @@ def _sum(terms: Sequence[Term], plans: Plans, geometry: Any) -> Run:
     return run
 
 
-def _numbers(terms: Sequence[Term]) -> tuple[Tensor, ...]:
-    return tuple(own for term in terms for own in term.numbers)
-
-
 def _as_stored(name: str, terms: Sequence[Term], plans: Plans, call: Call) -> Ready:
     run = _sum(terms, plans, call.geometry)
     if call.last:  # what comes otherwise is turned
         run = partial(framed, Frame(), True, True, run)
-    return Ready(name, _numbers(terms), run)
-
-
-def _beside(way: Way, terms: Sequence[Term], plans: Plans, geometry: Any) -> Way:
-    make = partial(_added, way.make, terms, plans, geometry)
-    return Way(
-        way.name, make, lambda: (_beside(each, terms, plans, geometry) for each in way.finer())
-    )
-
-
-def _added(make: Callable[[], Ready], terms: Sequence[Term], plans: Plans, geometry: Any) -> Ready:
-    ready, rest = make(), _sum(terms, plans, geometry)
-
-    def run(x: Tensor, bias: Tensor | None) -> Tensor:
-        y = ready.run(x, bias)
-        return y + rest(x, None).to(y.dtype)
-
-    return Ready(ready.name, (*ready.kept, *_numbers(terms)), run)
+    return Ready(name, numbers_of(terms), run)

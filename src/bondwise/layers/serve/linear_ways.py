@@ -1,19 +1,14 @@
 """The ways to run a linear layer: its whole weight, or its network beside its other terms."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bondwise.compute.fast.network_ways import network_ways
 from bondwise.compute.fast.ready import Ready, Run, Way, matrix_ways
-from bondwise.layers.networks import Cores
+from bondwise.layers.serve.terms import BUILT, beside, first_network, held, numbers_of
 from bondwise.layers.terms import Term
-
-BUILT = "as built"
 
 
 def linear_ways(layer: Any, rows: int) -> Iterator[Way]:
@@ -25,34 +20,17 @@ def linear_ways(layer: Any, rows: int) -> Iterator[Way]:
         layer: a `bondwise.TensorLinear`.
         rows: of its input.
     """
-    terms = [_plain(term) for term in layer.terms]
-    yield Way(BUILT, partial(_ready, BUILT, _sum(terms), _numbers(terms)))
+    terms = held(layer)
+    yield Way(BUILT, lambda: Ready(BUILT, numbers_of(terms), _sum(terms)))
     yield from matrix_ways(lambda: layer.dense().detach(), layer.like, rows)
-    with torch.no_grad():
-        at = next((k for k, t in enumerate(terms) if isinstance(t.kind, Cores)), None)
-        if at is None:
-            return
-        net, beside = terms[at], [t for k, t in enumerate(terms) if k != at]
-        assert isinstance(net.kind, Cores)
-        assert net.places is not None
-        cores = net.kind.cores(net.numbers, net.places)
-        for way in network_ways(net.kind.network, cores, rows):
-            yield _beside(way, beside)
+    first = first_network(terms)
+    if first is not None:
+        others = [terms[k] for k in first.others]
+        for way in network_ways(first.network, first.cores(), rows):
+            yield beside(way, others, _sum(others))
 
 
-def _plain(term: Term) -> Term:
-    return replace(term, numbers=tuple(own.detach() for own in term.numbers))
-
-
-def _numbers(terms: list[Term]) -> tuple[Tensor, ...]:
-    return tuple(own for term in terms for own in term.numbers)
-
-
-def _ready(name: str, run: Run, kept: tuple[Tensor, ...]) -> Ready:
-    return Ready(name, kept, run)
-
-
-def _sum(terms: list[Term]) -> Run:
+def _sum(terms: Sequence[Term]) -> Run:
     """Terms as they are stored."""
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,20 +41,3 @@ def _sum(terms: list[Term]) -> Run:
         return y
 
     return run
-
-
-def _beside(way: Way, terms: list[Term]) -> Way:
-    if not terms:
-        return way
-    make = partial(_added, way.make, terms)
-    return Way(way.name, make, lambda: (_beside(each, terms) for each in way.finer()))
-
-
-def _added(make: Callable[[], Ready], terms: list[Term]) -> Ready:
-    ready, rest = make(), _sum(terms)
-
-    def run(x: Tensor, bias: Tensor | None) -> Tensor:
-        y = ready.run(x, bias)
-        return y + rest(x, None).to(y.dtype)
-
-    return Ready(ready.name, (*ready.kept, *_numbers(terms)), run)

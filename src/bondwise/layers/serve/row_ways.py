@@ -1,8 +1,7 @@
 """The ways to run an embedding: its whole table, or rows of its network beside its other terms."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from bondwise.compute.fast.lookup_ways import largest, lookup_ways, table_way
 from bondwise.compute.fast.ready import Ready, Run, Way
 from bondwise.layers.networks import Cores
-from bondwise.layers.serve.linear_ways import BUILT
+from bondwise.layers.serve.terms import BUILT, beside, first_network, held, numbers_of
 from bondwise.layers.terms import Term
 
 
@@ -21,26 +20,16 @@ def row_ways(layer: Any) -> Iterator[Way]:
     Args:
         layer: a `bondwise.TensorEmbedding`.
     """
-    terms = [
-        replace(term, numbers=tuple(own.detach() for own in term.numbers)) for term in layer.terms
-    ]
-    yield Way(BUILT, lambda: Ready(BUILT, _numbers(terms), _sum(terms)))
+    terms = held(layer)
+    yield Way(BUILT, lambda: Ready(BUILT, numbers_of(terms), _sum(terms)))
     nets = [term.kind.network for term in terms if isinstance(term.kind, Cores)]
     if all(prod(layer.shape) <= largest(net) for net in nets):
         yield table_way(cache(lambda: layer.dense().detach()))
-    at = next((k for k, t in enumerate(terms) if isinstance(t.kind, Cores)), None)
-    if at is None:
-        return
-    net, beside = terms[at], [term for k, term in enumerate(terms) if k != at]
-    assert isinstance(net.kind, Cores)
-    for way in lookup_ways(
-        net.kind.network, partial(net.kind.cores, net.numbers, net.places or ())
-    ):
-        yield Way(way.name, partial(_added, way.make, beside)) if beside else way
-
-
-def _numbers(terms: Sequence[Term]) -> tuple[Tensor, ...]:
-    return tuple(own for term in terms for own in term.numbers)
+    first = first_network(terms)
+    if first is not None:
+        others = [terms[k] for k in first.others]
+        for way in lookup_ways(first.network, first.cores):
+            yield beside(way, others, _sum(others))
 
 
 def _sum(terms: Sequence[Term]) -> Run:
@@ -54,9 +43,3 @@ def _sum(terms: Sequence[Term]) -> Run:
         return rows
 
     return run
-
-
-def _added(make: Callable[[], Ready], terms: Sequence[Term]) -> Ready:
-    ready, rest = make(), _sum(terms)
-    kept = (*ready.kept, *_numbers(terms))
-    return Ready(ready.name, kept, lambda ids, bias: ready.run(ids, bias) + rest(ids, None))

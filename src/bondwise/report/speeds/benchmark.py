@@ -96,13 +96,13 @@ def _ratios(report: Report, *path: str) -> list[Line]:
     """As built and prepared over the other model, where the last column does not show it."""
     if not report.get("prepared") or not report["before"]:
         return []
-    both = [_find(ratio, path) for ratio in (report["ratio"], report["prepared"]["ratio"])]
+    both = [find(ratio, path) for ratio in (report["ratio"], report["prepared"]["ratio"])]
     if both == [None, None]:
         return []
     return [line("  ratio", "", *("" if value is None else decimal(value) for value in both))]
 
 
-def _find(entry: Any, path: Iterable[str]) -> Any:
+def find(entry: Any, path: Iterable[str]) -> Any:
     """What stands at the end of some keys; None where nothing does."""
     for key in path:
         entry = entry.get(key) if entry else None
@@ -134,7 +134,7 @@ def _counted(report: Report, label: str, unit: Callable[[Any], str], *path: str)
     """One number of each model, found by its keys."""
 
     def shown(side: str, unit: Callable[[Any], str]) -> str:
-        value = _find(report[side], path)
+        value = find(report[side], path)
         missing = "-" * (bool(report[side]) and side != "prepared")
         return unit(value) if value is not None else missing
 

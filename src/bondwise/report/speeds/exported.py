@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from bondwise.report.groups import Report
+from bondwise.report.speeds.benchmark import find
 from bondwise.report.table import Line, beside, compared, line
 from bondwise.report.units import decimal, instant, size
 
@@ -42,9 +43,7 @@ def _seconds(report: Report, where: str) -> list[Line]:
 def _line(report: Report, label: str, path: Sequence[str], unit: Any) -> Line:
     found = list[str]()
     for side, shown in (("before", unit), ("after", unit), ("ratio", decimal)):
-        value: Any = report[side]
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = find(report[side], path)
         found.append("" if value is None else shown(value))
     return line(label, *found)
 
