@@ -1,5 +1,6 @@
 """`bondwise bench` from end to end on tiny models; no test looks at how fast they are."""
 
+import json
 import shutil
 from dataclasses import replace
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ import tiny
 from bondwise.bench import verb
 from bondwise.errors import DataError
 from bondwise.layers.prepare.measurements import Measurements
+from report.parts import Parts
 from verbs import bondwise, documented, edit
 
 PREPARED = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
@@ -258,3 +260,33 @@ def test_a_prompt_longer_than_any_memory_is_one_sentence(capsys, shelf, tmp_path
     folder = shutil.copytree(shelf / "llama", tmp_path / "endless")
     edit(folder / "config.json", max_position_embeddings=2**62)
     refused(capsys, folder, "--prompt", 2**50, code=2, says="came, which memory does not hold")
+
+
+def test_what_was_measured_stands_on_the_page_of_the_folder(capsys, shelf, peaks, tmp_path):
+    made = tmp_path / "made"
+    assert not bondwise(
+        capsys, "compress", shelf / "llama", "--out", made, "--keep", 0.6, "-q"
+    ).code
+    before = json.loads((made / "report.json").read_text())
+    said = bondwise(capsys, "bench", made, "--vs", shelf / "llama", *PREPARED, "--page", "--json")
+    assert said.code == 0, said.err
+    after = json.loads((made / "report.json").read_text())
+    assert after.pop("speed") == said.json
+    assert after == before
+    texts = Parts((made / "report.html").read_text()).texts
+    groups = said.json["prepared"]["chosen"]["groups"]
+    assert {"Speed", "prepared", *(f"{g['shape'][0]}x{g['shape'][1]}" for g in groups)} <= {*texts}
+    assert {group["rows"] for group in groups} == {1, 16}
+    assert sum(g["layers"] for g in groups if g["rows"] == 1) == said.json["after"]["networks"]
+
+
+@pytest.mark.parametrize("report", [None, "{", '{"weights": []}'])
+def test_a_folder_without_a_page_is_refused_before_anything_is_loaded(
+    capsys, small, tmp_path, report
+):
+    folder = shutil.copytree(small / "llama", tmp_path / "llama")
+    if report is not None:
+        (folder / "report.json").write_text(report)
+    said = bondwise(capsys, "bench", folder, *PREPARED, "--page")
+    assert said.code == 2
+    assert said.err.endswith("llama has no page of bondwise compress; leave --page out.\n")

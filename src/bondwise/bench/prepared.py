@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,7 @@ def _chosen(found: Prepared) -> Report:
         "bytes": found.bytes,
         "layers": len({choice.name for choice in found}),
         "skipped": len(found.skipped),
+        "groups": [asdict(group) for group in found.groups()],
         "ways": [
             {"rows": n, **_counts(choice for choice in found if choice.rows == n)} for n in rows
         ],

@@ -105,9 +105,12 @@ class Bench(Plain):
     prepare: On = True
     # Where the seconds of prepared layers are written; they join what is there.
     measurements: Annotated[Path | None, FILE] = None
+    # Put the result on the page of the folder, report.html, and into its report.json.
+    page: bool = False
 
     def run(self) -> None:
         """Measure."""
+        from bondwise.bench.onto import put, report_of
         from bondwise.bench.prepared import Serving
         from bondwise.bench.run import Load
         from bondwise.bench.samples import Asked, bench_samples
@@ -119,6 +122,8 @@ class Bench(Plain):
         check_numbers(threads=1 if self.threads is None else self.threads)
         load, place = Load(self.prompt, self.tokens, shared.seed), (shared.device, kind)
         serving = Serving(self.prepare, self.measurements)
+        if self.page:
+            report_of(self.folder)  # before what takes time
         with Bars(shared.quiet) as bars, threads(self.threads or 0):
             if self.data is not None or is_other(self.folder):
                 asked = Asked(self.folder, self.vs, self.data, self.code, shared.seed)
@@ -126,3 +131,5 @@ class Bench(Plain):
             else:
                 report = bench(self.folder, self.vs, load, self.repeats, *place, bars, serving)
         self.show(report, "benchmark")
+        if self.page:
+            self.say(f"On the page {put(report, self.folder)}.")

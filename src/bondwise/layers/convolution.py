@@ -228,7 +228,7 @@ class TensorConv(TensorLayer):
         if not torch.compiler.is_compiling():  # torch says it too, in a graph
             geometry.check(x.shape[2:])
         if self.served is not None and geometry is self.geometry and len(x):
-            y = self.served(x, *self.call(x))
+            y = self.served.output(x, *self.call(x))
             if y is not None:
                 return y[0] if alone else y
         y = self._convolved(0, x, geometry, self.bias)

@@ -117,7 +117,7 @@ class TensorEmbedding(TensorLayer):
 
     def _rows(self, ids: Tensor) -> Tensor:
         if self.served is not None:
-            rows = self.served(ids, *self.call(ids))
+            rows = self.served.output(ids, *self.call(ids))
             if rows is not None:
                 return rows
         parts, device = self.parts, ids.device

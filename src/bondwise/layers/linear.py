@@ -108,12 +108,13 @@ class TensorLinear(TensorLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
-        if self.served is not None and x.shape[-1:] == (self.in_features,):
-            y = self.served(x, None, x.numel() // self.in_features)
+        width = self.in_features
+        if not x.ndim or x.shape[-1] != width:
+            raise unlike(x, width)
+        if self.served is not None:
+            y = self.served.output(x, None, x.numel() // width)
             if y is not None:
                 return y
-        if x.shape[-1:] != (self.in_features,):
-            raise unlike(x, self.in_features)
         parts, device = self.parts, x.device
         y = parts[0].kind.apply(self._numbers(parts[0]), self._at(0, device), x, self.bias)
         for k, part in enumerate(parts[1:], start=1):

@@ -13,6 +13,7 @@ from bondwise.report.healing import healing
 from bondwise.report.markup import Markup, el, section
 from bondwise.report.pitch.shares import pitch
 from bondwise.report.pitch.track import track
+from bondwise.report.speeds.section import speed
 from bondwise.report.strip import curves, strip
 
 # Nothing may be fetched, whatever a name in the report contains.
@@ -37,6 +38,7 @@ def page(report: Report) -> str:
             section("depth", "Along the depth", curves(report)),
             section("samples", "In its own words", sections.samples(report)),
             section("sizes", "Sizes", sections.sizes(report)),
+            section("speed", "Speed", speed(report)),
             section("steps", "Steps", sections.steps(report)),
             section("weights", "All weights", sections.weights(report)),
             section("untouched", "Left alone", sections.untouched(report)),

@@ -1,13 +1,15 @@
 """Ways to run layers, timed against each other as they run in a model: one layer after the other.
 
-A layer alone, called again and again, finds its weight in the cache; in a model all other weights
+A layer called again and again finds its weight in the cache; in a large model all other weights
 have been read since. So the layers of a model take turns: each way of all of them is laid out, and
-they are called one after the other, as often as a clock needs.
+they are called one after the other, all of them once before the clock runs, as in a model that is
+called again and again.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -23,6 +25,7 @@ FINALISTS = 4
 DENSE = "dense"  # the way that all are compared with
 LOOKS = 2  # calls of a first round
 LEAST, FEWEST, MOST = 0.004, 3, 40  # seconds and calls of a last round
+IN_A_ROW = 2  # of these calls, after one that is not timed
 OFF = {8: 1e-8, 4: 1e-3, 2: 5e-2, 1: 0.3}  # relative, by bytes of a number: orders round otherwise
 
 
@@ -85,26 +88,34 @@ def decide(contests: Sequence[Contest]) -> None:
     _round(contests, [_finer(own) for own in contests], late=True)
     finals = [[(e, e.way.make()) for e in own.close] for own in contests]
     others = [own.compared and (own.compared, own.compared.way.make()) for own in contests]
-    calls = [_calls(own) for own in contests]
-    for turn in range(max(calls, default=0)):
+    turns = [_turns(own) for own in contests]
+    for turn in range(max(turns, default=0)):
         for place in range(FINALISTS):
-            for own, final, most in zip(contests, finals, calls, strict=True):
-                if place < len(final) and turn < most:
-                    _again(own, *final[(place + turn) % len(final)], turn)
+            runs = [
+                (own, *final[(place + turn) % len(final)])
+                for own, final, most in zip(contests, finals, turns, strict=True)
+                if place < len(final) and turn < most
+            ]
+            for own, _, ready in runs:
+                ready.run(own.x, own.bias)
+            for call in range(IN_A_ROW):
+                for own, entrant, ready in runs:
+                    _again(own, entrant, ready, turn + call)
         for own, other in zip(contests, others, strict=True):
             if other and turn < FEWEST:
                 _again(own, *other, turn)
 
 
-def _again(own: Contest, entrant: Entrant, ready: Ready, turn: int) -> None:
+def _again(own: Contest, entrant: Entrant, ready: Ready, earlier: int) -> None:
     """One call more; the first takes the place of what was seen before."""
-    if turn == 0:
+    if earlier == 0:
         entrant.seconds.clear()
     entrant.seconds.append(_timed(own, ready, own.x)[1])
 
 
-def _calls(own: Contest) -> int:
-    return max(FEWEST, min(MOST, int(LEAST / max(own.best, 1e-7)))) if own.entrants else 0
+def _turns(own: Contest) -> int:
+    calls = max(FEWEST, min(MOST, int(LEAST / max(own.best, 1e-7))))
+    return ceil(calls / IN_A_ROW) if own.entrants else 0
 
 
 def _finer(own: Contest) -> list[Way]:

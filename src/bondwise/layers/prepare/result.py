@@ -44,6 +44,33 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Layers of one shape, for one kind of call; seconds are sums over them.
+
+    Attributes:
+        shape: (out, in) of the weights.
+        rows: of the input.
+        layers: how many they are.
+        dense: seconds of the dense layers in torch.
+        built: seconds as built.
+        seconds: as prepared.
+        share: of the ideal (see `Choice`), their mean by seconds.
+        way: that most of them run by.
+        others: how many other ways some of them run by.
+    """
+
+    shape: tuple[int, int]
+    rows: int
+    layers: int
+    dense: float
+    built: float
+    seconds: float
+    share: float
+    way: str
+    others: int
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What `bondwise.prepare` returns: a line for each layer and kind of call.
 
@@ -65,6 +92,13 @@ class Prepared:
     def __iter__(self) -> Iterator[Choice]:
         return iter(self.choices)
 
+    def groups(self) -> list[Group]:
+        """Layers of one shape and kind of call together, in the order of the model."""
+        found: dict[tuple[Any, ...], list[Choice]] = {}
+        for own in self.choices:
+            found.setdefault((own.shape, own.input), []).append(own)
+        return [*map(_group, found.values())]
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
@@ -83,36 +117,39 @@ class Prepared:
                 f"{'weight':<14}{'layers':>6} {'rows':>5} {'dense':>9} {'built':>9} "
                 f"{'prepared':>9} {'ideal':>6}  way"
             )
-            lines += map(_line, _grouped(self.choices))
+            lines += map(_line, self.groups())
         if self.skipped:
             name, reason = next(iter(self.skipped.items()))
             lines.append(f"as built: {len(self.skipped)} layers, such as {name} ({reason})")
         return "\n".join(lines)
 
 
-def _grouped(choices: Sequence[Choice]) -> list[list[Choice]]:
-    groups: dict[tuple[Any, ...], list[Choice]] = {}
-    for own in choices:
-        groups.setdefault((own.shape, own.input), []).append(own)
-    return list(groups.values())
-
-
-def _line(group: Sequence[Choice]) -> str:
-    first = group[0]
+def _group(choices: Sequence[Choice]) -> Group:
     dense, built, ours = (
-        sum(getattr(c, name) for c in group) for name in ("dense", "built", "seconds")
+        sum(getattr(c, name) for c in choices) for name in ("dense", "built", "seconds")
     )
-    ideal = sum(c.share * c.seconds for c in group) / ours
-    ways = [c.way for c in group]
-    most = max(dict.fromkeys(ways), key=ways.count)
-    others = len(set(ways)) - 1
-    out, inp = first.shape
+    ways = [c.way for c in choices]
+    return Group(
+        choices[0].shape,
+        choices[0].rows,
+        len(choices),
+        dense,
+        built,
+        ours,
+        sum(c.share * c.seconds for c in choices) / ours,
+        max(dict.fromkeys(ways), key=ways.count),
+        len(set(ways)) - 1,
+    )
+
+
+def _line(group: Group) -> str:
+    out, inp = group.shape
     start = (
-        f"{f'{out} x {inp}':<14}{len(group):>6} {first.rows:>5} {_time(dense):>9} "
-        f"{_time(built):>9} {_time(ours):>9} {100 * ideal:>5.0f}%  "
+        f"{f'{out} x {inp}':<14}{group.layers:>6} {group.rows:>5} {_time(group.dense):>9} "
+        f"{_time(group.built):>9} {_time(group.seconds):>9} {100 * group.share:>5.0f}%  "
     )
-    more = f" +{others}" if others else ""
-    return f"{start}{most[: WIDTH - len(start) - len(more)]}{more}"
+    more = f" +{group.others}" if group.others else ""
+    return f"{start}{group.way[: WIDTH - len(start) - len(more)]}{more}"
 
 
 def _time(seconds: float) -> str:

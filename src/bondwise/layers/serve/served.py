@@ -10,6 +10,10 @@ from torch.autograd import forward_ad
 
 from bondwise.compute.fast.ready import Ready, Run
 
+_COMPILING, _GRADIENTS = torch.compiler.is_compiling, torch.is_grad_enabled
+_AUTOCAST = torch._C._is_any_autocast_enabled  # pyright: ignore
+_TRANSFORMS = torch._C._are_functorch_transforms_active  # pyright: ignore
+
 Runs = tuple[tuple[int, Run], ...]
 """The most rows that each runs, ascending."""
 
@@ -27,7 +31,7 @@ class Served:
         dtype: of the inputs; None where any will do.
     """
 
-    __slots__ = ("bias", "chosen", "device", "dtype", "made_from", "parameters", "runs")
+    __slots__ = ("bias", "chosen", "counted", "device", "dtype", "parameters", "runs", "uncounted")
 
     def __init__(
         self,
@@ -37,22 +41,24 @@ class Served:
     ) -> None:
         self.parameters = layer._parameters  # pyright: ignore[reportPrivateUsage]
         own = [(name, p) for name, p in self.parameters.items() if p is not None]
-        self.made_from = tuple((name, p, _version(p)) for name, p in own)
+        made_from = [(name, p, _version(p)) for name, p in own]
+        self.counted = tuple(each for each in made_from if each[2] is not None)
+        self.uncounted = tuple(each for each in made_from if each[2] is None)
         self.bias = self.parameters.get("bias")
         self.device, self.dtype = own[0][1].device.type, dtype
         self.chosen = {call: dict(found) for call, found in chosen.items()}
         self.runs = {call: runs(found) for call, found in self.chosen.items()}
 
-    def __call__(self, x: Tensor, call: Hashable, rows: int) -> Tensor | None:
+    def output(self, x: Tensor, call: Hashable, rows: int) -> Tensor | None:
         """The output for so many rows of a kind of call; None where the layer runs as built."""
         if self.dtype is not None and x.dtype is not self.dtype:
             return None
-        if torch.is_grad_enabled() and self._asked(x):
+        if _GRADIENTS() and self._asked(x):
             return None
-        if torch.is_autocast_enabled(self.device):
-            return None
-        # a graph is made for the parameters that there are
-        if not torch.compiler.is_compiling() and not self._alone():
+        if _COMPILING():  # a graph is made for the parameters that there are
+            if torch.is_autocast_enabled(self.device):
+                return None
+        elif _AUTOCAST() or _TRANSFORMS() or forward_ad._current_level >= 0 or self._other():  # pyright: ignore
             return None
         for most, run in self.runs.get(call, ()):
             if rows <= most:
@@ -61,18 +67,18 @@ class Served:
 
     def _asked(self, x: Tensor) -> bool:
         """Whether a gradient is asked for, where some are."""
-        return x.requires_grad or any(own.requires_grad for _, own, _ in self.made_from)
+        return x.requires_grad or any(
+            own.requires_grad for _, own, _ in (*self.counted, *self.uncounted)
+        )
 
-    def _alone(self) -> bool:
-        """Whether the parameters are the same, and no transform is at work."""
-        if torch._C._are_functorch_transforms_active():  # pyright: ignore
-            return False
-        for name, own, version in self.made_from:
-            if self.parameters.get(name) is not own:
-                return False
-            if version is not None and own._version != version:
-                return False
-        return forward_ad._current_level < 0  # pyright: ignore
+    def _other(self) -> bool:
+        """Whether a parameter is another tensor, or was written into."""
+        parameters = self.parameters
+        for name, own, version in self.counted:
+            if parameters.get(name) is not own or own._version != version:
+                return True
+        others = self.uncounted
+        return bool(others) and any(parameters.get(name) is not own for name, own, _ in others)
 
     def kept(self) -> list[Tensor]:
         """All tensors that it runs by."""

@@ -17,13 +17,18 @@ def benchmark(report: Report) -> Table:
     a column for that, and the ratios of both over the other model stand below; else they have a
     column.
     """
-    heading, heads = beside(report)
-    if report.get("prepared"):
-        heads = (heads[0], "as built", "prepared")
-    return compared(heading, _conditions(report), (_speeds(report), _counts(report)), heads)
+    heading, _ = beside(report)
+    return compared(heading, conditions(report), (speeds(report), counts(report)), heads(report))
 
 
-def _conditions(report: Report) -> str:
+def heads(report: Report) -> tuple[str, str, str]:
+    """What stands above the columns."""
+    other, one, ratio = beside(report)[1]
+    return (other, "as built", "prepared") if report.get("prepared") else (other, one, ratio)
+
+
+def conditions(report: Report) -> str:
+    """How it was measured, and what preparing chose."""
     kinds = dict.fromkeys(entry["dtype"] for entry in (report["before"], report["after"]) if entry)
     threads = f"{report['threads']} thread{'s' * (report['threads'] > 1)}"
     turns = bool(report["before"] or report.get("prepared"))
@@ -58,7 +63,8 @@ def chosen(report: Report) -> str:
     return f" {'; '.join([start, *each, *left])}."
 
 
-def _speeds(report: Report) -> list[Line]:
+def speeds(report: Report) -> list[Line]:
+    """Tokens or samples per second, with the lowest and the highest of the runs."""
     prompt, batch = report["prompt"], report["batch"]
     labels = {
         "decode": f"decode of {report['tokens']}, tokens/s",
@@ -115,7 +121,8 @@ def _range(spread: Mapping[str, Any], unit: Callable[[Any], str]) -> str:
     return f"{number if high.endswith(f' {name}') else low}..{high}"
 
 
-def _counts(report: Report) -> list[Line]:
+def counts(report: Report) -> list[Line]:
+    """Memory, and multiplications of a token or a sample."""
     rows = [
         *_counted(report, "peak memory of a process", size, "peak_bytes"),
         *_counted(report, "the model in memory", size, "resident_bytes"),
