@@ -1,6 +1,7 @@
 """The input along its path: matmuls and views, in chunks that stay in the cache, and back."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any, cast
 
@@ -29,9 +30,10 @@ def run(plan: Plan, weights: Sequence[Tensor], x: Tensor, bias: Tensor | None = 
     if plan.whole:
         return F.linear(x, weights[0], bias)  # a weight made whole: nothing lies in between
     rows = x.reshape(-1, inp)
-    if graded(x, *weights):
+    asked = graded(x, *weights)
+    if asked and not fits(plan, rows.shape[0], rows.requires_grad):
         y = through(_Chunked, plan, rows, *weights)
-    elif _plain():
+    elif asked or _plain():
         y = walk(plan, weights, rows)
     else:
         y = in_chunks(plan, weights, rows, plan.chunk)
@@ -94,33 +96,64 @@ def _plain() -> bool:
 
 
 class _Chunked(torch.autograd.Function):
-    """The path; values on it that are large are computed again, in chunks, for the gradient."""
+    """The path, whose values are computed again for the gradient, so many rows at a time."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, rows: Tensor, *weights: Tensor) -> Tensor:
-        ctx.plan, ctx.count = plan, len(weights)
-        if not _small(plan, rows.shape[0], weights):
-            ctx.save_for_backward(rows, *weights)
-            return in_chunks(plan, weights, rows, _training_rows(plan))
-        y, lefts = _kept(plan, rows, weights)
-        ctx.save_for_backward(rows, *weights, *lefts)
-        return y
+        ctx.plan = plan
+        ctx.save_for_backward(rows, *weights)
+        return in_chunks(plan, weights, rows, _training_rows(plan))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *others = ctx.saved_tensors
-        weights, lefts = others[: ctx.count], others[ctx.count :]
+        rows, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
-        if lefts and not torch.is_grad_enabled():  # a second gradient needs how they were made
-            found, d_weights = _back(ctx.plan, rows, weights, lefts, grads[0], wanted)
-            return (None, found, *d_weights)
         return (None, *_backward(ctx.plan, rows, weights, grads[0], wanted))
 
 
-def _small(plan: Plan, rows: int, weights: Sequence[Tensor]) -> bool:
-    """Whether the values on the path take no more than what the dense weight would, beyond ours."""
-    between = sum(step.extents[3] * _per_row(plan, step) for step in plan.path[1:])
-    return rows * between <= prod(plan.shape) - sum(weight.numel() for weight in weights)
+@cache
+def _peaks(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """Numbers held at each step back by autograd: for each row, and for any number of them.
+
+    Those of the inputs, the outputs and the gradient of these are not counted, which dense has too.
+    """
+    made = [step.numbers for step in plan.weights]
+    weights = [step.extents[2] * step.extents[3] for step in plan.path]
+    weights = [
+        n * (step.extents[0] if step.kind in ("bmm", "mul") else 1)
+        for n, step in zip(weights, plan.path, strict=True)
+    ]
+    held = plan.network.parameters + sum(made)
+    found = list[tuple[int, int]]()
+    kept, last = 0, len(plan.path) - 1
+    for at, step in enumerate(plan.path):
+        entering, leaving = step.extents[3] * _per_row(plan, step), step.numbers // plan.batch
+        copied = bool(step.left_view and step.left_view.order)
+        kept += entering if at or copied else 0
+        moved = at < last or bool(plan.program.result and plan.program.result.order)
+        spread = step.extents[0] // plan.batch * weights[at] if step.kind == "push" else 0
+        own = kept + entering * (2 if copied else 1) + leaving * moved + spread
+        found.append((own, held + sum(weights[at:])))
+    return (*found, (plan.shape[1], 2 * held))
+
+
+def fits(plan: Plan, rows: int, grows: bool = True) -> bool:
+    """Whether a layer that keeps the values on the path trains in no more memory than dense.
+
+    Which holds its weight and the gradient of that and, at the end, that of the inputs.
+
+    Args:
+        plan: whose weight is not made whole.
+        rows: of the input.
+        grows: whether the gradient of the inputs is asked for.
+
+    >>> from bondwise import lowrank
+    >>> from bondwise.compute.plan import plan
+    >>> [fits(plan(lowrank(64, 64, 16)), rows) for rows in (64, 1024)]
+    [True, False]
+    """
+    room = 2 * prod(plan.shape) + rows * plan.shape[1] * grows
+    return all(rows * each + fixed <= room for each, fixed in _peaks(plan))
 
 
 def _per_row(plan: Plan, step: Step) -> int:
@@ -129,17 +162,10 @@ def _per_row(plan: Plan, step: Step) -> int:
 
 
 def _training_rows(plan: Plan) -> int:
-    """As many at a time as the plan says, but few enough that a layer trains in dense's memory.
-
-    A chunk makes what lies between the products, the gradient of what enters, and of what leaves a
-    copy where it is permuted: of these together at most a sixth of the weight's size.
-    """
-    out, inp = plan.shape
-    between = [step.extents[3] * _per_row(plan, step) for step in plan.path[1:]]
-    if plan.program.result is not None and plan.program.result.order:
-        between.append(out)
-    few = max(FEWEST_ROWS, out * inp // (6 * (max(between, default=0) + inp)))
-    return min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few)
+    """As many at a time as the plan says, but few enough that a layer trains in dense's memory."""
+    room, inp = 2 * prod(plan.shape), plan.shape[1]
+    few = min((room - fixed) // (each + 2 * inp) for each, fixed in _peaks(plan))
+    return max(FEWEST_ROWS, min(plan.chunk or BACKWARD_ROWS, BACKWARD_ROWS, few))
 
 
 def _backward(

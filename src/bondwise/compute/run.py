@@ -118,10 +118,12 @@ def contracted(
 ) -> Tensor:
     """`apply` without a look at the cores, and with a bias.
 
-    Where gradients are asked for, a weight that the plan makes whole is not kept for them.
+    Where gradients are asked for, the weight is made whole where that costs less, and not kept.
     """
     out, inp = plan.shape
-    if not plan.whole or x.shape[-1:] != (inp,) or not path.graded(x, *cores):
+    asked = path.graded(x, *cores)
+    plan = whole.for_gradients(plan, x.numel() // inp) if asked else plan
+    if not asked or not plan.whole or x.shape[-1:] != (inp,):
         return path.run(plan, prepare(plan, cores), x, bias)
     y = whole.linear(plan, cores, x.reshape(-1, inp)).reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias.to(y.dtype)

@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from bondwise.compute.path import through
-from bondwise.compute.plan import Plan, again
+from bondwise.compute import layouts
+from bondwise.compute.lower import operands, program
+from bondwise.compute.path import fits, through
+from bondwise.compute.plan import FEWEST_ROWS, Plan, again, einsum, planned
 from bondwise.compute.product import prepare
+from bondwise.compute.search import rebuilt
+from bondwise.compute.steps import Step, squeezed
 
 Some = TypeVar("Some", Tensor, Tensor | None)
 MOST = 8  # parts of a weight
@@ -98,6 +102,38 @@ def _part(plan: Plan, small: Plan, mode: str | None, start: int, count: int) -> 
     rows = slice(start // count * each, (start // count + 1) * each)
     cuts = tuple(n.index(mode) if mode in n else None for n in plan.network.names)
     return Part(small, rows, cuts, start, count)
+
+
+def for_gradients(plan: Plan, rows: int) -> Plan:
+    """The plan, or the weight made whole: which costs less forward and back, and fits beside dense.
+
+    Both count as in `bondwise.compute.layouts`; what is made twice counts twice.
+
+    >>> from bondwise import mpo
+    >>> from bondwise.compute.plan import plan
+    >>> made = plan(mpo((16, 12, 4), (12, 8, 8), 8), batch=64)
+    >>> [for_gradients(made, rows).whole for rows in (16, 2048)]
+    [False, True]
+    """
+    return plan if plan.whole else _cheaper(plan, 2 ** (max(rows, 1) - 1).bit_length())
+
+
+@cache
+def _cheaper(plan: Plan, rows: int) -> Plan:
+    inputs, output, sizes = einsum(plan.network, plan.batch)
+    pairs = rebuilt(operands(inputs, output, sizes), squeezed(output, sizes), sizes)
+    other = planned(plan.network, program(inputs, output, sizes, pairs), plan.batch)
+    if not other.whole:
+        return plan
+    path, product = (made.program.resized(rows).path for made in (plan, other))
+    ours = _cost(path, 3 if fits(plan, rows) else 4) + _cost(plan.weights, 3)
+    theirs = _cost(product, 3) + _cost(other.weights, 4)
+    return plan if fits(plan, FEWEST_ROWS) and ours <= theirs else other
+
+
+def _cost(steps: Sequence[Step], times: int) -> float:
+    moved = sum((layouts.copied(step.moved) for step in steps if step.moved), 0.0)
+    return times * (moved + sum(layouts.product(step.extents) for step in steps))
 
 
 class _Whole(torch.autograd.Function):
