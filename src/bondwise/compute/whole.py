@@ -111,7 +111,7 @@ def for_gradients(plan: Plan, rows: int) -> Plan:
 
     >>> from bondwise import mpo
     >>> from bondwise.compute.plan import plan
-    >>> made = plan(mpo((16, 12, 4), (12, 8, 8), 8), batch=64)
+    >>> made = plan(mpo((8, 8, 12), (8, 8, 12), 8), batch=64)
     >>> [for_gradients(made, rows).whole for rows in (16, 2048)]
     [False, True]
     """
