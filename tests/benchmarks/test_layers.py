@@ -233,10 +233,12 @@ def test_networks_of_the_grid_are_of_their_weight_and_outputs_about_as_large_as_
         assert W.norm().item() == pytest.approx(48**0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("batch", [16, 256])
+@pytest.mark.parametrize("batch", [16, 128, 1024])
 def test_a_layer_trains_in_no_more_memory_than_dense(batch: int) -> None:
     dense = memory.peak(lambda: torch.nn.Linear(192, 192, bias=False), batch, 192, torch.float32)
-    for label in ("low rank, 1/3", "MPO, 2 sites, rank 16", "tree, 4 sites, rank 16"):
-        net = FORMATS[label].build(192, 192)
+    for label, own in FORMATS.items():
+        net = own.build(192, 192)
+        if 3 * net.parameters > 2 * 192 * 192:
+            continue  # with the gradients of as much, nothing is left to make
         ours = memory.peak(lambda net=net: bw.TensorLinear(net), batch, 192, torch.float32)
         assert ours <= dense, label

@@ -20,8 +20,14 @@ WHOLE = in_training(SMALL)
 both_plans = pytest.mark.parametrize("made", [plan(SMALL), WHOLE], ids=["in turn", "whole"])
 
 
+@pytest.fixture(params=["kept", "made again"])
+def remade(request, monkeypatch):
+    """What lies between the products is kept for the gradient, or never."""
+    monkeypatch.setattr(path, "fits", lambda *_: request.param == "kept")
+
+
 @pytest.mark.parametrize("rows", [4, 1000])
-def test_gradients_in_chunks_are_those_through_dense(net, rows, monkeypatch):
+def test_gradients_in_chunks_are_those_through_dense(net, rows, remade, monkeypatch):
     monkeypatch.setattr(path, "BACKWARD_ROWS", rows)
     x = torch.randn(10, net.shape[1], dtype=torch.float64)
     towards = torch.randn(10, net.shape[0], dtype=torch.float64)
@@ -56,7 +62,7 @@ def test_parts_are_the_rows_of_the_weight(net):
 @pytest.mark.parametrize("batch", [0, 1, 5])
 @pytest.mark.parametrize("which", range(4))
 @both_plans
-def test_only_what_is_asked_for_gets_a_gradient(made, batch, which):
+def test_only_what_is_asked_for_gets_a_gradient(made, batch, which, remade):
     assert WHOLE.whole
     cores, x = random_cores(SMALL), torch.randn(batch, 12, dtype=torch.float64)
     leaves = [x, *cores] if which == 3 else [[x, *cores][which]]
@@ -81,7 +87,7 @@ def test_only_what_is_asked_for_gets_a_gradient(made, batch, which):
     ],
     ids=["btt", "cp", "ring", "chunks", "whole"],
 )
-def test_first_and_second_order(made, monkeypatch):
+def test_first_and_second_order(made, remade, monkeypatch):
     monkeypatch.setattr(path, "BACKWARD_ROWS", 2)
     cores = [core.requires_grad_() for core in random_cores(made.network)]
     x = torch.randn(5, made.network.shape[1], dtype=torch.float64, requires_grad=True)
