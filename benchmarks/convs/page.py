@@ -174,37 +174,31 @@ def _kinds(found: Sequence[Entry]) -> list[str]:
         "threads",
         "numbers",
         "multiplications",
-        "seconds",
+        "as built",
+        "prepared",
         "error",
         "changed",
         "slower",
     )
-    lines = [f"| {' | '.join(head)} |", "|---" * 8 + "|"]
-    slow = list[str]()
+    lines = [f"| {' | '.join(head)} |", "|---" * 9 + "|"]
     for entry in found:
         few = [row for row in entry["layers"] if row["macs"] <= 0.5]
         bad = [row for row in few if row["seconds"] > 1]
         lines.append(
             f"| {KINDS[entry['kind']].label} | {entry['threads']} | {entry['numbers']:.2f} | "
-            f"{entry['macs']:.2f} | {entry['seconds']:.2f} | {entry['error']:.2f} | "
-            f"{len(entry['layers'])} | {len(bad)} of {len(few)} |"
+            f"{entry['macs']:.2f} | {entry['seconds']:.2f} | {entry['prepared']:.2f} | "
+            f"{entry['error']:.2f} | {len(entry['layers'])} | {len(bad)} of {len(few)} |"
         )
-        slow += [
-            f"- {KINDS[entry['kind']].label}, {_count(entry['threads'], 'thread')}, "
-            f"`{r['layer']}`: {r['macs']:.2f} of the multiplications, "
-            f"{r['seconds']:.2f} of the seconds"
-            for r in bad
-        ]
     about = (
         "`python benchmarks/convolutions.py --kinds`: models with random weights whose spectra "
-        "fall, compressed by `bw.tensorize(model, 0.5, data=..)`; numbers, multiplications and "
-        "seconds over dense's, one sample. The last column: layers that need at most half of the "
-        "multiplications and are slower than dense. "
+        "fall, compressed by `bw.tensorize(model, keep, data=..)` at keep 0.5 and 0.1; numbers, "
+        "multiplications and seconds over dense's, one sample, as built and after "
+        "`bw.prepare(model, x)`. The last column: layers that need at most half of the "
+        "multiplications and are slower than dense as built. "
         f"{found[0]['processor']}, torch {found[0]['torch']}."
     )
     return [
         "### Models of other kinds",
         about,
         "\n".join(lines),
-        *(["\n".join(slow)] if slow else []),
     ]
