@@ -106,7 +106,7 @@ class Bench(Plain):
     # Where the seconds of prepared layers are written; they join what is there.
     measurements: Annotated[Path | None, FILE] = None
     # Put the result on the page of the folder, report.html, and into its report.json.
-    page: bool = False
+    page: Switch = False
 
     def run(self) -> None:
         """Measure."""

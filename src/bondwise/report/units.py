@@ -48,9 +48,11 @@ def duration(seconds: Number) -> str:
 def instant(seconds: Number) -> str:
     """A time too short for `duration`.
 
-    >>> instant(0.00084), instant(0.0841), instant(1.2345)
-    ('0.84 ms', '84.1 ms', '1.23 s')
+    >>> instant(0.000013), instant(0.00084), instant(0.0841), instant(1.2345)
+    ('13.0 us', '0.84 ms', '84.1 ms', '1.23 s')
     """
+    if seconds < 1e-4:
+        return f"{1e6 * seconds:.1f} us"
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{1000 * seconds:.{1 if seconds >= 0.01 else 2}f} ms"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
+from torch.nn.utils import parametrize, prune
 
 import bondwise as bw
 from bondwise.errors import BudgetError, DataError, SelectionError
@@ -293,7 +294,7 @@ def test_float8_is_prepared_or_named():
     assert len(made) + len(made.skipped) > 0
 
 
-@pytest.mark.parametrize("rows", [(), 0, (0,), (1, -1), (1.5,), ("a",), "12", None, (True,), {4}])
+@pytest.mark.parametrize("rows", [(), 0, (0,), (1, -1), (1.5,), ("a",), "12", None, (True,), {"a"}])
 def test_bad_rows(rows):
     with pytest.raises(BudgetError, match="came; write whole numbers from 1 on"):
         bw.prepare(linear(), rows=rows)
@@ -355,3 +356,59 @@ def test_its_table_fits():
     shown = str(bw.prepare(model))
     assert max(map(len, shown.splitlines())) <= 80
     assert "64 x 64" in shown
+
+
+def halved(layer):
+    parametrize.register_parametrization(layer, "core_0", nn.Hardtanh())
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "core_0", amount=0.5)
+
+
+def biased_by_another(layer):
+    parametrize.register_parametrization(layer, "bias", nn.Hardtanh())
+
+
+@pytest.mark.parametrize("change", [halved, pruned, biased_by_another], ids=lambda c: c.__name__)
+def test_numbers_made_of_others_are_left_as_built(change):
+    model = nn.Sequential(linear(), nn.ReLU(), linear(bw.mpo((4, 6), (4, 6), 3)))
+    change(model[0])
+    x = torch.randn(3, 16)
+    with torch.no_grad():
+        right = model(x)
+        made = bw.prepare(model)
+        assert made.skipped == {"0": "its numbers are made of others"}
+        assert {choice.name for choice in made} == {"2"}
+        assert off(model(x), right) < 1e-5
+    assert "as built: 1 layer, such as 0 (its numbers are made of others)" in str(made)
+
+
+def test_what_dense_cannot_do_is_a_dash():
+    layer = bw.TensorLinear(bw.lowrank(24, 16, 3), dtype=torch.float32)
+    made = bw.prepare(layer, rows=(2,))
+    shown = replace(made, choices=tuple(replace(c, dense=0.0, share=0.0) for c in made))
+    assert str(shown).splitlines()[3].split()[5:7] == ["-", str(shown).splitlines()[3].split()[6]]
+
+
+@pytest.mark.parametrize("rows", [{1, 16}, range(1, 3), 5, frozenset({2})])
+def test_rows_in_any_form(rows):
+    wanted = sorted(rows) if not isinstance(rows, int) else [rows]
+    assert [choice.rows for choice in bw.prepare(linear(), rows=rows)] == wanted
+
+
+@pytest.mark.parametrize("example", ["x", 3, np.ones((2, 16))], ids=str)
+def test_an_example_that_is_none(example):
+    with pytest.raises(DataError, match=f"A {type(example).__name__} came as the example; give"):
+        bw.prepare(linear(), example)
+
+
+def test_more_rows_than_memory_holds():
+    with pytest.raises(BudgetError, match="do not fit in memory; write fewer"):
+        bw.prepare(linear(), rows=10**13)
+
+
+def test_an_empty_example():
+    model = nn.Sequential(bw.TensorConv2d(bw.tucker2(8, 4, (3, 3), 3)))
+    assert bw.prepare(model, torch.randn(0, 4, 9, 9)).skipped == {"0": "the example is empty"}
+    assert bw.prepare(model).skipped == {"0": "give an example"}

@@ -43,6 +43,11 @@ def meet(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Met
     given = getattr(model, "dummy_inputs", None) if example is None else example
     if given is None:
         return Met()
+    if not isinstance(given, Tensor | Mapping | tuple | list):
+        raise DataError(
+            f"A {type(example).__name__} came as the example; give one input as the model takes "
+            "it: a tensor, a tuple of arguments or a dict of named ones."
+        )
     watch = _Watch(layers)
     served = {own: own.served for own in layers.values() if isinstance(own, TensorLayer)}
     try:
@@ -100,8 +105,9 @@ class _Watch:
 
     def _hook(self, path: str) -> Callable[..., None]:
         def note(layer: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-            x = args[0] if args else next(iter(named.values()))
-            self._note(path, layer, x)
+            x = args[0] if args else next(iter(named.values()), None)
+            if isinstance(x, Tensor):  # else the layer says what is wrong
+                self._note(path, layer, x)
 
         return note
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from bondwise.compute.fast.ready import Ready, bytes_beside
 from bondwise.errors import BudgetError, as_whole
@@ -144,7 +145,8 @@ def _beside(layers: Iterable[TensorLayer]) -> int:
 
 def _checked(model: object, rows: Any, room: Any) -> tuple[list[int], int | None]:
     check_module(model)
-    given = [as_whole(n) for n in (rows if isinstance(rows, list | tuple | range) else (rows,))]
+    several = isinstance(rows, list | tuple | range | set | frozenset)
+    given = [as_whole(n) for n in (rows if several else (rows,))]
     counts = sorted({n for n in given if n is not None and n > 0})
     if not counts or len(counts) < len(set(given)):
         raise BudgetError(
@@ -164,12 +166,12 @@ def _subjects(
     skipped: dict[str, str] = {}
     shared: dict[Hashable, Tensor] = {}
     for path, layer in layers.items():
-        if layer.like.is_meta or not layer.placed:
-            skipped[path] = "no numbers here"
+        if reason := _unready(layer):
+            skipped[path] = reason
             continue
-        inputs = layer.samples(rows, met.get(path, []))
+        inputs = _samples(layer, rows, met.get(path, []))
         if not inputs:
-            skipped[path] = "give an example"
+            skipped[path] = "the example is empty" if path in met else "give an example"
             continue
         inputs = [shared.setdefault((x.shape, x.stride(), x.dtype, x.device), x) for x in inputs]
         key = (
@@ -186,6 +188,25 @@ def _subjects(
         contests = {layer.call(x): _contest(layer, x, own) for x in inputs}
         found[key] = Subject({path: layer}, contests)
     return list(found.values()), skipped
+
+
+def _unready(layer: TensorLayer) -> str:
+    """Why a layer cannot be prepared; nothing where it can."""
+    if layer.like.is_meta or not layer.placed:
+        return "no numbers here"
+    own = {name for name, _ in layer.named_parameters(recurse=False)}
+    if not {name for part in layer.parts for name in part.held} <= own or is_parametrized(layer):
+        return "its numbers are made of others"  # by a parametrization, or by pruning
+    return ""
+
+
+def _samples(layer: TensorLayer, rows: Sequence[int], met: Sequence[Tensor]) -> list[Tensor]:
+    try:
+        return layer.samples(rows, met)
+    except RuntimeError as error:
+        raise BudgetError(
+            f"rows={rows} came, and inputs of so many do not fit in memory; write fewer."
+        ) from error
 
 
 def _formats(subjects: Sequence[Subject], met: Mapping[str, list[Tensor]]) -> list[list[Subject]]:

@@ -105,10 +105,11 @@ class Prepared:
 
     def __str__(self) -> str:
         """A line for each shape and number of rows, in 80 columns; seconds are sums."""
+        layers = len({c.name for c in self.choices})
         lines = [
             (
-                f"{len({c.name for c in self.choices})} layers prepared in {self.seconds:.1f} s, "
-                f"{self.bytes / 1e6:,.1f} MB beside their parameters"
+                f"{layers} layer{'s' * (layers != 1)} prepared in {self.seconds:.1f} s, "
+                f"{_size(self.bytes)} beside their parameters"
             )
         ]
         if self.choices:
@@ -120,7 +121,8 @@ class Prepared:
             lines += map(_line, self.groups())
         if self.skipped:
             name, reason = next(iter(self.skipped.items()))
-            lines.append(f"as built: {len(self.skipped)} layers, such as {name} ({reason})")
+            count = f"{len(self.skipped)} layer{'s' * (len(self.skipped) > 1)}"
+            lines.append(f"as built: {count}, such as {name} ({reason})")
         return "\n".join(lines)
 
 
@@ -144,12 +146,20 @@ def _group(choices: Sequence[Choice]) -> Group:
 
 def _line(group: Group) -> str:
     out, inp = group.shape
+    dense = _time(group.dense) if group.dense else "-"  # no kernel for it
+    share = f"{100 * group.share:.0f}%" if group.dense else "-"
     start = (
-        f"{f'{out} x {inp}':<14}{group.layers:>6} {group.rows:>5} {_time(group.dense):>9} "
-        f"{_time(group.built):>9} {_time(group.seconds):>9} {100 * group.share:>5.0f}%  "
+        f"{f'{out} x {inp}':<14}{group.layers:>6} {group.rows:>5} {dense:>9} "
+        f"{_time(group.built):>9} {_time(group.seconds):>9} {share:>6}  "
     )
     more = f" +{group.others}" if group.others else ""
-    return f"{start}{group.way[: WIDTH - len(start) - len(more)]}{more}"
+    room = WIDTH - len(start) - len(more)
+    way = group.way if len(group.way) <= room else f"{group.way[: room - 2]}.."
+    return f"{start}{way}{more}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 or not count else f"{count / 1e3:,.1f} kB"
 
 
 def _time(seconds: float) -> str:
