@@ -10,6 +10,7 @@ from hypothesis import settings
 import tiny
 from bondwise.compress.effort import EFFORT
 from bondwise.flow.chains import blocks
+from bondwise.layers.prepare import contest
 
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=10)
@@ -33,6 +34,13 @@ def in_float32(monkeypatch) -> None:
 def brief(monkeypatch) -> None:
     """Little work for each block, for tests of what goes on around it."""
     monkeypatch.setitem(EFFORT, "fast", tiny.BRIEF)
+
+
+@pytest.fixture
+def briefly(monkeypatch) -> None:
+    """Each way of a layer is timed once, for tests in which its seconds are of no interest."""
+    for name, value in {"LEAST": 0.0, "FEWEST": 1, "IN_A_ROW": 1, "LOOKS": 1}.items():
+        monkeypatch.setattr(contest, name, value)
 
 
 @pytest.fixture(scope="session")

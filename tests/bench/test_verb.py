@@ -16,6 +16,7 @@ from bondwise.layers.prepare.measurements import Measurements
 from report.parts import Parts
 from verbs import bondwise, documented, edit
 
+pytestmark = pytest.mark.usefixtures("briefly")
 PREPARED = ("--prompt", 16, "--tokens", 4, "--repeats", 3, "-q")
 FEW = (*PREPARED[:-1], "--no-prepare", "-q")
 WRITER, READER = ("decode", "prefill", "time_to_first_token"), ("forward", "batched")

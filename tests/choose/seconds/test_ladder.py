@@ -32,7 +32,7 @@ def families(every):
     return {family(terms[0], terms) for terms in every if isinstance(terms[0], bw.Network)}
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(st.integers(4, 40), st.integers(4, 120), st.sampled_from([0, 2, 4]))
 def test_every_format_that_may_be_chosen_is_on_a_ladder(out, inp, heads):
     heads = heads if heads and out % heads == 0 and out > heads else 0
@@ -123,7 +123,7 @@ def test_ladders_reach_from_few_multiplications_to_nearly_all():
     assert all(multiplications(net, None) < 64 * 96 for net in nets)
 
 
-def test_a_dense_model_is_measured_once_for_each_kind_of_weight():
+def test_a_dense_model_is_measured_once_for_each_kind_of_weight(briefly):
     model = tiny.llama()
     found = ladder(model, rows=(1, 8))
     weights = [w for w in select(model)[0] if w.chosen]
@@ -152,14 +152,14 @@ class Tokens(nn.Module):
         return self.out(self.mix(tokens).mean(1))
 
 
-def test_rows_are_those_of_samples_where_there_are_convolutions():
+def test_rows_are_those_of_samples_where_there_are_convolutions(briefly):
     found = ladder(Tokens(), rows=(1,), example=torch.zeros(2, 3, 16, 16))
     linear = {(entry.shape, entry.rows) for entry in found if entry.host == "linear"}
     assert linear == {((24, 24), 32), ((10, 24), 2)}
     assert all(e.size == (16, 16) for e in found if e.host == "convolution 2d")
 
 
-def test_rows_are_alike_where_there_are_none():
+def test_rows_are_alike_where_there_are_none(briefly):
     model = nn.Sequential(nn.Linear(6, 8), nn.Flatten(0, 1), nn.Linear(8, 8))
     found = ladder(model, rows=(1,), example=torch.zeros(3, 5, 6))
     assert {entry.rows for entry in found} == {15}

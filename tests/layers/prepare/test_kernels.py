@@ -26,11 +26,8 @@ SIZES = {1: (9,), 2: (9, 8), 3: (5, 6, 4)}
 
 
 @pytest.fixture(autouse=True)
-def briefly(monkeypatch):
-    """What is measured here is of no interest."""
-    monkeypatch.setattr(contest, "LEAST", 0.0)
-    monkeypatch.setattr(contest, "FEWEST", 1)
-    monkeypatch.setattr(contest, "LOOKS", 1)
+def every(monkeypatch, briefly):
+    """Every way runs to the end, whatever it takes."""
     monkeypatch.setattr(contest, "HOPELESS", 1e9)
     monkeypatch.setattr(contest, "SURELY", 1e9)
     monkeypatch.setattr(contest, "CLOSE", 1e9)

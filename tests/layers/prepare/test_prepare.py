@@ -23,12 +23,7 @@ from nets import networks, random_cores
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
-@pytest.fixture(autouse=True)
-def briefly(monkeypatch):
-    """What is measured here is of no interest."""
-    monkeypatch.setattr(contest, "LEAST", 0.0)
-    monkeypatch.setattr(contest, "FEWEST", 1)
-    monkeypatch.setattr(contest, "LOOKS", 1)
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 @pytest.fixture
