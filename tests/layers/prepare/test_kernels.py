@@ -47,7 +47,7 @@ def only(monkeypatch):
         monkeypatch.setattr(
             contest.Entrant,
             "took",
-            property(lambda own: took(own) * (1e-6 if own.way.name.endswith(end) else 1)),
+            property(lambda own: took(own) * (1e-6 if own.name.endswith(end) else 1)),
         )
 
     return chosen
@@ -314,7 +314,7 @@ formats.compared = lambda *given: [1.0, 2.0] if END == "0" else compared(*given)
 contest.LEAST, contest.FEWEST, contest.HOPELESS, contest.SURELY = 0.0, 1, 1e9, 1e9
 took = contest.Entrant.took.fget
 contest.Entrant.took = property(
-    lambda own: took(own) * (1e-6 if own.way.name.endswith(END) else 1)
+    lambda own: took(own) * (1e-6 if own.name.endswith(END) else 1)
 )
 model = nn.Sequential(
     bw.TensorConv2d(bw.tucker2(16, 4, (3, 3), 4), bias=True, padding=1), nn.ReLU(),

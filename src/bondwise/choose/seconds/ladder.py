@@ -21,9 +21,10 @@ from bondwise.choose.select import Patterns, select
 from bondwise.layers.convolution import TensorConv
 from bondwise.layers.hosts.convolution import convolves, geometry_of
 from bondwise.layers.module import TensorLayer
+from bondwise.layers.prepare.contest import windows
 from bondwise.layers.prepare.measurement import Measurement, measured
 from bondwise.layers.prepare.met import meet
-from bondwise.layers.prepare.prepare import WINDOW, prepare
+from bondwise.layers.prepare.prepare import prepare
 from bondwise.progress import Progress, silent
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -137,15 +138,7 @@ def _windows(todo: Sequence[tuple[Site, Any]]) -> Iterator[list[tuple[Site, Any]
     for site, terms in todo:
         by_rows.setdefault(site.rows, []).append((site, terms))
     for some in by_rows.values():
-        window, size = list[tuple[Site, Any]](), 0
-        for site, terms in some:
-            window.append((site, terms))
-            size += prod(site.place.shape) * _bits(site) // 8
-            if size >= WINDOW:
-                yield window
-                window, size = [], 0
-        if window:
-            yield window
+        yield from windows(some, lambda own: prod(own[0].place.shape) * _bits(own[0]) // 8)
 
 
 def _measured(window: Sequence[tuple[Site, Any]]) -> Iterator[Measurement]:

@@ -10,30 +10,33 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from bondwise.compute.fast.ready import Ready, Way, bytes_beside
 
+Some = TypeVar("Some")
+WINDOW = 2**28  # bytes of dense weights whose layers are measured in turns
 PART = 16  # of the rows, for a first look
 HOPELESS = 4.0  # times the fastest, after that look
 SURELY = 20.0  # times the fastest, by a first call, which also makes what it needs
-CLOSE = 1.5  # times the fastest, among which it is decided
+CLOSE = 1.3  # times the fastest, among which it is decided
 FINALISTS = 4
 DENSE = "dense"  # the way that all are compared with
 LOOKS = 2  # calls of a first round
-LEAST, FEWEST, MOST = 0.004, 3, 40  # seconds and calls of a last round
+SLOW = 0.001  # seconds of a call from which one look will do
+LEAST, FEWEST, MOST = 0.004, 2, 40  # seconds and calls of a last round
 IN_A_ROW = 2  # of these calls, after one that is not timed
 OFF = {8: 1e-8, 4: 1e-3, 2: 5e-2, 1: 0.3}  # relative, by bytes of a number: orders round otherwise
 
 
 @dataclass(eq=False)
 class Entrant:
-    """A way of one layer, and what it took."""
+    """A way of one layer, by its name, and what it took."""
 
-    way: Way
+    name: str
     seconds: list[float] = field(default_factory=list)
     bytes: int = 0
 
@@ -48,20 +51,22 @@ class Contest:
     """One layer (or several that are equal), called with so many rows.
 
     Attributes:
-        ways: those that there are; the first is the one that is known to be right.
+        offers: the ways that there are; the first is the one that is known to be right.
         x: what it is called with.
         bias: that it adds.
         parameters: whose memory is not counted.
         entrants: those that ran and were right.
         right: the output of the first.
+        ways: of the entrants, by name, while it is decided: they may hold whole weights.
     """
 
-    ways: Callable[[], Iterable[Way]]
+    offers: Callable[[], Iterable[Way]]
     x: Tensor
     bias: Tensor | None
     parameters: Sequence[Tensor]
     entrants: dict[str, Entrant] = field(default_factory=dict)
     right: Any = None
+    ways: dict[str, Way] = field(default_factory=dict)
 
     @property
     def best(self) -> float:
@@ -75,22 +80,43 @@ class Contest:
         return [e for e in found[:FINALISTS] if e.took <= CLOSE * self.best]
 
     @property
-    def compared(self) -> Entrant | None:
-        """The dense weight, where it is not among them: what all are compared with."""
-        found = self.entrants.get(DENSE)
-        return None if found is None or found in self.close else found
+    def finalists(self) -> list[Entrant]:
+        """The closest, and the dense weight, which all are compared with."""
+        found, dense = self.close, self.entrants.get(DENSE)
+        return found if dense is None or dense in found else [*found, dense]
+
+
+def windows(some: Sequence[Some], size: Callable[[Some], int]) -> list[list[Some]]:
+    """So many in a row as keep a cache busy, by the bytes of their dense weights.
+
+    >>> windows([1, 2, 3], lambda _: WINDOW // 2)
+    [[1, 2], [3]]
+    """
+    found, held = list[list[Some]](), WINDOW
+    for own in some:
+        if held >= WINDOW:
+            found.append([])
+            held = 0
+        found[-1].append(own)
+        held += size(own)
+    return found
 
 
 @torch.no_grad()
 def decide(contests: Sequence[Contest]) -> None:
     """Time the ways of all contests, the closest most carefully."""
-    _round(contests, [list(own.ways()) for own in contests])
+    _round(contests, [list(own.offers()) for own in contests])
     _round(contests, [_finer(own) for own in contests], late=True)
-    finals = [[(e, e.way.make()) for e in own.close] for own in contests]
-    others = [own.compared and (own.compared, own.compared.way.make()) for own in contests]
+    _last(contests, [[(e, own.ways[e.name].make()) for e in own.finalists] for own in contests])
+
+
+def _last(contests: Sequence[Contest], finals: Sequence[Sequence[tuple[Entrant, Ready]]]) -> None:
+    """The finalists in turns, all layers by one of theirs and then all by the next."""
     turns = [_turns(own) for own in contests]
+    for own in contests:
+        own.ways.clear()
     for turn in range(max(turns, default=0)):
-        for place in range(FINALISTS):
+        for place in range(FINALISTS + 1):
             runs = [
                 (own, *final[(place + turn) % len(final)])
                 for own, final, most in zip(contests, finals, turns, strict=True)
@@ -101,9 +127,6 @@ def decide(contests: Sequence[Contest]) -> None:
             for call in range(IN_A_ROW):
                 for own, entrant, ready in runs:
                     _again(own, entrant, ready, turn + call)
-        for own, other in zip(contests, others, strict=True):
-            if other and turn < FEWEST:
-                _again(own, *other, turn)
 
 
 def _again(own: Contest, entrant: Entrant, ready: Ready, earlier: int) -> None:
@@ -114,12 +137,13 @@ def _again(own: Contest, entrant: Entrant, ready: Ready, earlier: int) -> None:
 
 
 def _turns(own: Contest) -> int:
+    """None where one way is far ahead of all others."""
     calls = max(FEWEST, min(MOST, int(LEAST / max(own.best, 1e-7))))
-    return ceil(calls / IN_A_ROW) if own.entrants else 0
+    return ceil(calls / IN_A_ROW) if len(own.close) > 1 else 0
 
 
 def _finer(own: Contest) -> list[Way]:
-    return [way for e in own.close[:2] for way in e.way.finer()]
+    return [way for e in own.close[:2] for way in own.ways[e.name].finer()]
 
 
 def _round(contests: Sequence[Contest], ways: Sequence[Sequence[Way]], late: bool = False) -> None:
@@ -131,9 +155,10 @@ def _round(contests: Sequence[Contest], ways: Sequence[Sequence[Way]], late: boo
         here = [(own, some[at]) for own, some in zip(contests, ways, strict=True) if at < len(some)]
         found = [(own, _entered(own, way, known=not late and at == 0)) for own, way in here]
         runs = [(own, *entered) for own, entered in found if entered is not None]
-        for _ in range(LOOKS):
+        for look in range(LOOKS):
             for own, entrant, ready in runs:
-                entrant.seconds.append(_timed(own, ready, own.x)[1])
+                if look == 0 or entrant.took < SLOW:
+                    entrant.seconds.append(_timed(own, ready, own.x)[1])
 
 
 def _entered(own: Contest, way: Way, known: bool) -> tuple[Entrant, Ready] | None:
@@ -152,12 +177,22 @@ def _entered(own: Contest, way: Way, known: bool) -> tuple[Entrant, Ready] | Non
     share = part.shape[0] / rows
     if took < SURELY * own.best * share:
         took = _timed(own, ready, part)[1]
-    entrant = Entrant(way, bytes=bytes_beside(ready.kept, own.parameters))
-    own.entrants[way.name] = entrant
+    entrant = Entrant(way.name, bytes=bytes_beside(ready.kept, own.parameters))
+    own.entrants[way.name], own.ways[way.name] = entrant, way
     if took > HOPELESS * own.best * share:
         entrant.seconds.append(took / share)
         return None
     return entrant, ready
+
+
+@torch.no_grad()
+def made_again(ways: Iterable[Way], name: str) -> Ready:
+    """The way of such a name, laid out."""
+    for way in ways:
+        for own in (way, *way.finer()):
+            if own.name == name:
+                return own.make()
+    raise AssertionError(name)
 
 
 def equal(y: Any, right: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from bondwise.compute.fast.ways import as_plan, programs
 from bondwise.compute.product import prepare
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.networks import Cores
-from bondwise.layers.prepare.contest import Contest, Entrant, decide
+from bondwise.layers.prepare.contest import Contest, Entrant, decide, made_again, windows
 from bondwise.layers.prepare.joined import Joined, biases, split, together
 from bondwise.layers.prepare.result import Choice
 from bondwise.layers.serve.served import Served
@@ -44,6 +44,11 @@ class Group:
 
     layers: dict[str, TensorLinear]
     contests: dict[int, Contest]
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the dense weights take."""
+        return sum(layer.dense_bytes for layer in self.layers.values())
 
     @classmethod
     def of(cls, layers: Mapping[str, TensorLinear]) -> "Group":
@@ -79,8 +84,9 @@ def join(
         The choices as they are then.
     """
     own = [Group.of({path: layers[path] for path in g}) for g in groups if _can(g, layers)]
-    for rows in sorted({rows for group in own for rows in group.contests}):
-        decide([group.contests[rows] for group in own if rows in group.contests])
+    for some in windows(own, lambda group: group.dense_bytes):
+        for rows in sorted({rows for group in some for rows in group.contests}):
+            decide([group.contests[rows] for group in some if rows in group.contests])
     others = [c for c in choices if c.name not in layers]
     known = {(c.name, c.rows): c for c in choices if c.name in layers}
     for group in own:
@@ -119,15 +125,14 @@ def _room(group: Group, rows: int, left: int | None) -> tuple[int, int]:
     others = bytes_beside((t for n, t in kept if n != rows), parameters)
     if left is not None:
         return every - others, left
-    dense = sum(layer.dense_bytes for layer in own)
-    return every - others, max(0, dense - every)
+    return every - others, max(0, group.dense_bytes - every)
 
 
 def _best(contest: Contest, most: int) -> Entrant | None:
     """The fastest way that fits, where it is not to run them apart."""
     fits = [e for e in contest.entrants.values() if e.seconds and e.bytes <= most]
     found = min(fits, key=lambda e: e.took, default=None)
-    return None if found is None or found.way.name == APART else found
+    return None if found is None or found.name == APART else found
 
 
 def _installed(
@@ -138,8 +143,7 @@ def _installed(
     known: Mapping[tuple[str, int], Choice],
 ) -> dict[tuple[str, int], Choice]:
     paths, own = list(group.layers), list(group.layers.values())
-    with torch.no_grad():
-        ready = entrant.way.make()
+    ready = made_again(contest.offers(), entrant.name)
     for layer, member in zip(own, members(ready, len(own)), strict=True):
         assert layer.served is not None
         chosen: dict[Hashable, dict[int, Ready]] = {None: _chosen(layer) | {rows: member}}
@@ -149,7 +153,7 @@ def _installed(
     return {
         (c.name, rows): replace(
             c,
-            way=entrant.way.name,
+            way=entrant.name,
             seconds=c.seconds * faster,
             share=c.share / faster,
             bytes=entrant.bytes // len(own),
@@ -172,7 +176,7 @@ def joined_ways(layers: Sequence[TensorLinear], apart: Sequence[Ready], rows: in
     yield Way(APART, partial(_apart, layers, apart))
     sizes = [layer.out_features for layer in layers]
     like = layers[0].like
-    for way in matrix_ways(partial(_whole, layers), like, rows, "joined dense"):
+    for way in matrix_ways(cache(partial(_whole, layers)), like, rows, "joined dense"):
         yield Way(way.name, partial(_split, way, biases(layers), sizes))
     pairs = [own for layer in layers if (own := _pair(layer)) is not None]
     if len(pairs) == len(layers):

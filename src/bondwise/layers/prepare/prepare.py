@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -15,7 +14,7 @@ from bondwise.errors import BudgetError, as_whole
 from bondwise.layers.embedding import TensorEmbedding
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer, check_module
-from bondwise.layers.prepare.contest import DENSE, Contest, decide
+from bondwise.layers.prepare.contest import DENSE, Contest, decide, made_again, windows
 from bondwise.layers.prepare.formats import met_last, met_so, settle
 from bondwise.layers.prepare.joins import join
 from bondwise.layers.prepare.measurement import Measurement, measured
@@ -26,7 +25,6 @@ from bondwise.layers.prepare.room import Bundle, Call, bundles, fitting
 from bondwise.layers.serve.served import Served
 from bondwise.layers.serve.terms import BUILT
 
-WINDOW = 2**28  # bytes of dense weights whose layers are measured in turns
 Progress = Callable[[str, int, int], None]
 
 
@@ -232,17 +230,13 @@ def _contest(layer: Any, x: Tensor, parameters: Sequence[Tensor]) -> Contest:
 
 def _measure(subjects: Sequence[Subject], progress: Progress) -> None:
     """So many layers at a time as keep a cache busy."""
-    window, size = list[Subject](), 0
-    progress("measure", 0, len(subjects))
-    for at, own in enumerate(subjects, start=1):
-        window.append(own)
-        size += own.first.dense_bytes
-        if size >= WINDOW or at == len(subjects):
-            calls = sorted({rows for s in window for _, rows in s.contests})
-            for rows in calls:
-                decide([c for s in window for (_, n), c in s.contests.items() if n == rows])
-            window, size = [], 0
-            progress("measure", at, len(subjects))
+    done = 0
+    progress("measure", done, len(subjects))
+    for window in windows(subjects, lambda own: own.first.dense_bytes):
+        for rows in sorted({rows for s in window for _, rows in s.contests}):
+            decide([c for s in window for (_, n), c in s.contests.items() if n == rows])
+        done += len(window)
+        progress("measure", done, len(subjects))
 
 
 def _without_kernels(subjects: Sequence[Subject]) -> dict[str, str]:
@@ -276,24 +270,14 @@ def _install(subject: Subject, bundle: Bundle) -> list[Choice]:
         made: dict[Hashable, Ready] = {}
         for (kind, rows), entrant in bundle.ways.items():
             contest = subject.contests[kind, rows]
-            name = kind, entrant.way.name
+            name = kind, entrant.name
             if name not in made:
-                made[name] = _again(layer, contest, entrant.way.name)
+                made[name] = made_again(layer.ways(contest.x), entrant.name)
             chosen.setdefault(kind, {})[rows] = made[name]
             choices.append(_choice(path, layer, contest, rows, entrant))
         kind = None if isinstance(layer, TensorEmbedding) else layer.like.dtype
         layer.served = Served(layer, chosen, kind)
     return choices
-
-
-def _again(layer: TensorLayer, contest: Contest, name: str) -> Ready:
-    """The way of such a name, for this one of equal layers."""
-    for way in layer.ways(contest.x):
-        for own in (way, *way.finer()):
-            if own.name == name:
-                with torch.no_grad():
-                    return own.make()
-    raise AssertionError(name)
 
 
 def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant: Any) -> Choice:
@@ -308,7 +292,7 @@ def _choice(path: str, layer: TensorLayer, contest: Contest, rows: int, entrant:
         rows,
         tuple(contest.x.shape),
         str(layer.like.dtype).removeprefix("torch."),
-        entrant.way.name,
+        entrant.name,
         contest.entrants[BUILT].took,
         plain,
         entrant.took,

@@ -37,7 +37,7 @@ def bundles(contests: Mapping[Call, Contest], whole: Mapping[int, float]) -> lis
     found = list[Bundle]()
     for some in product(*options):
         ways = dict(zip(contests, some, strict=True))
-        sizes = {(kind, e.way.name): e.bytes for (kind, _), e in ways.items()}
+        sizes = {(kind, e.name): e.bytes for (kind, _), e in ways.items()}
         score = sum(e.took / whole[rows] for (_, rows), e in ways.items())
         found.append(Bundle(ways, sum(sizes.values()), score))
     best = list[Bundle]()

@@ -1,6 +1,7 @@
 """The ways to run a linear layer: its whole weight, or its network beside its other terms."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,7 @@ def linear_ways(layer: Any, rows: int) -> Iterator[Way]:
     """
     terms = held(layer)
     yield Way(BUILT, lambda: Ready(BUILT, numbers_of(terms), _sum(terms)))
-    yield from matrix_ways(lambda: layer.dense().detach(), layer.like, rows)
+    yield from matrix_ways(cache(lambda: layer.dense().detach()), layer.like, rows)
     first = first_network(terms)
     if first is not None:
         others = [terms[k] for k in first.others]
