@@ -33,7 +33,7 @@ def every(monkeypatch, briefly):
     monkeypatch.setattr(contest, "CLOSE", 1e9)
     monkeypatch.setattr(contest, "FINALISTS", 100)
     monkeypatch.setattr(
-        contest, "_finer", lambda own: [w for e in own.entrants.values() for w in e.way.finer()]
+        contest, "_finer", lambda own: [w for way in own.ways.values() for w in way.finer()]
     )
 
 
