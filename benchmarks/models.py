@@ -36,7 +36,8 @@ from bondwise.gauge.pivots import pack
 from bondwise.layers.networks import Cores
 from bondwise.layers.terms import Term
 from bondwise.progress import Bars
-from bondwise.report.units import count, instant, rate, size
+from bondwise.report.speeds.benchmark import find
+from bondwise.report.units import count, duration, instant, rate, size
 
 HERE = Path(__file__).parent
 KEPT = cache_directory() / "benchmarks" / "speed"
@@ -160,9 +161,10 @@ def about(found: Sequence[Entry]) -> str:
         for name in ("threads", "processor", "torch", "commit", "repeats")
     }
     return (
-        f"`{command(found)}`: dense and ours in turns, medians of {told['repeats']} runs with the "
-        f"lowest and the highest ratio, run by run. Decoding writes {first['tokens']} tokens after "
-        f"a prompt of {first['prompt']}; prefill reads the prompt; both at batch 1. Threads: "
+        f"`{command(found)}`: dense, ours as built and ours prepared in turns, medians of "
+        f"{told['repeats']} runs with the lowest and the highest ratio of the prepared one, run "
+        f"by run. Decoding writes {first['tokens']} tokens after a prompt of "
+        f"{first['prompt']}; prefill reads the prompt; both at batch 1. Threads: "
         f"{told['threads']}, {told['processor']}, torch {told['torch']}, at commit "
         f"{told['commit']}. Multiplications are a token's, in linear layers. Peak memory is that "
         "of a process that runs one model once, libraries included."
@@ -197,28 +199,31 @@ ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def table(found: Sequence[Entry]) -> str:
     """What is measured down; dense, ours and the ratio of each dtype across."""
     entries = sorted(found, key=lambda entry: DTYPES.index(entry["dtype"]))
-    heads = "".join(f" {e['dtype']}: dense | ours | ours over dense |" for e in entries)
-    lines = [f"| |{heads}", "|---" * (3 * len(entries) + 1) + "|"]
+    heads = "".join(f" {e['dtype']}: dense | as built | prepared | over dense |" for e in entries)
+    lines = [f"| |{heads}", "|---" * (4 * len(entries) + 1) + "|"]
     for name, (label, unit) in ROWS.items():
-        cells = (_cells(*(e[side][name] for side in SIDES), unit) for e in entries)
+        cells = (_cells(e, unit, name) for e in entries)
         lines.append(f"| {label} |{''.join(cells)}")
     for part in ("decode", "prefill"):
-        cells = (_cells(*(e[side]["macs"][part] for side in SIDES), count) for e in entries)
+        cells = (_cells(e, count, "macs", part) for e in entries)
         lines.append(f"| multiplications, {part} |{''.join(cells)}")
+    told = (duration(e["prepared"]["chosen"]["seconds"]) for e in entries)
+    lines.append(f"| preparing |{''.join(f' | | {took} | |' for took in told)}")
     return "\n".join(lines)
 
 
-SIDES = ("before", "after", "ratio")
-
-
-def _cells(dense: Any, ours: Any, over: Any, unit: Callable[[Any], str]) -> str:
-    """Three cells; what was timed is a spread."""
+def _cells(entry: Entry, unit: Callable[[Any], str], *path: str) -> str:
+    """Four cells; what was timed is a spread. What preparing does not change has no third."""
+    dense, ours, over = (find(entry[side], path) for side in ("before", "after", "ratio"))
     if over is None:  # a peak that could not be measured
-        return " | | |"
+        return " | | | |"
+    ready, ratio = (find(own, path) for own in (entry["prepared"], entry["prepared"]["ratio"]))
     if not isinstance(over, dict):
-        return f" {unit(dense)} | {unit(ours)} | {over:.3f} |"
-    ratio = f"{over['median']:.2f} [{over['low']:.2f}, {over['high']:.2f}]"
-    return f" {unit(dense['median'])} | {unit(ours['median'])} | {ratio} |"
+        shown = "" if ready is None else unit(ready)
+        return f" {unit(dense)} | {unit(ours)} | {shown} | {over if ratio is None else ratio:.3f} |"
+    spread = f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    medians = " | ".join(unit(own["median"]) for own in (dense, ours, ready))
+    return f" {medians} | {spread} |"
 
 
 def main() -> None:

@@ -59,7 +59,8 @@ def test_it_measures_and_writes_its_section_which_is_empty_without(page, tmp_pat
     for part in ("decode, tokens/s", "time to first token", "the model in memory", "peak memory"):
         assert f"| {part}" in text
     assert "--models wide --dtypes float32`" in text
-    assert f"{entry['ratio']['decode']['median']:.2f} [" in text
+    assert f"{entry['prepared']['ratio']['decode']['median']:.2f} [" in text
+    assert "| as built | prepared |" in text
     monkeypatch.setattr(sys, "argv", ["models.py", "--page", "--results", str(results)])
     models.main()
     assert page.read_text() == text
