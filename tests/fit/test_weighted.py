@@ -258,3 +258,15 @@ def test_a_network_of_one_core_is_solved_in_one_sweep():
         own = root[b::3]
         want += np.linalg.lstsq(own.T, rows.T, rcond=None)[1].sum()
     assert got.error == pytest.approx(np.sqrt(want) / np.linalg.norm(weight.numpy() @ root))
+
+
+@pytest.mark.parametrize("inputs", [500, 2000])
+def test_sums_of_float32_over_inputs_that_are_alike_are_a_metric(inputs):
+    """Rounded, their least eigenvalue is below zero by more than a small share of a variance."""
+    x = torch.randn(400, 1) @ torch.ones(1, inputs) + 1e-3 * torch.randn(400, inputs)
+    moment = x.T @ x
+    unit = (moment / moment.diagonal().max()).double()
+    assert torch.linalg.eigvalsh((unit + unit.T) / 2).min() < 0
+    weight = torch.randn(6, inputs)
+    found = fit(weight, lowrank(6, inputs, 3), moment)
+    assert 0 <= found.error < 1

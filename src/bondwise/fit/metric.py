@@ -264,8 +264,10 @@ def check_moment(moment: Tensor) -> None:
 
 
 def _semidefinite(moment: Tensor) -> Tensor:
-    # the jitter, relative to the largest variance, covers sums that were rounded in float32
-    jitter = 1e-5 * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    # the jitter, relative to the largest variance, covers sums that were rounded in float32: where
+    # inputs are alike the largest eigenvalue is as many times the variance as there are of them
+    size = 1e-5 + len(moment) * torch.finfo(torch.float32).eps
+    jitter = size * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     if torch.linalg.cholesky_ex(moment + jitter).info:
         raise FitError(
             "A metric with a negative eigenvalue came; give X^T X of the inputs, "
