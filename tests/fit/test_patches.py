@@ -161,3 +161,23 @@ def test_what_cannot_be_counted_is_refused():
         Patches(3, (2,), groups=2)
     with pytest.raises(ShapeError, match="2 numbers came"):
         Patches(3, (2,), stride=(1, 1))
+
+
+@pytest.mark.parametrize("sizes", [(4, (3, 3)), (80, (3, 3)), (400, (3, 3))], ids=str)
+def test_autocast_around_it_changes_nothing(sizes):
+    """Small, large and marginal moments: blocks run in bfloat16 where a processor has it."""
+    channels, kernel = sizes
+    x = torch.randn(2, channels, 8, 8) + torch.randn(2, 1, 8, 8)
+    plain, inside = Patches(channels, kernel), Patches(channels, kernel)
+    plain.add(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.add(x)
+    for one, two in zip(of(plain), of(inside), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def of(patches: Patches) -> list[torch.Tensor]:
+    """The moments of what was counted."""
+    metric = patches.metric(0.0)
+    both = (metric.channels, metric.kernel) if hasattr(metric, "kernel") else (metric,)
+    return [m.second_moment if hasattr(m, "second_moment") else m for m in both]

@@ -171,7 +171,8 @@ class Patches:
         if wide.shape[-1] <= SMALL:  # rows that are all alike round to no second moment else
             wide = wide.double()
         left = wide if often is None else wide * often[:, None]
-        self._sum += torch.bmm(left.to(wide.dtype).mT, wide).to(self._sum.dtype)
+        with torch.autocast(wide.device.type, enabled=False):  # blocks may run in bfloat16
+            self._sum += torch.bmm(left.to(wide.dtype).mT, wide).to(self._sum.dtype)
 
     def _drawn(self, x: Tensor, draw: torch.Generator, most: int) -> Tensor:
         """At most so many patches: (rows, groups, in, taps)."""
