@@ -407,3 +407,23 @@ def test_an_empty_example():
     model = nn.Sequential(bw.TensorConv2d(bw.tucker2(8, 4, (3, 3), 3)))
     assert bw.prepare(model, torch.randn(0, 4, 9, 9)).skipped == {"0": "the example is empty"}
     assert bw.prepare(model).skipped == {"0": "give an example"}
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_prepared_inside_a_mode(mode, kind):
+    """What was prepared in one mode runs in all others."""
+    model = nn.Sequential(linear(), linear(bw.mpo((4, 4), (4, 6), 3)))
+    x = torch.randn(3, 16)
+    if kind == "convolution":
+        model = nn.Sequential(bw.TensorConv2d(bw.tucker2(8, 4, (3, 3), 3), bias=True))
+        x = torch.randn(2, 4, 7, 7)
+    with torch.no_grad():
+        right = model(x)
+    with mode():
+        bw.prepare(model, x)
+        assert off(model(x).detach(), right) < 1e-5
+    for other in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with other():
+            assert off(model(x).detach(), right) < 1e-5
+    model(x).sum().backward()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bondwise.compute.fast.ready import Ready, Run
+from bondwise.layers.serve.served import version
 
 
 class Joined:
@@ -24,16 +25,15 @@ class Joined:
     def __init__(self, ready: Ready, count: int) -> None:
         self.run: Any = ready.run
         self.count = count
-        self.made: tuple[Any, int, tuple[Tensor, ...]] | None = None
+        self.made: tuple[Any, int | None, tuple[Tensor, ...]] | None = None
 
     def take(self, x: Tensor, member: int) -> Tensor:
         """The output of one of them."""
         if torch.compiler.is_compiling():  # a compiler sees what equal products share
             return self.run(x, None)[member]
-        version = -1 if x.is_inference() else x._version
-        made = self.made
-        if made is None or made[0]() is not x or made[1] != version:
-            made = (ref(x, self._forget), version, self.run(x, None))
+        now, made = version(x), self.made
+        if made is None or made[0]() is not x or made[1] != now:
+            made = (ref(x, self._forget), now, self.run(x, None))
             self.made = made
         y = made[2][member]
         if member == self.count - 1:

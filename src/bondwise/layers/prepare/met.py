@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bondwise.errors import DataError
 from bondwise.layers.linear import TensorLinear
 from bondwise.layers.module import TensorLayer
+from bondwise.layers.serve.served import version
 
 Group = tuple[str, ...]
 
@@ -95,7 +96,7 @@ class _Watch:
         self.layers = layers
         self.inputs: dict[str, list[Tensor]] = {}
         self.runs: list[list[str]] = []  # paths in a row that met the same input
-        self.last: tuple[Tensor, int] | None = None
+        self.last: tuple[Tensor, int | None] | None = None
 
     def hooks(self) -> list[Any]:
         return [
@@ -118,12 +119,12 @@ class _Watch:
             found.append(like)
         if not isinstance(layer, TensorLinear):
             return
-        same = self.last is not None and self.last[0] is x and self.last[1] == x._version
+        same = self.last is not None and self.last[0] is x and self.last[1] == version(x)
         if same:
             self.runs[-1].append(path)
         else:
             self.runs.append([path])
-        self.last = (x, x._version)
+        self.last = (x, version(x))
 
     def joined(self) -> list[Group]:
         """Those of two and more, each layer in one of them alone and always with the same."""

@@ -41,7 +41,7 @@ class Served:
     ) -> None:
         self.parameters = layer._parameters  # pyright: ignore[reportPrivateUsage]
         own = [(name, p) for name, p in self.parameters.items() if p is not None]
-        made_from = [(name, p, _version(p)) for name, p in own]
+        made_from = [(name, p, version(p)) for name, p in own]
         self.counted = tuple(each for each in made_from if each[2] is not None)
         self.uncounted = tuple(each for each in made_from if each[2] is None)
         self.bias = self.parameters.get("bias")
@@ -97,8 +97,10 @@ def runs(found: Mapping[int, Ready]) -> Runs:
     return tuple((most, found[n].run) for most, n in zip([*mosts, maxsize], rows, strict=True))
 
 
-def _version(own: Tensor) -> int | None:
-    try:
-        return own._version
-    except RuntimeError:
-        return None  # made in inference mode: nothing counts what is written into it
+def version(own: Tensor) -> int | None:
+    """How often a tensor was written into; None for those of inference mode, which count nothing.
+
+    >>> version(torch.zeros(2).add_(1))
+    1
+    """
+    return None if own.is_inference() else own._version
