@@ -47,19 +47,22 @@ DTYPES = ("float32", "bfloat16")
 Entry = dict[str, Any]
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def flags(
+    about: str, *, prompt: int, tokens: int, repeats: int, results: str
+) -> argparse.ArgumentParser:
+    """Those of a script that measures these models."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("folder", nargs="?", metavar="DIR", help="SmolLM2 as compress left it")
     parser.add_argument("--models", type=some(KEEPS), default=list(KEEPS))
     parser.add_argument("--dtypes", type=some(DTYPES), default=list(DTYPES))
     parser.add_argument("--layers", type=int, default=4, help="blocks of the wide Llama")
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--prompt", type=int, default=prompt)
+    parser.add_argument("--tokens", type=int, default=tokens)
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "speed")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / results)
     parser.add_argument("--page", action="store_true", help="make the page and measure nothing")
-    return parser.parse_args()
+    return parser
 
 
 def smollm2(given: argparse.Namespace) -> tuple[Path, Path]:
@@ -227,7 +230,7 @@ def _cells(entry: Entry, unit: Callable[[Any], str], *path: str) -> str:
 
 
 def main() -> None:
-    given = arguments()
+    given = flags(__doc__, prompt=256, tokens=32, repeats=9, results="speed").parse_args()
     if not given.page:
         run(given)
     files = sorted(given.results.glob("model-*.json"))

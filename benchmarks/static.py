@@ -13,16 +13,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from comparison.cells import versions, write
 from comparison.commit import processor
-from comparison.flags import some
 from comparison.page import PAGE, write_between
-from models import DTYPES, KEEPS, SUBJECTS
+from models import KEEPS, SUBJECTS, flags
 from torch import Tensor
 from transformers import StaticCache
 
@@ -31,23 +29,7 @@ from bondwise.bench.run import Load, prompts
 from bondwise.checkpoint.loading import load_model
 from bondwise.compress.recipe import dtype
 
-HERE = Path(__file__).parent
 NAMES = {"smollm2": "SmolLM2-135M", "wide": "Llama of width 2048"}
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="SmolLM2 as compress left it")
-    parser.add_argument("--models", type=some(KEEPS), default=list(KEEPS))
-    parser.add_argument("--dtypes", type=some(DTYPES), default=list(DTYPES))
-    parser.add_argument("--layers", type=int, default=4, help="blocks of the wide Llama")
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "static")
-    parser.add_argument("--page", action="store_true", help="make the page and measure nothing")
-    return parser.parse_args()
 
 
 def writer(model: Any, load: Load, compiled: bool) -> Callable[[Tensor], tuple[float, list[int]]]:
@@ -123,7 +105,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    given = arguments()
+    given = flags(__doc__, prompt=64, tokens=16, repeats=7, results="static").parse_args()
     torch.set_num_threads(given.threads)
     if not given.page:
         for name in given.models:

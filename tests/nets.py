@@ -15,10 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bondwise import btt, cp, kron, lowrank, mpo, parse, ring, tree, tucker
-from bondwise.compute.lower import operands, program
-from bondwise.compute.plan import Plan, einsum, planned
-from bondwise.compute.search import rebuilt
-from bondwise.compute.steps import squeezed
+from bondwise.compute.plan import Plan
+from bondwise.compute.whole import made_whole
 from bondwise.gauge.compact import compact
 from bondwise.layers import entries
 from bondwise.layers.networks import compacted, network
@@ -195,9 +193,7 @@ def kept_bytes(work, *given) -> int:
 
 def in_training(net: Network) -> Plan:
     """A plan that makes the weight first, as those of large batches do."""
-    inputs, output, sizes = einsum(net, 4096)
-    pairs = rebuilt(operands(inputs, output, sizes), squeezed(output, sizes), sizes)
-    return planned(net, program(inputs, output, sizes, pairs), 4096)
+    return made_whole(net, 4096)
 
 
 def layer_of(kind, net: Network, cores, gauge: bool, beside=(), **options):

@@ -2,6 +2,7 @@
 
 import time
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,25 +81,19 @@ def _whole(
 
     ready = deepcopy(model)
     made = bw.prepare(ready, x, rows=1)
-    runs = {"dense": lambda: dense(x), "ours": lambda: model(x), "prepared": lambda: ready(x)}
-    for run in runs.values():
-        run()
-    best = {name: min(found) for name, found in turns(runs, repeats, least).items()}
-    needed, full = multiplications(model, x), multiplications(dense, x)
-    return {"seconds": best["ours"] / best["dense"], "dense_seconds": best["dense"],
-            "prepared": best["prepared"] / best["dense"], "seconds_to_prepare": made.seconds,
-            "macs": needed / full, "dense_macs": full}  # fmt: skip
+    found = _pair(dense, model, x, repeats, least, prepared=ready)
+    return found | {"seconds_to_prepare": made.seconds}
 
 
 def _pair(
-    dense: nn.Module, ours: nn.Module, x: Tensor, repeats: int, least: float
+    dense: nn.Module, ours: nn.Module, x: Tensor, repeats: int, least: float, **others: nn.Module
 ) -> dict[str, float]:
-    """Seconds and multiplications of ours over dense's."""
-    runs = {"dense": lambda: dense(x), "ours": lambda: ours(x)}
+    """Seconds and multiplications of ours over dense's, and seconds of others under their names."""
+    models = {"dense": dense, "seconds": ours, **others}
+    runs = {name: partial(model, x) for name, model in models.items()}
     for run in runs.values():
         run()
-    times = turns(runs, repeats, least)
-    best = {name: min(found) for name, found in times.items()}
+    best = {name: min(found) for name, found in turns(runs, repeats, least).items()}
     needed, full = multiplications(ours, x), multiplications(dense, x)
-    return {"seconds": best["ours"] / best["dense"], "dense_seconds": best["dense"],
-            "macs": needed / full, "dense_macs": full}  # fmt: skip
+    ratios = {name: took / best["dense"] for name, took in best.items() if name != "dense"}
+    return ratios | {"dense_seconds": best["dense"], "macs": needed / full, "dense_macs": full}

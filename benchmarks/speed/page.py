@@ -45,11 +45,12 @@ with the multiplied-out weight and beside each peer that can hold the same cores
 They take turns in one process on the same threads, after outputs (and gradients of x) were found
 to agree; a time is the median of the turns. Forward is that of
 layers that `bw.prepare` made ready for the batch, under `no_grad`, with the same layer as built
-beside it; forward + backward is that of layers as built, by the plan of fewest multiplications, and
-gives the gradients of x and of all parameters. Ratios are speeds: above 1 ours is
-faster. Means are geometric. The ideal time is dense's times the ratio of multiplications, ours the
-least that `bw.plan(.., goal="macs")` finds. Peak memory is what torch's allocator holds at once in
-a step of training: parameters, caches, inputs, gradients and whatever lies between."""
+beside it; forward + backward is that of layers as built, by the plan of fewest multiplications or
+by the weight made whole, and gives the gradients of x and of all parameters. Ratios are speeds:
+above 1 ours is faster. Means are geometric. The ideal time is dense's times the ratio of
+multiplications, ours the least that `bw.plan(.., goal="macs")` finds. Peak memory is what torch's
+allocator holds at once in a step of training: parameters, caches, inputs, gradients and whatever
+lies between."""
 
 
 def refresh(folder: Path, page: Path) -> None:

@@ -117,13 +117,11 @@ def _peaks(plan: Plan) -> tuple[tuple[int, int], ...]:
 
     Those of the inputs, the outputs and the gradient of these are not counted, which dense has too.
     """
-    made = [step.numbers for step in plan.weights]
-    weights = [step.extents[2] * step.extents[3] for step in plan.path]
     weights = [
-        n * (step.extents[0] if step.kind in ("bmm", "mul") else 1)
-        for n, step in zip(weights, plan.path, strict=True)
+        prod(step.extents[2:]) * (step.extents[0] if step.kind in ("bmm", "mul") else 1)
+        for step in plan.path
     ]
-    held = plan.network.parameters + sum(made)
+    held = plan.network.parameters + sum(step.numbers for step in plan.weights)
     found = list[tuple[int, int]]()
     kept, last = 0, len(plan.path) - 1
     for at, step in enumerate(plan.path):
@@ -181,44 +179,40 @@ def _backward(
     totals: list[Tensor | None] = [None] * len(weights)
     for start in range(0, max(1, rows.shape[0]), size):
         chunk, d_chunk = rows[start : start + size], grad[start : start + size]
-        _, lefts = _kept(plan, chunk, weights, last=False)
+        lefts = _lefts(plan, chunk, weights)
         d_rows, totals = _back(plan, chunk, weights, lefts, d_chunk, wanted, totals)
         if d_rows is not None and found is not None:
             found[start : start + size] = d_rows
     return [found, *totals]
 
 
-def _kept(
-    plan: Plan, rows: Tensor, weights: Sequence[Tensor], last: bool = True
-) -> tuple[Tensor, list[Tensor]]:
-    """The outputs, and the left operand of each step; without the last product, no outputs."""
-    value, lefts = rows.reshape(plan.entry), list[Tensor]()
+def _lefts(plan: Plan, rows: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The left operand of each step."""
+    value, found = rows.reshape(plan.entry), list[Tensor]()
     for step, weight in zip(plan.path, weights, strict=True):
-        lefts.append(take(value, step.left_view))
-        if last or step is not plan.path[-1]:
-            value = multiply(step, lefts[-1], weight).reshape(step.shape)
-    if not last:
-        return rows, lefts
-    return take(value, plan.program.result).reshape(rows.shape[0], plan.shape[0]), lefts
+        found.append(take(value, step.left_view))
+        if step is not plan.path[-1]:
+            value = multiply(step, found[-1], weight).reshape(step.shape)
+    return found
 
 
 def _back(
     plan: Plan,
     rows: Tensor,
     weights: Sequence[Tensor],
-    lefts: Sequence[Tensor],
+    lefts: list[Tensor],
     grad: Tensor,
     wanted: Sequence[bool],
-    totals: Sequence[Tensor | None] = (),
+    totals: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of the rows and of each weight, from the last step to the first.
 
-    Those of the weights are added to the totals of earlier rows, if there are any.
+    Those of the weights are added to the totals of earlier rows.
     """
-    path, lefts = plan.path, list(lefts)
+    path = plan.path
     shapes = [plan.entry, *(step.shape for step in path)]
     grad = _untake(grad, plan.program.result, _sized(shapes[-1], rows.shape[0]))
-    found = list(totals) or [None] * len(weights)
+    found = list(totals)
     for at in reversed(range(len(path))):
         step, left, weight = path[at], lefts.pop(), weights[at]
         grad = grad.reshape(_result(step, left, weight))

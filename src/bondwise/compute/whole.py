@@ -23,6 +23,7 @@ from bondwise.compute.plan import FEWEST_ROWS, Plan, again, einsum, planned
 from bondwise.compute.product import prepare
 from bondwise.compute.search import rebuilt
 from bondwise.compute.steps import Step, squeezed
+from bondwise.network.network import Network
 
 Some = TypeVar("Some", Tensor, Tensor | None)
 MOST = 8  # parts of a weight
@@ -104,6 +105,18 @@ def _part(plan: Plan, small: Plan, mode: str | None, start: int, count: int) -> 
     return Part(small, rows, cuts, start, count)
 
 
+def made_whole(net: Network, batch: int) -> Plan:
+    """The plan that makes the weight first, in its cheapest order; `Plan.whole` where that is it.
+
+    >>> from bondwise import lowrank
+    >>> made_whole(lowrank(8, 6, 2), batch=4).whole
+    True
+    """
+    inputs, output, sizes = einsum(net, batch)
+    pairs = rebuilt(operands(inputs, output, sizes), squeezed(output, sizes), sizes)
+    return planned(net, program(inputs, output, sizes, pairs), batch)
+
+
 def for_gradients(plan: Plan, rows: int) -> Plan:
     """The plan, or the weight made whole: which costs less forward and back, and fits beside dense.
 
@@ -120,9 +133,7 @@ def for_gradients(plan: Plan, rows: int) -> Plan:
 
 @cache
 def _cheaper(plan: Plan, rows: int) -> Plan:
-    inputs, output, sizes = einsum(plan.network, plan.batch)
-    pairs = rebuilt(operands(inputs, output, sizes), squeezed(output, sizes), sizes)
-    other = planned(plan.network, program(inputs, output, sizes, pairs), plan.batch)
+    other = made_whole(plan.network, plan.batch)
     if not other.whole:
         return plan
     path, product = (made.program.resized(rows).path for made in (plan, other))

@@ -81,8 +81,10 @@ class Contest:
 
     @property
     def finalists(self) -> list[Entrant]:
-        """The closest, and the dense weight, which all are compared with."""
+        """The closest, and the dense weight, which all are compared with; none without a rival."""
         found, dense = self.close, self.entrants.get(DENSE)
+        if len(found) < 2:
+            return []
         return found if dense is None or dense in found else [*found, dense]
 
 
@@ -112,7 +114,7 @@ def decide(contests: Sequence[Contest]) -> None:
 
 def _last(contests: Sequence[Contest], finals: Sequence[Sequence[tuple[Entrant, Ready]]]) -> None:
     """The finalists in turns, all layers by one of theirs and then all by the next."""
-    turns = [_turns(own) for own in contests]
+    turns = [_turns(own) if final else 0 for own, final in zip(contests, finals, strict=True)]
     for own in contests:
         own.ways.clear()
     for turn in range(max(turns, default=0)):
@@ -137,9 +139,8 @@ def _again(own: Contest, entrant: Entrant, ready: Ready, earlier: int) -> None:
 
 
 def _turns(own: Contest) -> int:
-    """None where one way is far ahead of all others."""
     calls = max(FEWEST, min(MOST, int(LEAST / max(own.best, 1e-7))))
-    return ceil(calls / IN_A_ROW) if len(own.close) > 1 else 0
+    return ceil(calls / IN_A_ROW)
 
 
 def _finer(own: Contest) -> list[Way]:

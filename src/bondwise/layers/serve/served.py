@@ -31,7 +31,7 @@ class Served:
         dtype: of the inputs; None where any will do.
     """
 
-    __slots__ = ("bias", "chosen", "counted", "device", "dtype", "parameters", "runs", "uncounted")
+    __slots__ = ("bias", "chosen", "device", "dtype", "made_from", "parameters", "runs")
 
     def __init__(
         self,
@@ -41,9 +41,7 @@ class Served:
     ) -> None:
         self.parameters = layer._parameters  # pyright: ignore[reportPrivateUsage]
         own = [(name, p) for name, p in self.parameters.items() if p is not None]
-        made_from = [(name, p, version(p)) for name, p in own]
-        self.counted = tuple(each for each in made_from if each[2] is not None)
-        self.uncounted = tuple(each for each in made_from if each[2] is None)
+        self.made_from = tuple((name, p, version(p)) for name, p in own)
         self.bias = self.parameters.get("bias")
         self.device, self.dtype = own[0][1].device.type, dtype
         self.chosen = {call: dict(found) for call, found in chosen.items()}
@@ -67,18 +65,15 @@ class Served:
 
     def _asked(self, x: Tensor) -> bool:
         """Whether a gradient is asked for, where some are."""
-        return x.requires_grad or any(
-            own.requires_grad for _, own, _ in (*self.counted, *self.uncounted)
-        )
+        return x.requires_grad or any(own.requires_grad for _, own, _ in self.made_from)
 
     def _other(self) -> bool:
         """Whether a parameter is another tensor, or was written into."""
         parameters = self.parameters
-        for name, own, version in self.counted:
-            if parameters.get(name) is not own or own._version != version:
+        for name, own, count in self.made_from:
+            if parameters.get(name) is not own or (count is not None and own._version != count):
                 return True
-        others = self.uncounted
-        return bool(others) and any(parameters.get(name) is not own for name, own, _ in others)
+        return False
 
     def kept(self) -> list[Tensor]:
         """All tensors that it runs by."""

@@ -20,13 +20,11 @@ class First:
     """The first network among terms.
 
     Attributes:
-        at: its place among them.
         network: out x in.
         cores: gives its cores, whole, in core-axis order.
         others: the places of the other terms.
     """
 
-    at: int
     network: Network
     cores: Callable[[], Sequence[Tensor]]
     others: tuple[int, ...]
@@ -50,7 +48,7 @@ def first_network(terms: Sequence[Term]) -> First | None:
         if isinstance(term.kind, Cores):
             cores = partial(term.kind.cores, term.numbers, term.places or ())
             others = tuple(k for k in range(len(terms)) if k != at)
-            return First(at, term.kind.network, cores, others)
+            return First(term.kind.network, cores, others)
     return None
 
 

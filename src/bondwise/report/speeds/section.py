@@ -34,6 +34,6 @@ def _way(group: dict[str, Any]) -> list[str]:
         str(group["layers"]),
         str(group["rows"]),
         *(instant(group[name]) if group[name] else "-" for name in ("dense", "built", "seconds")),
-        percent(group["share"]),
+        percent(group["share"]) if group["dense"] else "-",
         group["way"] + others * (group["others"] > 0),
     ]
