@@ -40,7 +40,9 @@ def as_last(x: Tensor) -> Tensor:
     if x.shape[1] > 1 and x.ndim > 3:
         return x.contiguous(memory_format=last_format(x.ndim - 2))
     rows = x.movedim(1, -1).contiguous()
-    return rows.reshape(-1).view(rows.shape).movedim(-1, 1)
+    if x.ndim > 3:  # of one axis torch knows no such order, and reads other strides otherwise
+        rows = rows.reshape(-1).view(rows.shape)
+    return rows.movedim(-1, 1)
 
 
 @dataclass(frozen=True)
